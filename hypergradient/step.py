@@ -1,0 +1,70 @@
+"""The method. One adapted step, in the letters used everywhere:
+
+update           Δ(α)               what `optimizer.step()` adds to θ at learning rate α; proportional to α
+lookahead        θ' = θ + Δ(α)      the hypothetical step
+hypergradient    h = dL_val(θ')/d log α = ⟨∇L_val(θ'), Δ⟩
+learning rate    log α ← one step of the meta-optimizer along h
+real step        θ ← θ' + (α_new / α - 1) Δ
+per group        h_g                the same dot product, cut by parameter group
+
+The rate of group g is α_g = lr_g · scale_g. `lr_g` is the optimizer's own (its schedule included), `log scale` is
+learned and starts at 0: at first the run is exactly the plain one, and d/d log scale = d/d log α.
+"""
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+Update = dict[Tensor, Tensor]
+"""Δ of each parameter that has a gradient: the others do not move."""
+
+
+@torch.no_grad()
+def lookahead(optimizer: Optimizer, scale: Tensor) -> Update:
+    """Step to θ' = θ + Δ, every group at `lr * scale`, and return Δ.
+
+    The step is the optimizer's own, so θ' is bit for bit what plain training would reach.
+    scale: 0-d for one factor on all groups, or (groups,).
+
+    Raises:
+        ValueError: no parameter has a gradient.
+    """
+    before = {p: p.clone() for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
+    if not before:
+        raise ValueError("No parameter has a gradient, so there is no step to look ahead to: call backward() first.")
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group, factor in zip(optimizer.param_groups, _per_group(optimizer, scale), strict=True):
+        group["lr"] = group["lr"] * factor
+    optimizer.step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate  # an LR schedule continues from its own value
+    return {p: p - start for p, start in before.items()}
+
+
+def hypergradient(lookahead_loss: Tensor, optimizer: Optimizer, update: Update) -> Tensor:
+    """Return dL_val/d log α at the lookahead, by group: (groups,), in units of the loss.
+
+    Equals ⟨∇L_val(θ'), Δ⟩ (Baydin et al. 2018, arXiv 1703.04782, with the validation loss in place of the training
+    loss). Its sum is the derivative for one rate that scales all groups. `.grad` of no parameter is touched.
+    """
+    params = [p for p in update if p.requires_grad]
+    gradients = torch.autograd.grad(lookahead_loss, params, materialize_grads=True)
+    dot = {p: torch.sum(gradient * update[p]) for p, gradient in zip(params, gradients, strict=True)}
+    zero = torch.zeros_like(lookahead_loss)  # of a group that is frozen whole
+    return torch.stack([sum((dot[p] for p in group["params"] if p in dot), zero) for group in optimizer.param_groups])
+
+
+@torch.no_grad()
+def real_step(optimizer: Optimizer, update: Update, ratio: Tensor) -> None:
+    """Move from the lookahead to the step at the new rate: θ ← θ' + (α_new/α - 1) Δ.
+
+    ratio: α_new/α, 0-d or (groups,). At 1 the parameters keep every bit.
+    """
+    for group, factor in zip(optimizer.param_groups, _per_group(optimizer, ratio), strict=True):
+        for p in group["params"]:
+            if p in update:
+                p.add_(update[p], alpha=factor - 1)
+
+
+def _per_group(optimizer: Optimizer, factor: Tensor) -> list[float]:
+    return factor.expand(len(optimizer.param_groups)).tolist()

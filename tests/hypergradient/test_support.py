@@ -1,0 +1,55 @@
+import warnings
+
+import pytest
+import torch
+
+from hypergradient import check_supported
+from hypergradient.support import SUPPORTED as QUOTED
+from tests.hypergradient import problem
+from tests.hypergradient.optimizers import REFUSED, SUPPORTED, Factory
+
+
+@pytest.mark.parametrize("steps", [0, 3], ids=["fresh", "resumed"])
+@pytest.mark.parametrize("factory", SUPPORTED.values(), ids=SUPPORTED.keys())
+def test_supported_optimizers_are_accepted_and_not_disturbed(factory: Factory, steps: int) -> None:
+    net = problem.network()
+    optimizer = problem.groups(net, factory)
+    problem.warm_up(net, optimizer, steps)
+    before = str((list(net.parameters()), optimizer.state_dict()))
+    stream = torch.get_rng_state()
+    check_supported(optimizer)
+    assert str((list(net.parameters()), optimizer.state_dict())) == before
+    assert torch.equal(torch.get_rng_state(), stream)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_steps_that_are_not_proportional_to_lr_are_refused_with_the_remedy(name: str) -> None:
+    optimizer = REFUSED[name](problem.network().parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ASGD warns of its own weight averaging
+        with pytest.raises(ValueError, match=f"^{name} cannot be adapted: .* Use one of SGD, Adam"):
+            check_supported(optimizer)
+
+
+class ScheduledInside(torch.optim.SGD):
+    """Somebody's optimizer, which caps its own rate."""
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["lr"] = min(group["lr"], 0.5)
+        super().step()
+
+
+def test_an_optimizer_from_elsewhere_is_judged_by_its_step() -> None:
+    with pytest.raises(ValueError, match="doubling lr multiplied its step by 1, not 2"):
+        check_supported(ScheduledInside(problem.network().parameters(), lr=0.1))
+
+
+def test_the_list_that_the_error_quotes_is_the_list_that_is_tested() -> None:
+    assert set(QUOTED.split(", ")) == {name.split("-")[0] for name in SUPPORTED}
+
+
+def test_every_optimizer_of_torch_is_either_supported_or_refused() -> None:
+    known = {name.split("-")[0] for name in SUPPORTED} | set(REFUSED)
+    classes = {name for name in torch.optim.__all__ if isinstance(getattr(torch.optim, name), type)}
+    assert known == classes - {"Optimizer"}

@@ -1,0 +1,46 @@
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hypergradient import no_trace
+
+
+class Noisy(nn.Module):
+    """Draws in evaluation mode too, as a variational autoencoder does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.dropout(x, 0.5, training=True)
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), Noisy(), nn.BatchNorm1d(4))
+
+
+def test_a_look_leaves_statistics_random_stream_gradients_and_modes_as_they_were() -> None:
+    net = network()
+    net[4].eval()  # frozen by its user: must not wake up
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    modes = [module.training for module in net.modules()]
+    stream = torch.get_rng_state()
+    with no_trace(net):
+        net(torch.randn(8, 4)).sum()
+    assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert [module.training for module in net.modules()] == modes
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_modes_come_back_after_an_exception() -> None:
+    net = network()
+    with pytest.raises(ZeroDivisionError), no_trace(net):
+        raise ZeroDivisionError
+    assert all(module.training for module in net.modules())
+
+
+def test_without_it_the_same_look_leaves_a_trace() -> None:
+    net = network()
+    mean, stream = net[1].running_mean.clone(), torch.get_rng_state()
+    net(torch.randn(8, 4))
+    assert not torch.equal(net[1].running_mean, mean)
+    assert not torch.equal(torch.get_rng_state(), stream)
