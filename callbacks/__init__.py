@@ -1,0 +1,7 @@
+"""What watches a run. A callback knows a module by what its training_step returns and logs, never by class."""
+
+from callbacks.config import SaveConfigArtifact
+from callbacks.divergence import DivergenceError, StopOnDivergence
+from callbacks.trajectory import Trajectory
+
+__all__ = ["DivergenceError", "SaveConfigArtifact", "StopOnDivergence", "Trajectory"]

@@ -1,0 +1,35 @@
+"""The configuration of a run, kept with the run."""
+
+from typing import Any
+
+import yaml
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.cli import SaveConfigCallback
+from pytorch_lightning.loggers import MLFlowLogger
+
+
+class SaveConfigArtifact(SaveConfigCallback):
+    """Log the configuration: whole as the artifact `config.yaml`, and what defines the run as MLflow params."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, save_to_log_dir=False)  # with MLflow on SQL there is no such directory
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Send both to MLflow; another logger gets nothing."""
+        if not isinstance(trainer.logger, MLFlowLogger):
+            return
+        text = self.parser.dump(self.config, skip_none=False)
+        trainer.logger.experiment.log_text(trainer.logger.run_id, text, "config.yaml")
+        config = yaml.safe_load(text)
+        params = flat("model", config["model"]) | flat("data", config["data"])
+        params |= {"seed": config["seed_everything"], "max_epochs": config["trainer"]["max_epochs"]}
+        trainer.logger.log_hyperparams(params)
+
+
+def flat(name: str, value: Any) -> dict[str, Any]:
+    """Return {"model.lr": 0.001, "model.optimizer": "torch.optim.Adam", ...}: a class stands under its own name."""
+    if not isinstance(value, dict):
+        return {} if value is None else {name: value}
+    children = value.get("init_args", {}) if "class_path" in value else value
+    here = {name: value["class_path"]} if "class_path" in value else {}
+    return here | {key: leaf for child, inner in children.items() for key, leaf in flat(f"{name}.{child}", inner).items()}

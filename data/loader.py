@@ -1,0 +1,52 @@
+"""Batches as slices of whole tensors: at this size a loader that collects single samples costs more than the step."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class TensorLoader:
+    """Batches of tensors of equal length; the order of an epoch follows from `seed` and its number alone.
+
+    So two arms see the same batches, and a run resumed in mid-epoch goes on with the batch it would have had: Lightning
+    keeps `state_dict()` in the checkpoint.
+
+    Args:
+        tensors: each (samples, ...).
+        batch_size: samples a batch; the last one of an epoch may be smaller.
+        shuffle: draw a new order each epoch.
+        seed: of the order.
+    """
+
+    def __init__(self, *tensors: Tensor, batch_size: int, shuffle: bool = False, seed: int = 0) -> None:
+        self.tensors, self.batch_size, self.shuffle, self.seed = tensors, batch_size, shuffle, seed
+        self.epoch, self.position = -1, 0
+        self._resume_at = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.tensors[0]) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        if not self._resume_at:
+            self.epoch += 1
+        self.position, self._resume_at = self._resume_at, 0
+        for rows in self._order().split(self.batch_size)[self.position :]:
+            self.position += 1
+            yield tuple(tensor[rows] for tensor in self.tensors)
+
+    def _order(self) -> Tensor:
+        samples = len(self.tensors[0])
+        if not self.shuffle:
+            return torch.arange(samples)
+        seed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64).item()
+        return torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch and how many of its batches were served."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there at the next `iter()`: after a whole epoch that is the next one."""
+        self.epoch, self._resume_at = state["epoch"], state["position"] % len(self)

@@ -1,0 +1,220 @@
+"""Train one arm, test it once, keep the run in MLflow: `python train.py --optimizer meta`."""
+
+import argparse
+import hashlib
+import json
+import logging
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse._formatters import DefaultHelpFormatter
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+
+from callbacks import DivergenceError, SaveConfigArtifact, Trajectory
+from data import MNIST1DDataModule
+from lightning_modules import Classifier
+from tracking import ROOT, StoreError, Tracker, find_run, how_to_see
+
+CONFIGS = ROOT / "configs"
+ARMS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "base")
+DEFAULT_ARM = "meta"
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+USAGE = "python train.py [fit | validate | test | predict] [options]"
+DESCRIPTION = """Train one arm on mnist1d, test it once, keep the run in MLflow.
+
+  python train.py                                      the same as --optimizer meta
+  python train.py --optimizer adam --model.lr 0.01     another arm, at another rate
+  python train.py --config my_arm.yaml                 an arm of your own, over configs/base.yaml
+  python train.py --optimizer meta --print_config      what an arm is made of
+  python train.py test --ckpt_path CHECKPOINT          Lightning's own: fit (the default), validate, test, predict
+
+  --model.lr RATE       the learning rate that the arm starts from, or keeps
+  --model.meta_lr RATE  the step of the meta-optimizer on log lr (meta, meta_seed)
+  --model.help NAME     the options of a module: Classifier, MetaClassifier
+  --trainer.max_epochs EPOCHS, --seed_everything SEED, and all that Lightning's Trainer takes
+
+Later options win. Two arms on one line are refused."""
+
+
+class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keep the lines of the description."""
+
+
+def one_line(message: str) -> str:
+    """Fold jsonargparse's message to its facts: it repeats the types that it tried, and the value."""
+    noise = ("Does not validate", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
+    facts = [line.strip() for line in message.splitlines() if line.strip() and not line.strip().startswith(noise)]
+    return " ".join(facts).rstrip(".") + "."
+
+
+class Parser(LightningArgumentParser):
+    """One line an error, and the help that shows more."""
+
+    given: ClassVar[list[str]] = []
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+        """Print what is wrong and exit with status 2."""
+        print(f"train.py: error: {self._name_option(one_line(message))} See: python train.py --help", file=sys.stderr)
+        raise SystemExit(2)
+
+    def _name_option(self, message: str) -> str:
+        """Put the option in front where the message has the last part of its name alone."""
+        key = re.search(r"""(?:Parser key|Option) ['"](\w+)['"]""", message)
+        options = [argument.split("=")[0] for argument in self.given if argument.startswith("--")]
+        named = [option for option in options if key and option.endswith(f".{key[1]}")]
+        return f"{named[0]}: {message}" if named else message
+
+
+class Preset(argparse.Action):
+    """`--optimizer NAME` reads `configs/NAME.yaml`, exactly as `--config` would."""
+
+    def __call__(self, parser: Any, namespace: Namespace, value: Any, option_string: str | None = None) -> None:
+        """Apply the file, once."""
+        if namespace.get(self.dest):
+            parser.error(f"--optimizer was given twice ({namespace[self.dest]}, {value}): name one arm.")
+        namespace[self.dest] = value
+        ActionConfigFile.apply_config(parser, namespace, "config", str(CONFIGS / f"{value}.yaml"))
+
+
+class CLI(LightningCLI):
+    """Lightning's command line, with arms as presets and a test at the end of `fit`.
+
+    `run_id` is the MLflow run, `diverged` the message of a run that did.
+    """
+
+    run_id: str | None = None
+    diverged: str | None = None
+
+    def __init__(self, args: list[str], tags: dict[str, str], test: bool, reuse: bool) -> None:
+        self.given, self.tags, self.reads_test_set, self.reuse = args, tags, test, reuse
+        command = {"default_config_files": [str(CONFIGS / "base.yaml")], "usage": USAGE}
+        super().__init__(
+            Classifier,
+            MNIST1DDataModule,
+            parser_class=Parser,
+            parser_kwargs={name: dict(command) for name in SUBCOMMANDS}
+            | {"fit": command | {"description": DESCRIPTION}, "formatter_class": HelpFormatter, "allow_abbrev": False},
+            subclass_mode_model=True,
+            auto_configure_optimizers=False,  # its own --optimizer takes torch classes, and overrides the module's
+            save_config_callback=SaveConfigArtifact,
+        )
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Put ours before the Trainer's, so that the first screen of the help shows them."""
+        parser.add_argument("--optimizer", action=Preset, choices=ARMS, help=f"the arm; {DEFAULT_ARM} where none is named")
+        parser.add_lightning_class_args(Classifier, "model", subclass_mode=True)
+        parser.add_lightning_class_args(MNIST1DDataModule, "data")
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse what was given to `main`; refuse what would fail later or do nothing."""
+        Parser.given = self.given
+        self.config = parser.parse_args(self.given)
+        command = self.config[self.config.subcommand]
+        if command.trainer.max_epochs == 0:
+            parser.error("--trainer.max_epochs must be 1 or more, got 0: nothing would be trained.")
+        if command.ckpt_path and command.ckpt_path not in ("best", "last", "hpc") and not Path(command.ckpt_path).is_file():
+            parser.error(f"--ckpt_path: there is no file {command.ckpt_path}. A run prints where its checkpoint lies.")
+
+    def before_instantiate_classes(self) -> None:
+        """Name the run after its arm and tag it."""
+        command = self.config[self.subcommand]
+        arm = command.optimizer or Path(str(command.config[-1])).stem
+        self._dump_config()
+        self.digest = digest(self.config_dump)
+        tags = {"optimizer": arm, "seed": str(command.seed_everything), "config": self.digest} | self.tags
+        logger = command.trainer.logger
+        if isinstance(logger, Namespace) and logger.class_path == "tracking.Tracker":
+            logger.init_args.run_name = logger.init_args.run_name or arm
+            logger.init_args.tags = (logger.init_args.tags or {}) | tags
+
+    def instantiate_classes(self) -> None:
+        """Build everything before a run begins; a value that a class refuses is the user's to mend."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, StoreError) as error:
+            self.parser.error(str(root_cause(error)))
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Train, unless the same run is there already and may serve again."""
+        logger = self.trainer.logger
+        self.run_id = find_run(logger.name, self.digest) if self.reuse and isinstance(logger, Tracker) else None
+        if self.run_id:
+            return
+        try:
+            super()._run_subcommand(subcommand)
+        except DivergenceError as error:
+            self.diverged = str(error)
+            if isinstance(logger, Tracker):
+                logger.experiment.set_tag(logger.run_id, "diverged", self.diverged)
+        if isinstance(logger, Tracker):
+            self.run_id = logger.run_id
+
+    def after_fit(self) -> None:
+        """Read the test set, once, with the weights of the last step."""
+        if self.reads_test_set and not self.trainer.fast_dev_run:
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+
+    def report(self) -> None:
+        """Print what came out, and where it is to be seen."""
+        metrics = self.trainer.callback_metrics
+        rates = [callback.rates for callback in self.trainer.callbacks if isinstance(callback, Trajectory)]
+        if self.diverged:
+            print(self.diverged, file=sys.stderr)
+        elif "test/loss" in metrics:
+            last = f"; the learning rate ended at {[*rates[0].values()][-1]:.3g}" if rates else ""
+            print(f"test loss {metrics['test/loss']:.4f}, test accuracy {metrics['test/accuracy']:.4f}{last}")
+        if path := getattr(self.trainer.checkpoint_callback, "best_model_path", None):
+            print(f"checkpoint  {path}")
+        if isinstance(self.trainer.logger, Tracker) and self.run_id:
+            print(f"MLflow run  {self.run_id}")
+            print(f"see it      {how_to_see(self.trainer.logger.experiment_id, self.run_id)}")
+
+
+def digest(config: dict[str, Any]) -> str:
+    """Identify what a run computes: its configuration less what only shows or stores it."""
+    aside = {"logger", "callbacks", "enable_progress_bar", "enable_model_summary", "default_root_dir"}
+    trainer = {key: value for key, value in config["trainer"].items() if key not in aside}
+    facts = {key: config[key] for key in ("seed_everything", "model", "data")} | {"trainer": trainer}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Follow `raise ... from` to where it began."""
+    return root_cause(error.__cause__) if error.__cause__ else error
+
+
+def main(
+    args: list[str] | None = None, tags: dict[str, str] | None = None, test: bool = True, reuse: bool = False
+) -> CLI:
+    """Run the command line `args` (None: the process's own) and return what it built.
+
+    tags: more of them for the MLflow run. test: whether `fit` reads the test set at its end. reuse: whether a finished
+    run of the same configuration may stand for this one.
+
+    Raises:
+        SystemExit: status 2 where the arguments are wrong, before anything was trained.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    command = [given.pop(0)] if given and given[0] in SUBCOMMANDS else ["fit"]
+    if not any(argument.split("=")[0] == "--optimizer" for argument in given):
+        given = ["--config", str(CONFIGS / f"{DEFAULT_ARM}.yaml"), *given]
+    return CLI(command + given, tags or {}, test, reuse)
+
+
+def quiet() -> None:
+    """Silence what a user of this project can do nothing about."""
+    for name in ("mlflow", "pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # of Lightning, about torch
+
+
+if __name__ == "__main__":
+    quiet()
+    cli = main()
+    cli.report()
+    sys.exit(1 if cli.diverged else 0)
