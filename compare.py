@@ -5,18 +5,18 @@ import os
 import platform
 import shlex
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pytorch_lightning
 import torch
 from tqdm import tqdm
 
 import train
+from cli import ARMS, DEFAULT_ARM, QUIET, positive, sweep_parser
 from plots import line_figure, mean_and_half_interval
 from tracking import ROOT, StoreError, client, how_to_see, open_experiment, parent_run
-from tune import QUIET, positive
 
 RESULTS = ROOT / "results"
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
@@ -24,11 +24,9 @@ BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
 
 def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Return the options of the comparison, and the rest, which goes on to every run."""
-    parser = argparse.ArgumentParser(
-        prog="compare.py", description=__doc__, epilog="Options not listed here go on to every run: see train.py --help."
-    )
+    parser = sweep_parser("compare.py", __doc__)
     parser.add_argument("--seeds", type=positive, default=5, help="runs an arm: seeds 1 ... SEEDS (tuning took 0)")
-    parser.add_argument("--optimizers", nargs="+", choices=train.ARMS, default=train.ARMS, metavar="ARM", help="arms (default: all)")
+    parser.add_argument("--optimizers", nargs="+", choices=ARMS, default=ARMS, metavar="ARM", help="default: all")
     parser.add_argument("--output", type=Path, help="folder; default: results/ and the README's table")
     own, rest = parser.parse_known_args(args)
     return own, rest
@@ -85,12 +83,12 @@ def table(runs: pd.DataFrame, command: str) -> str:
     """Return the results in Markdown: a row an arm, best test loss first, with the conditions below."""
     losses = runs.pivot(index="seed", columns="arm", values="test_loss")
     lines = [
-        f"| arm | test loss | minus `{train.DEFAULT_ARM}`, paired | test accuracy | validation loss | last rate |",
+        f"| arm | test loss | minus `{DEFAULT_ARM}`, paired | test accuracy | validation loss | last rate |",
         "|---|---|---|---|---|---|",
     ]
     for arm in losses.mean().sort_values().index:
         own = runs[runs.arm == arm]
-        base = losses[train.DEFAULT_ARM] if train.DEFAULT_ARM in losses and arm != train.DEFAULT_ARM else None
+        base = losses[DEFAULT_ARM] if DEFAULT_ARM in losses and arm != DEFAULT_ARM else None
         difference = "–" if base is None else with_interval(losses[arm] - base, "+.4f")
         cells = [with_interval(own[name], ".4f") for name in ("test_loss", "test_accuracy", "val_loss")]
         lines.append(f"| `{arm}` | {cells[0]} | {difference} | {cells[1]} | {cells[2]} | {own.final_lr.mean():.2e} |")
@@ -112,7 +110,7 @@ def conditions(runs: pd.DataFrame, command: str) -> str:
         f"Made by `{command}`: seeds 1–{runs.seed.max()}, {' or '.join(map(str, epochs))} epochs, weights of the last "
         f"step, mean ± half the 95 % interval over seeds (Student's t). {models[0] if models else platform.machine()}, "
         f"{os.cpu_count()} cores, {torch.get_num_threads()} threads; Python {platform.python_version()}, "
-        f"torch {torch.__version__}, pytorch-lightning {pytorch_lightning.__version__}; "
+        f"torch {torch.__version__}, pytorch-lightning {version('pytorch-lightning')}; "
         f"trained at commit {', '.join(sorted(set(runs.commit)))}. Each run: `results/results.csv`."
     )
 

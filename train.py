@@ -1,93 +1,35 @@
 """Train one arm, test it once, keep the run in MLflow: `python train.py --optimizer meta`."""
 
-import argparse
 import hashlib
 import json
 import logging
-import re
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any
 
-from jsonargparse import ActionConfigFile, Namespace
-from jsonargparse._formatters import DefaultHelpFormatter
+from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers.logger import DummyLogger
 
-from callbacks import DivergenceError, SaveConfigArtifact, Trajectory
+from callbacks import DivergenceError, SaveConfigArtifact
+from cli import ARMS, CONFIGS, DEFAULT_ARM, DESCRIPTION, SUBCOMMANDS, USAGE, HelpFormatter, Parser, Preset
 from data import MNIST1DDataModule
 from lightning_modules import Classifier
-from tracking import ROOT, StoreError, Tracker, find_run, how_to_see
-
-CONFIGS = ROOT / "configs"
-ARMS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "base")
-DEFAULT_ARM = "meta"
-SUBCOMMANDS = ("fit", "validate", "test", "predict")
-USAGE = "python train.py [fit | validate | test | predict] [options]"
-DESCRIPTION = """Train one arm on mnist1d, test it once, keep the run in MLflow.
-
-  python train.py                                      the same as --optimizer meta
-  python train.py --optimizer adam --model.lr 0.01     another arm, at another rate
-  python train.py --config my_arm.yaml                 an arm of your own, over configs/base.yaml
-  python train.py --optimizer meta --print_config      what an arm is made of
-  python train.py test --ckpt_path CHECKPOINT          Lightning's own: fit (the default), validate, test, predict
-
-  --model.lr RATE       the learning rate that the arm starts from, or keeps
-  --model.meta_lr RATE  the step of the meta-optimizer on log lr (meta, meta_seed)
-  --model.help NAME     the options of a module: Classifier, MetaClassifier
-  --trainer.max_epochs EPOCHS, --seed_everything SEED, and all that Lightning's Trainer takes
-
-Later options win. Two arms on one line are refused."""
+from tracking import StoreError, Tracker, client, find_run, how_to_see, open_experiment
 
 
-class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Keep the lines of the description."""
-
-
-def one_line(message: str) -> str:
-    """Fold jsonargparse's message to its facts: it repeats the types that it tried, and the value."""
-    noise = ("Does not validate", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
-    facts = [line.strip() for line in message.splitlines() if line.strip() and not line.strip().startswith(noise)]
-    return " ".join(facts).rstrip(".") + "."
-
-
-class Parser(LightningArgumentParser):
-    """One line an error, and the help that shows more."""
-
-    given: ClassVar[list[str]] = []
-
-    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        """Print what is wrong and exit with status 2."""
-        print(f"train.py: error: {self._name_option(one_line(message))} See: python train.py --help", file=sys.stderr)
-        raise SystemExit(2)
-
-    def _name_option(self, message: str) -> str:
-        """Put the option in front where the message has the last part of its name alone."""
-        key = re.search(r"""(?:Parser key|Option) ['"](\w+)['"]""", message)
-        options = [argument.split("=")[0] for argument in self.given if argument.startswith("--")]
-        named = [option for option in options if key and option.endswith(f".{key[1]}")]
-        return f"{named[0]}: {message}" if named else message
-
-
-class Preset(argparse.Action):
-    """`--optimizer NAME` reads `configs/NAME.yaml`, exactly as `--config` would."""
-
-    def __call__(self, parser: Any, namespace: Namespace, value: Any, option_string: str | None = None) -> None:
-        """Apply the file, once."""
-        if namespace.get(self.dest):
-            parser.error(f"--optimizer was given twice ({namespace[self.dest]}, {value}): name one arm.")
-        namespace[self.dest] = value
-        ActionConfigFile.apply_config(parser, namespace, "config", str(CONFIGS / f"{value}.yaml"))
-
-
-class CLI(LightningCLI):
+class TrainCLI(LightningCLI):
     """Lightning's command line, with arms as presets and a test at the end of `fit`.
 
-    `run_id` is the MLflow run, `diverged` the message of a run that did.
+    `run_id` is the MLflow run, `diverged` the message of a run that did, `test_metrics` what the test found.
     """
 
     run_id: str | None = None
     diverged: str | None = None
+    test_metrics: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self, args: list[str], tags: dict[str, str], test: bool, reuse: bool) -> None:
         self.given, self.tags, self.reads_test_set, self.reuse = args, tags, test, reuse
@@ -105,7 +47,7 @@ class CLI(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Put ours before the Trainer's, so that the first screen of the help shows them."""
-        parser.add_argument("--optimizer", action=Preset, choices=ARMS, help=f"the arm; {DEFAULT_ARM} where none is named")
+        parser.add_argument("--optimizer", action=Preset, choices=ARMS, help=f"the arm, {DEFAULT_ARM} by default")
         parser.add_lightning_class_args(Classifier, "model", subclass_mode=True)
         parser.add_lightning_class_args(MNIST1DDataModule, "data")
         parser.add_lightning_class_args(self.trainer_class, "trainer")
@@ -117,7 +59,8 @@ class CLI(LightningCLI):
         command = self.config[self.config.subcommand]
         if command.trainer.max_epochs == 0:
             parser.error("--trainer.max_epochs must be 1 or more, got 0: nothing would be trained.")
-        if command.ckpt_path and command.ckpt_path not in ("best", "last", "hpc") and not Path(command.ckpt_path).is_file():
+        keywords = (None, "best", "last", "hpc")  # Lightning's own
+        if command.ckpt_path not in keywords and not Path(command.ckpt_path).is_file():
             parser.error(f"--ckpt_path: there is no file {command.ckpt_path}. A run prints where its checkpoint lies.")
 
     def before_instantiate_classes(self) -> None:
@@ -156,28 +99,28 @@ class CLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Read the test set, once, with the weights of the last step."""
-        if self.reads_test_set and not self.trainer.fast_dev_run:
-            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        if self.reads_test_set and not isinstance(self.trainer.logger, DummyLogger):  # Lightning's, in fast_dev_run
+            [self.test_metrics] = self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
 
     def report(self) -> None:
         """Print what came out, and where it is to be seen."""
-        metrics = self.trainer.callback_metrics
-        rates = [callback.rates for callback in self.trainer.callbacks if isinstance(callback, Trajectory)]
         if self.diverged:
             print(self.diverged, file=sys.stderr)
-        elif "test/loss" in metrics:
-            last = f"; the learning rate ended at {[*rates[0].values()][-1]:.3g}" if rates else ""
-            print(f"test loss {metrics['test/loss']:.4f}, test accuracy {metrics['test/accuracy']:.4f}{last}")
+        logger, run_id = self.trainer.logger, self.run_id
+        metrics = client().get_run(run_id).data.metrics if run_id else dict(self.test_metrics)
+        if self.test_metrics:
+            print(f"test loss {metrics['test/loss']:.4f}, test accuracy {metrics['test/accuracy']:.4f}")
+        if "lr" in metrics:
+            print(f"the learning rate ended at {metrics['lr']:.3g}")
         if path := getattr(self.trainer.checkpoint_callback, "best_model_path", None):
             print(f"checkpoint  {path}")
-        if isinstance(self.trainer.logger, Tracker) and self.run_id:
-            print(f"MLflow run  {self.run_id}")
-            print(f"see it      {how_to_see(self.trainer.logger.experiment_id, self.run_id)}")
+        if run_id and isinstance(logger, Tracker):
+            print(f"MLflow run  {run_id}\nsee it      {how_to_see(open_experiment(logger.name), run_id)}")
 
 
 def digest(config: dict[str, Any]) -> str:
     """Identify what a run computes: its configuration less what only shows or stores it."""
-    aside = {"logger", "callbacks", "enable_progress_bar", "enable_model_summary", "default_root_dir"}
+    aside = {"logger", "enable_progress_bar", "enable_model_summary", "default_root_dir"}
     trainer = {key: value for key, value in config["trainer"].items() if key not in aside}
     facts = {key: config[key] for key in ("seed_everything", "model", "data")} | {"trainer": trainer}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
@@ -190,7 +133,7 @@ def root_cause(error: BaseException) -> BaseException:
 
 def main(
     args: list[str] | None = None, tags: dict[str, str] | None = None, test: bool = True, reuse: bool = False
-) -> CLI:
+) -> TrainCLI:
     """Run the command line `args` (None: the process's own) and return what it built.
 
     tags: more of them for the MLflow run. test: whether `fit` reads the test set at its end. reuse: whether a finished
@@ -203,7 +146,7 @@ def main(
     command = [given.pop(0)] if given and given[0] in SUBCOMMANDS else ["fit"]
     if not any(argument.split("=")[0] == "--optimizer" for argument in given):
         given = ["--config", str(CONFIGS / f"{DEFAULT_ARM}.yaml"), *given]
-    return CLI(command + given, tags or {}, test, reuse)
+    return TrainCLI(command + given, tags or {}, test, reuse)
 
 
 def quiet() -> None:

@@ -7,46 +7,40 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import optuna
 import yaml
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from optuna.visualization.matplotlib import plot_slice
 from tqdm import tqdm
 
 import train
+from cli import ARMS, CONFIGS, QUIET, positive, sweep_parser
 from tracking import StoreError, artifact_dir, client, how_to_see, open_experiment, parent_run
 
 LOWEST, HIGHEST = 1e-5, 1e-1
-QUIET = "--trainer.enable_progress_bar=false"  # there is one bar for all
 
 
 def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Return the options of tuning, and the rest, which goes on to every run."""
-    parser = argparse.ArgumentParser(
-        prog="tune.py", description=__doc__, epilog="Options not listed here go on to every run: see train.py --help."
-    )
-    parser.add_argument("--optimizer", required=True, choices=train.ARMS, help="the arm")
+    parser = sweep_parser("tune.py", __doc__)
+    parser.add_argument("--optimizer", required=True, choices=ARMS, help="the arm")
     parser.add_argument("--trials", type=positive, default=20, help="in all, those of an interrupted run included")
     parser.add_argument("--seed", type=int, default=0, help="of Optuna's sampler (default: 0)")
     parser.add_argument("--output", type=Path, help="default: configs/tuned/ARM.yaml, if the runs are the arm's own")
     own, rest = parser.parse_known_args(args)
     if own.output is None and not rest:
-        own.output = train.CONFIGS / "tuned" / f"{own.optimizer}.yaml"
+        own.output = CONFIGS / "tuned" / f"{own.optimizer}.yaml"
     return own, rest
-
-
-def positive(text: str) -> int:
-    """Read a whole number of 1 or more."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
-    return int(text)
 
 
 def open_study(own: argparse.Namespace, rest: list[str]) -> optuna.Study:
     """Return the study of exactly this command: the trials it already has are not run again."""
-    files = [train.CONFIGS / "base.yaml", train.CONFIGS / f"{own.optimizer}.yaml"]
+    files = [CONFIGS / "base.yaml", CONFIGS / f"{own.optimizer}.yaml"]
     facts = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
-    backend = optuna.storages.journal.JournalFileBackend(str(artifact_dir() / "optuna.log"))
+    backend = JournalFileBackend(str(artifact_dir() / "optuna.log"))
     study = optuna.create_study(
         storage=optuna.storages.JournalStorage(backend),
         study_name=" ".join([own.optimizer, f"seed={own.seed}", facts, *rest]),
@@ -80,8 +74,8 @@ def describe(study: optuna.Study, command: str) -> str:
     module = client().get_run(best.user_attrs["run_id"]).data.params["model"]
     model = {"class_path": module, "init_args": {"lr": float(f"{best.params['lr']:.4g}")}}
     return (
-        f"# Best of {len(trials)} Optuna trials (TPE, log-uniform in {LOWEST:g} ... {HIGHEST:g}) on the validation loss\n"
-        f"# after the last epoch: {best.value:.4f}. Made by: {command}\n"
+        f"# Best of {len(trials)} Optuna trials (TPE, log-uniform in {LOWEST:g} ... {HIGHEST:g}) on the validation\n"
+        f"# loss after the last epoch: {best.value:.4f}. Made by: {command}\n"
         + yaml.safe_dump({"model": model}, sort_keys=False)
     )
 
@@ -105,7 +99,8 @@ def main(args: list[str] | None = None) -> optuna.Study:
         client().log_text(parent, text, "best.yaml")
         client().log_metric(parent, "val/loss", study.best_value)
         client().log_param(parent, f"best model.lr of {own.trials}", study.best_params["lr"])
-        client().log_figure(parent, optuna.visualization.matplotlib.plot_slice(study).figure, "trials.png")
+        axes: Any = plot_slice(study)
+        client().log_figure(parent, axes.figure, "trials.png")
     print(text, end="")
     if own.output:
         own.output.write_text(text)

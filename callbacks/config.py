@@ -3,16 +3,17 @@
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.cli import SaveConfigCallback
+from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 from pytorch_lightning.loggers import MLFlowLogger
 
 
 class SaveConfigArtifact(SaveConfigCallback):
     """Log the configuration: whole as the artifact `config.yaml`, and what defines the run as MLflow params."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs, save_to_log_dir=False)  # with MLflow on SQL there is no such directory
+    def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)  # with MLflow on SQL there is no such directory
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Send both to MLflow; another logger gets nothing."""
@@ -32,4 +33,5 @@ def flat(name: str, value: Any) -> dict[str, Any]:
         return {} if value is None else {name: value}
     children = value.get("init_args", {}) if "class_path" in value else value
     here = {name: value["class_path"]} if "class_path" in value else {}
-    return here | {key: leaf for child, inner in children.items() for key, leaf in flat(f"{name}.{child}", inner).items()}
+    inner = [flat(f"{name}.{child}", leaf) for child, leaf in children.items()]
+    return here | {key: leaf for leaves in inner for key, leaf in leaves.items()}

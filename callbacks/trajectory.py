@@ -61,5 +61,3 @@ class Trajectory(Callback):
             for start in range(0, len(metrics), LARGEST_BATCH):
                 chunk = metrics[start : start + LARGEST_BATCH]
                 trainer.logger.experiment.log_batch(trainer.logger.run_id, metrics=chunk)
-
-

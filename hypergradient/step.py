@@ -1,4 +1,4 @@
-"""The method. One adapted step, in the letters used everywhere:
+"""The method: one adapted step, in the letters used everywhere.
 
 update           Δ(α)               what `optimizer.step()` adds to θ at learning rate α; proportional to α
 lookahead        θ' = θ + Δ(α)      the hypothetical step

@@ -11,8 +11,8 @@ from torch import nn
 def no_trace(network: nn.Module) -> Iterator[None]:
     """Evaluate `network` as validation does, then leave it and the random stream as if nothing had happened.
 
-    In evaluation mode BatchNorm reads its statistics without updating them and dropout draws nothing: the hypergradient
-    is that of the validation loss as validation measures it. Each submodule's own mode comes back, frozen ones included.
+    In evaluation mode BatchNorm reads its statistics without updating them and dropout draws nothing: the
+    hypergradient is that of the validation loss as validation measures it. Each submodule's own mode comes back.
     """
     modes = {module: module.training for module in network.modules()}
     network.eval()

@@ -1,6 +1,7 @@
 """The classifier whose learning rate follows the gradient of the validation loss."""
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,13 +39,13 @@ class MetaClassifier(Classifier):
         self.log_scale = nn.Parameter(torch.zeros(()))  # of the rate over `lr`; made here, so that checkpoints hold it
         self.automatic_optimization = False
 
-    def configure_optimizers(self) -> list[Optimizer]:  # type: ignore[override]
+    def configure_optimizers(self) -> list[Optimizer]:
         """Build the inner optimizer on the network, and the meta-optimizer on the learning rate."""
         return [self.inner_optimizer(), torch.optim.Adam([self.log_scale], lr=self.meta_lr)]
 
     def training_step(self, batch: Pair, batch_idx: int) -> dict[str, Tensor | float]:
         """Take one adapted step (`hypergradient.step` has the letters) and return what it saw."""
-        optimizer, meta_optimizer = self.optimizers()  # type: ignore[misc]
+        optimizer, meta_optimizer = cast(list[Any], self.optimizers())
         loss = self.loss(batch["train"])
         optimizer.zero_grad()
         self.manual_backward(loss)

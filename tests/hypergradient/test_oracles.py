@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hypergradient import hypergradient, lookahead, real_step
+from hypergradient.step import Update
 
 F64 = torch.float64
 
@@ -15,7 +16,8 @@ F64 = torch.float64
 def test_greedy_rates_on_the_noisy_quadratic_are_those_of_wu_et_al() -> None:
     """Wu et al. 2018, arXiv 1803.02021: minimising the next loss anneals too early and ends at 144, not at 4.57.
 
-    Curvatures h, targets drawn around 0 with variance σ² = 1/h, second moments A = E θ². The mean over gradient noise ±σ is exact with two points, θ = √A each.
+    Curvatures h, targets drawn around 0 with variance σ² = 1/h, second moments A = E θ². The mean over the noise of
+    the gradient is exact with two points, θ = √A each.
     The hypergradient is linear in α here, so two looks find the rate at which it vanishes: the greedy rate.
     """
     h = torch.logspace(-2, 0, 1000, dtype=F64)
@@ -61,13 +63,13 @@ class Unrolled:
             for p, start in zip(self.params, self.start, strict=True):
                 p.copy_(start)
         optimizer = torch.optim.SGD(self.params, lr=rate)
-        tangent = {p: torch.zeros_like(p) for p in self.params}
+        tangent: Update = {p: torch.zeros_like(p) for p in self.params}
         losses, gradients = [], []
         for step in range(200):
             rows = torch.arange(50) + 50 * step
             loss = cross_entropy(self.net(self.x[rows % 4000]), self.y[rows % 4000])
             gradient = torch.autograd.grad(loss, self.params, create_graph=True)
-            product = sum((g * tangent[p]).sum() for g, p in zip(gradient, self.params, strict=True))
+            product = torch.stack([(g * tangent[p]).sum() for g, p in zip(gradient, self.params, strict=True)]).sum()
             curvature = torch.autograd.grad(product, self.params, retain_graph=True)
             losses.append(loss.item())
             gradients.append(hypergradient(loss, optimizer, tangent).item())

@@ -1,0 +1,33 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: help train tune compare ui test check
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+train: .venv/installed  ## set up, then train the meta arm: 50 epochs of mnist1d
+	$(BIN)/python train.py --optimizer meta
+
+tune: .venv/installed  ## set up, then tune Adam's rate: 20 Optuna trials
+	$(BIN)/python tune.py --optimizer adam --trials 20
+
+compare: .venv/installed  ## set up, then train every arm on 5 seeds, and redo figures and tables
+	$(BIN)/python compare.py --seeds 5
+
+ui: .venv/installed  ## show all runs in MLflow's UI
+	$(BIN)/mlflow ui
+
+test: .venv/installed  ## set up, then run the whole test suite
+	$(BIN)/python -m pytest
+
+check: .venv/installed test  ## the tests, the linters, the types, and the arrows between the packages
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports
