@@ -11,10 +11,10 @@ help:  ## list the targets
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-train: .venv/installed  ## set up, then train the meta arm: 50 epochs of mnist1d
+train: .venv/installed  ## set up, then train the meta arm, 50 epochs of mnist1d
 	$(BIN)/python train.py --optimizer meta
 
-tune: .venv/installed  ## set up, then tune Adam's rate: 20 Optuna trials
+tune: .venv/installed  ## set up, then tune Adam's rate, 20 Optuna trials
 	$(BIN)/python tune.py --optimizer adam --trials 20
 
 compare: .venv/installed  ## set up, then train every arm on 5 seeds, and redo figures and tables

@@ -82,6 +82,12 @@ class TrainCLI(LightningCLI):
         except (ValueError, StoreError) as error:
             self.parser.error(str(root_cause(error)))
 
+    def after_instantiate_classes(self) -> None:
+        """Put the model's configuration into its checkpoints: `--ckpt_path` alone brings a run back."""
+        model = self.config_dump["model"]
+        origin = {"_class_path": model["class_path"], "_instantiator": "pytorch_lightning.cli.instantiate_module"}
+        self.model.save_hyperparameters(origin | model["init_args"], logger=False)
+
     def _run_subcommand(self, subcommand: str) -> None:
         """Train, unless the same run is there already and may serve again."""
         logger = self.trainer.logger
@@ -109,7 +115,7 @@ class TrainCLI(LightningCLI):
         logger, run_id = self.trainer.logger, self.run_id
         metrics = client().get_run(run_id).data.metrics if run_id else dict(self.test_metrics)
         if self.test_metrics:
-            print(f"test loss {metrics['test/loss']:.4f}, test accuracy {metrics['test/accuracy']:.4f}")
+            print(", ".join(f"{name} {metrics[name]:.4f}" for name in ("val/loss", "test/loss", "test/accuracy")))
         if "lr" in metrics:
             print(f"the learning rate ended at {metrics['lr']:.3g}")
         if path := getattr(self.trainer.checkpoint_callback, "best_model_path", None):

@@ -41,7 +41,6 @@ class Classifier(LightningModule):
         super().__init__()
         if not 0 < lr < math.inf:
             raise ValueError(f"--model.lr must be a positive finite number, got {lr}. 0.001 is a usual start.")
-        self.save_hyperparameters(ignore="network", logger=False)  # the CLI logs the whole configuration
         self.network = network
         self.lr, self.make_optimizer, self.make_schedule = lr, optimizer, schedule
 

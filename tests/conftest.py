@@ -1,0 +1,30 @@
+"""A real MLflow store for each test, in a folder of its own."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+import train
+
+
+@pytest.fixture(scope="session")
+def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database with its tables: to make them takes MLflow seconds."""
+    path = tmp_path_factory.mktemp("fresh") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def store(fresh_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that holds `mlflow.db` and `mlruns/` of this test."""
+    folder = tmp_path / "a store"  # with a blank in its name
+    folder.mkdir()
+    shutil.copy(fresh_database, folder / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    train.quiet()
+    return folder

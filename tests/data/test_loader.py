@@ -1,0 +1,49 @@
+import pytest
+import torch
+from torch import Tensor
+
+from data import TensorLoader
+
+
+def loader(seed: int = 0, shuffle: bool = True) -> TensorLoader:
+    return TensorLoader(torch.arange(10), torch.arange(10) * 2, batch_size=4, shuffle=shuffle, seed=seed)
+
+
+def epoch(batches: TensorLoader) -> list[int]:
+    return [int(i) for x, _ in batches for i in x]
+
+
+def test_an_epoch_serves_every_sample_once_and_keeps_rows_together() -> None:
+    batches = list(loader())
+    assert [len(x) for x, _ in batches] == [4, 4, 2]
+    assert sorted(int(i) for x, _ in batches for i in x) == list(range(10))
+    assert all(torch.equal(2 * x, y) for x, y in batches)
+
+
+def test_order_follows_from_seed_and_epoch_alone() -> None:
+    first, again, other = loader(), loader(), loader(seed=1)
+    torch.manual_seed(99)
+    orders = [epoch(first), epoch(first)]
+    assert orders == [epoch(again), epoch(again)]
+    assert orders[0] != orders[1]
+    assert orders[0] != epoch(other)
+
+
+def test_without_shuffle_the_order_is_the_given_one() -> None:
+    assert epoch(loader(shuffle=False)) == list(range(10))
+
+
+@pytest.mark.parametrize("served", [1, 2, 3, 4, 5])
+def test_a_resumed_loader_serves_what_the_first_one_would_have(served: int) -> None:
+    def stream(batches: TensorLoader) -> list[Tensor]:
+        return [x for _ in range(2) for x, _ in batches]
+
+    first = loader()
+    expected = stream(loader())
+    for seen, _ in enumerate((x for _ in range(2) for x, _ in first), start=1):
+        if seen == served:
+            break
+    resumed = loader()
+    resumed.load_state_dict(first.state_dict())
+    rest = stream(resumed)[: 6 - served]
+    assert all(torch.equal(a, b) for a, b in zip(rest, expected[served:], strict=True))

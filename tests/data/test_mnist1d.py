@@ -1,0 +1,70 @@
+import hashlib
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data import MNIST1DDataModule
+from data.mnist1d import PUBLISHED, draw
+
+
+def module(**options: Any) -> MNIST1DDataModule:
+    data = MNIST1DDataModule(**options)
+    data.setup("fit")
+    return data
+
+
+def checksum(tensor: torch.Tensor) -> str:
+    """Of values rounded to 1e-4: the last bits of a float differ between machines."""
+    return hashlib.sha256(np.round(tensor.numpy().astype(float), 4).__add__(0.0).tobytes()).hexdigest()[:16]
+
+
+def test_the_arrays_are_the_published_ones() -> None:
+    arrays = draw(PUBLISHED)
+    assert {name: (tuple(t.shape), checksum(t)) for name, t in arrays.items()} == {
+        "x": ((4000, 40), "8f2e7e88dceb64f0"),
+        "y": ((4000,), "c3f43f41c77404ec"),
+        "x_test": ((1000, 40), "b54a741476921157"),
+        "y_test": ((1000,), "2156f6b8bb81225f"),
+    }
+
+
+def test_drawing_leaves_the_global_random_streams() -> None:
+    draw.cache_clear()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = random.random(), np.random.rand(), torch.rand(1)
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    draw(PUBLISHED)
+    assert (random.random(), np.random.rand(), torch.rand(1)) == expected
+
+
+def test_the_three_sets_have_their_sizes_and_share_no_sample() -> None:
+    data = module()
+    sets = [data.train[0], data.val[0], data.test[0]]
+    assert [len(x) for x in sets] == [4000, 1000, 1000]
+    assert len(torch.cat(sets).unique(dim=0)) == 6000
+
+
+def test_held_out_samples_leave_the_training_set() -> None:
+    data = module(held_out=800)
+    published = draw(PUBLISHED)["x"]
+    assert torch.equal(torch.cat([data.train[0], data.val[0]]), published)
+    assert len(data.val[0]) == 800
+
+
+def test_a_training_batch_is_a_pair_and_an_epoch_is_the_training_set() -> None:
+    data = module(batch_size=128, val_batch_size=64)
+    batches = [batch for batch, _, _ in data.train_dataloader()]
+    assert len(batches) == 32
+    assert sum(len(batch["train"][0]) for batch in batches) == 4000
+    assert [len(batch["val"][0]) for batch in batches][:15] == [64] * 15
+
+
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 4001}, {"batch_size": 0}, {"batch_size": 3201, "held_out": 800}, {"held_out": 4000}]
+)
+def test_sizes_that_do_not_fit_the_data_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"--data.\w+ must lie between"):
+        MNIST1DDataModule(**options)

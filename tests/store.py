@@ -1,0 +1,20 @@
+"""What a test asks the store."""
+
+from mlflow.entities import Run
+
+from tracking import client, open_experiment
+
+
+def runs() -> list[Run]:
+    """All runs of the experiment, oldest first."""
+    return list(client().search_runs([open_experiment()], order_by=["attributes.start_time"]))
+
+
+def history(run_id: str, metric: str) -> list[tuple[int, float]]:
+    """(step, value) of each point."""
+    return [(point.step, point.value) for point in client().get_metric_history(run_id, metric)]
+
+
+def artifacts(run_id: str) -> set[str]:
+    """Names at the root of the run's artifacts."""
+    return {artifact.path for artifact in client().list_artifacts(run_id)}
