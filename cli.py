@@ -39,7 +39,7 @@ class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
 
 def one_line(message: str) -> str:
     """Fold jsonargparse's message to its facts: it repeats the types that it tried, and the value."""
-    noise = ("Does not validate", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value")
+    noise = ("Does not validate", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value type")
     facts = [line.strip() for line in message.splitlines() if line.strip() and not line.strip().startswith(noise)]
     return " ".join(facts).rstrip(".") + "."
 

@@ -80,7 +80,7 @@ class TrainCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, StoreError) as error:
-            self.parser.error(str(root_cause(error)))
+            self.parser.error(str(innermost(error)))
 
     def after_instantiate_classes(self) -> None:
         """Put the model's configuration into its checkpoints: `--ckpt_path` alone brings a run back."""
@@ -132,9 +132,9 @@ def digest(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def root_cause(error: BaseException) -> BaseException:
-    """Follow `raise ... from` to where it began."""
-    return root_cause(error.__cause__) if error.__cause__ else error
+def innermost(error: BaseException) -> BaseException:
+    """Follow `raise ... from` to the class that refused a value: jsonargparse wraps what it said."""
+    return innermost(error.__cause__) if isinstance(error.__cause__, ValueError | StoreError) else error
 
 
 def main(
@@ -160,6 +160,7 @@ def quiet() -> None:
     for name in ("mlflow", "pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # of Lightning, about torch
+    warnings.filterwarnings("ignore", "The dirpath has changed")  # a resumed run saves in a folder of its own
 
 
 if __name__ == "__main__":

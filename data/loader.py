@@ -18,15 +18,19 @@ class TensorLoader:
         batch_size: samples a batch; the last one of an epoch may be smaller.
         shuffle: draw a new order each epoch.
         seed: of the order.
+        samples: an epoch's; beyond what there is another pass begins, reshuffled. Default: one pass.
     """
 
-    def __init__(self, *tensors: Tensor, batch_size: int, shuffle: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self, *tensors: Tensor, batch_size: int, shuffle: bool = False, seed: int = 0, samples: int | None = None
+    ) -> None:
         self.tensors, self.batch_size, self.shuffle, self.seed = tensors, batch_size, shuffle, seed
+        self.samples = samples or len(tensors[0])
         self.epoch, self.position = -1, 0
         self._resume_at = 0
 
     def __len__(self) -> int:
-        return -(-len(self.tensors[0]) // self.batch_size)
+        return -(-self.samples // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         if not self._resume_at:
@@ -37,11 +41,13 @@ class TensorLoader:
             yield tuple(tensor[rows] for tensor in self.tensors)
 
     def _order(self) -> Tensor:
-        samples = len(self.tensors[0])
+        size = len(self.tensors[0])
         if not self.shuffle:
-            return torch.arange(samples)
+            return torch.arange(self.samples) % size
         seed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1, np.uint64).item()
-        return torch.randperm(samples, generator=torch.Generator().manual_seed(seed))
+        draw = torch.Generator().manual_seed(seed)
+        passes = range(-(-self.samples // size))
+        return torch.cat([torch.randperm(size, generator=draw) for _ in passes])[: self.samples]
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch and how many of its batches were served."""

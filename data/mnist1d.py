@@ -33,7 +33,7 @@ class MNIST1DDataModule(LightningDataModule):
     """The published 4,000 training and 1,000 test samples, and a validation set.
 
     A training batch is a pair {"train": (x, y), "val": (x, y)}: x (batch, 40) float32, y (batch,) int64. Arms that do
-    not adapt ignore "val", so all arms see the same batches. The smaller set starts again, reshuffled, where it ends.
+    not adapt ignore "val", so all arms see the same batches. An epoch is one pass over the training samples.
 
     Args:
         batch_size: training samples a step.
@@ -67,13 +67,11 @@ class MNIST1DDataModule(LightningDataModule):
     def train_dataloader(self) -> CombinedLoader:
         """Pairs of a training and a validation batch; their order follows from `seed_everything`."""
         seed = torch.initial_seed()
-        return CombinedLoader(
-            {
-                "train": TensorLoader(*self.train, batch_size=self.batch_size, shuffle=True, seed=seed),
-                "val": TensorLoader(*self.val, batch_size=self.val_batch_size, shuffle=True, seed=seed + 1),
-            },
-            "max_size_cycle",
-        )
+        train = TensorLoader(*self.train, batch_size=self.batch_size, shuffle=True, seed=seed)
+        size = self.val_batch_size
+        samples = len(train) * size  # as many batches as there are of training samples
+        val = TensorLoader(*self.val, batch_size=size, shuffle=True, seed=seed + 1, samples=samples)
+        return CombinedLoader({"train": train, "val": val}, "min_size")
 
     def val_dataloader(self) -> TensorLoader:
         """Return the whole validation set as one batch."""

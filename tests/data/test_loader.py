@@ -29,6 +29,14 @@ def test_order_follows_from_seed_and_epoch_alone() -> None:
     assert orders[0] != epoch(other)
 
 
+def test_more_samples_than_there_are_begin_another_pass() -> None:
+    batches = list(TensorLoader(torch.arange(10), batch_size=4, shuffle=True, samples=24))
+    assert [len(x) for (x,) in batches] == [4] * 6
+    order = [int(i) for (x,) in batches for i in x]
+    assert sorted(order[:10]) == sorted(order[10:20]) == list(range(10))
+    assert order[:10] != order[10:20]
+
+
 def test_without_shuffle_the_order_is_the_given_one() -> None:
     assert epoch(loader(shuffle=False)) == list(range(10))
 

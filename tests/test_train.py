@@ -1,0 +1,178 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import train
+from tests.store import artifacts, history, runs
+from tracking import ROOT
+
+SHORT = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--data.batch_size=1000"]
+
+
+def printed_config(*args: str, capsys: pytest.CaptureFixture[str]) -> Any:
+    with pytest.raises(SystemExit, match="0"):
+        train.main([*args, "--print_config"])
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("arm", train.ARMS)
+def test_each_arm_trains_is_tested_once_and_keeps_what_it_did(arm: str) -> None:
+    cli = train.main(["--optimizer", arm, "--model.lr=0.002", "--seed_everything=7", *SHORT])
+    [run] = runs()
+    assert run.info.run_id == cli.run_id
+    assert (run.info.run_name, run.info.status) == (arm, "FINISHED")
+    assert {"optimizer": arm, "seed": "7"}.items() <= run.data.tags.items()
+    assert {"model.lr": "0.002", "seed": "7", "max_epochs": "1"}.items() <= run.data.params.items()
+    names = {"train/loss", "val/loss", "val/accuracy", "lr", "test/loss", "test/accuracy"}
+    assert names <= run.data.metrics.keys()
+    assert len(history(run.info.run_id, "test/loss")) == 1
+    assert {"config.yaml", "trajectory.png", "epoch=0-step=4"} <= artifacts(run.info.run_id)
+
+
+def test_the_default_arm_is_meta(capsys: pytest.CaptureFixture[str]) -> None:
+    default = printed_config(capsys=capsys)
+    named = printed_config("--optimizer", "meta", capsys=capsys)
+    assert default | {"optimizer": "meta"} == named
+
+
+@pytest.mark.parametrize("arm", train.ARMS)
+def test_an_arm_is_its_file(arm: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Over `base.yaml` and, where a file begins an own arm, over nothing else."""
+    named = printed_config("--optimizer", arm, capsys=capsys)
+    read = printed_config("--config", str(ROOT / "configs" / f"{arm}.yaml"), capsys=capsys)
+    assert read | {"optimizer": arm} == named
+
+
+def test_adam_and_cosine_start_from_the_tuned_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    tuned = yaml.safe_load((ROOT / "configs" / "tuned" / "adam.yaml").read_text())["model"]["init_args"]["lr"]
+    for arm in ("adam", "cosine"):
+        assert printed_config("--optimizer", arm, capsys=capsys)["model"]["init_args"]["lr"] == tuned
+
+
+@pytest.mark.parametrize("arm", train.ARMS)
+def test_later_options_win_over_the_preset(arm: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed_config("--optimizer", arm, "--model.lr=0.5", capsys=capsys)["model"]["init_args"]["lr"] == 0.5
+
+
+def test_the_published_experiment_is_kept_to_the_letter(capsys: pytest.CaptureFixture[str]) -> None:
+    config = printed_config("--optimizer", "meta_seed", capsys=capsys)
+    settings = config["model"]["init_args"]
+    assert (settings["lr"], settings["meta_lr"]) == (1e-3, 1e-4)
+    assert settings["optimizer"]["class_path"] == "torch.optim.SGD"
+    assert config["data"] == {"batch_size": 128, "val_batch_size": 128, "held_out": 800}
+
+
+def test_a_run_repeats_from_the_configuration_it_kept(tmp_path: Path) -> None:
+    first = train.main(["--optimizer", "meta", *SHORT])
+    [run] = runs()
+    config = Path(run.info.artifact_uri) / "config.yaml"
+    again = train.main(["--config", str(config), "--trainer.enable_progress_bar=false"])
+    assert first.digest == again.digest
+    assert first.test_metrics == again.test_metrics
+    assert [run.info.run_name for run in runs()] == ["meta", "meta"]
+
+
+def test_a_checkpoint_alone_brings_its_arm_back(capsys: pytest.CaptureFixture[str]) -> None:
+    cli = train.main(["--optimizer", "meta_seed", "--model.network.hidden=30", *SHORT])
+    path = str(cli.trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    tested = train.main(["test", "--ckpt_path", path, "--trainer.enable_progress_bar=false"])
+    assert tested.model.network[0].out_features == 30
+    assert tested.trainer.callback_metrics["test/loss"].item() == cli.test_metrics["test/loss"]
+    for command in ("validate", "predict"):
+        train.main([command, "--ckpt_path", path, "--trainer.enable_progress_bar=false"])
+    resumed = train.main(["--optimizer", "meta_seed", "--ckpt_path", path, *SHORT[1:], "--trainer.max_epochs=2"])
+    assert resumed.trainer.global_step == 8
+    assert isinstance(resumed.trainer.optimizers[0], torch.optim.SGD)
+
+
+def test_somebodys_own_arm_is_a_file(tmp_path: Path) -> None:
+    arm = {"model": {"class_path": "lightning_modules.Classifier", "init_args": {"optimizer": "torch.optim.AdamW"}}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(arm))
+    train.main(["--config", str(tmp_path / "mine.yaml"), *SHORT])
+    [run] = runs()
+    assert run.info.run_name == run.data.tags["optimizer"] == "mine"
+    assert run.data.params["model.optimizer"] == "torch.optim.AdamW"
+
+
+# what was typed -> the option, and what to do, that the line must name
+BAD_INPUT = {
+    "--optimizer adamm": r"--optimizer: invalid choice: 'adamm' \(choose from .*adam",
+    "--optimizer adam --optimizer meta": r"--optimizer was given twice \(adam, meta\): name one",
+    "--config nowhere.yaml": r"config.*File does not exist: .*nowhere.yaml",
+    "--model.lr -0.1": r"--model.lr must be a positive finite number, got -0.1",
+    "--model.lr 0": r"--model.lr must be a positive finite number, got 0",
+    "--model.lr nan": r"--model.lr: .*float.* nan",
+    "--model.lr .inf": r"--model.lr must be a positive finite number, got inf",
+    "--model.lr fast": r"--model.lr: .*float.* fast",
+    "--model.lrr 0.1": r"--model.lrr: Option 'lrr' is not accepted",
+    "--optimizer adam --model.meta_lr 1": r"--model.meta_lr: Option 'meta_lr' is not accepted",
+    "--model.meta_lr -1": r"--model.meta_lr must be a finite number",
+    "--model.network.hiden 3": r"--model.network.hiden: Option 'hiden' is not accepted",
+    "--model.optimizer torch.optim.Rprop": r"Rprop cannot be adapted: .* Use one of SGD",
+    "--model.optimizer torch.optim.LBFGS": r"LBFGS cannot be adapted: .* Use one of SGD",
+    "--model Nothing": r"model.*Nothing",
+    "--data.batch_size 4001": r"--data.batch_size must lie between 1 and 4000 here, got 4001",
+    "--data.batch_size 0": r"--data.batch_size must lie between 1 and 4000 here, got 0",
+    "--data.batch_size few": r"data.batch_size.*int.* few",
+    "--data.held_out 4000": r"--data.held_out must lie between 0 and 3999 here",
+    "--data.batchsize 3": r"unrecognized arguments: --data.batchsize",
+    "--trainer.max_epochs 0": r"--trainer.max_epochs must be 1 or more, got 0",
+    "--trainer.max_epoch 3": r"unrecognized arguments: --trainer.max_epoch",
+    "--trainer.accelerator abacus": r"accelerator.*abacus",
+    "--seed_everything x": r"seed_everything.* x",
+    "--ckpt_path nowhere.ckpt": r"--ckpt_path: there is no file nowhere.ckpt",
+    "test --ckpt_path nowhere.ckpt": r"--ckpt_path: there is no file nowhere.ckpt",
+}
+
+
+@pytest.mark.parametrize("typed", BAD_INPUT)
+def test_bad_input_gives_one_clear_line_status_2_and_no_run(typed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        train.main([*typed.split(), "--trainer.enable_progress_bar=false"])
+    assert stop.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.search(BAD_INPUT[typed], line), line
+    assert runs() == []
+
+
+def test_a_typo_in_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "typo.yaml").write_text("trainer: {max_epoch: 3}")
+    with pytest.raises(SystemExit, match="2"):
+        train.main(["--config", str(tmp_path / "typo.yaml")])
+    assert "max_epoch" in capsys.readouterr().err
+    assert runs() == []
+
+
+def test_the_command_works_from_any_directory_and_says_last_how_to_see_the_run(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), "--optimizer", "meta", *SHORT]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()[-5:]
+    [run] = runs()
+    assert re.fullmatch(r"val/loss \d\.\d{4}, test/loss \d\.\d{4}, test/accuracy 0\.\d{4}", lines[0])
+    assert re.fullmatch(r"the learning rate ended at 0\.\d+", lines[1])
+    assert Path(lines[2].removeprefix("checkpoint  ")).is_file()
+    assert lines[3] == f"MLflow run  {run.info.run_id}"
+    assert lines[4].endswith(f"/runs/{run.info.run_id}")
+    assert done.stderr == ""
+
+
+def test_a_run_that_diverges_ends_with_a_message_and_status_1(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), "--optimizer", "adam", "--model.lr=1e6", *SHORT]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert re.match(r"Training diverged at step 2: the training loss is \S+ and was 2\.\d+ at first", line)
+
+
+def test_the_first_screen_of_the_help_is_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        train.main(["--help"])
+    screen = "\n".join(capsys.readouterr().out.splitlines()[:40])
+    for option in ("--optimizer {adam,cosine,meta,meta_seed}", "--model.lr RATE", "--config", "--seed_everything"):
+        assert option in screen
