@@ -19,6 +19,7 @@ from plots import line_figure, mean_and_half_interval
 from tracking import ROOT, StoreError, client, how_to_see, open_experiment, parent_run
 
 RESULTS = ROOT / "results"
+FILES = ("comparison.png", "lr_evolution.png", "results.csv", "table.md")
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
 
 
@@ -138,7 +139,8 @@ def main(args: list[str] | None = None) -> pd.DataFrame:
         draw(runs, folder)
         runs.drop(columns=["val_losses", "lrs"]).to_csv(folder / "results.csv", index=False)
         (folder / "table.md").write_text(table(runs, command), encoding="utf-8")
-        client().log_artifacts(parent, str(folder))
+        for name in FILES:
+            client().log_artifact(parent, str(folder / name))
     text = (folder / "table.md").read_text(encoding="utf-8")
     if own.output is None:
         write_into_readme(text)

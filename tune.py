@@ -99,8 +99,9 @@ def main(args: list[str] | None = None) -> optuna.Study:
         client().log_text(parent, text, "best.yaml")
         client().log_metric(parent, "val/loss", study.best_value)
         client().log_param(parent, f"best model.lr of {own.trials}", study.best_params["lr"])
-        axes: Any = plot_slice(study)
-        client().log_figure(parent, axes.figure, "trials.png")
+        if len(study.get_trials(states=[TrialState.COMPLETE])) > 1:
+            axes: Any = plot_slice(study)
+            client().log_figure(parent, axes.figure, "trials.png")
     print(text, end="")
     if own.output:
         own.output.write_text(text)

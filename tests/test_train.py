@@ -9,6 +9,7 @@ import torch
 import yaml
 
 import train
+from cli import ARMS
 from tests.store import artifacts, history, runs
 from tracking import ROOT
 
@@ -21,7 +22,7 @@ def printed_config(*args: str, capsys: pytest.CaptureFixture[str]) -> Any:
     return yaml.safe_load(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("arm", train.ARMS)
+@pytest.mark.parametrize("arm", ARMS)
 def test_each_arm_trains_is_tested_once_and_keeps_what_it_did(arm: str) -> None:
     cli = train.main(["--optimizer", arm, "--model.lr=0.002", "--seed_everything=7", *SHORT])
     [run] = runs()
@@ -41,7 +42,7 @@ def test_the_default_arm_is_meta(capsys: pytest.CaptureFixture[str]) -> None:
     assert default | {"optimizer": "meta"} == named
 
 
-@pytest.mark.parametrize("arm", train.ARMS)
+@pytest.mark.parametrize("arm", ARMS)
 def test_an_arm_is_its_file(arm: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Over `base.yaml` and, where a file begins an own arm, over nothing else."""
     named = printed_config("--optimizer", arm, capsys=capsys)
@@ -55,7 +56,7 @@ def test_adam_and_cosine_start_from_the_tuned_rate(capsys: pytest.CaptureFixture
         assert printed_config("--optimizer", arm, capsys=capsys)["model"]["init_args"]["lr"] == tuned
 
 
-@pytest.mark.parametrize("arm", train.ARMS)
+@pytest.mark.parametrize("arm", ARMS)
 def test_later_options_win_over_the_preset(arm: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert printed_config("--optimizer", arm, "--model.lr=0.5", capsys=capsys)["model"]["init_args"]["lr"] == 0.5
 
@@ -68,7 +69,7 @@ def test_the_published_experiment_is_kept_to_the_letter(capsys: pytest.CaptureFi
     assert config["data"] == {"batch_size": 128, "val_batch_size": 128, "held_out": 800}
 
 
-def test_a_run_repeats_from_the_configuration_it_kept(tmp_path: Path) -> None:
+def test_a_run_repeats_from_the_configuration_it_kept() -> None:
     first = train.main(["--optimizer", "meta", *SHORT])
     [run] = runs()
     config = Path(run.info.artifact_uri) / "config.yaml"
@@ -78,7 +79,7 @@ def test_a_run_repeats_from_the_configuration_it_kept(tmp_path: Path) -> None:
     assert [run.info.run_name for run in runs()] == ["meta", "meta"]
 
 
-def test_a_checkpoint_alone_brings_its_arm_back(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_alone_brings_its_arm_back() -> None:
     cli = train.main(["--optimizer", "meta_seed", "--model.network.hidden=30", *SHORT])
     path = str(cli.trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
     tested = train.main(["test", "--ckpt_path", path, "--trainer.enable_progress_bar=false"])

@@ -13,7 +13,12 @@ from lightning_modules import MLP, Classifier, MetaClassifier
 
 
 def trainer(folder: Path, **options: Any) -> Trainer:
-    settings = {"max_epochs": 2, "enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    settings: dict[str, Any] = {
+        "max_epochs": 2,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+    }
     return Trainer(**settings | {"default_root_dir": folder, "accelerator": "cpu", "num_sanity_val_steps": 0} | options)
 
 
@@ -96,13 +101,13 @@ def test_the_checkpoint_holds_the_learned_rate_and_loads_without_pickle(tmp_path
 
 @pytest.mark.parametrize("lr", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_rate_that_is_not_positive_and_finite_is_refused(lr: float) -> None:
-    with pytest.raises(ValueError, match="--model.lr must be a positive finite number"):
+    with pytest.raises(ValueError, match=r"--model\.lr must be a positive finite number"):
         MetaClassifier(network(), lr=lr)
 
 
 @pytest.mark.parametrize("meta_lr", [-0.1, float("nan"), float("inf")])
 def test_a_meta_rate_that_is_negative_or_not_finite_is_refused(meta_lr: float) -> None:
-    with pytest.raises(ValueError, match="--model.meta_lr must be a finite number"):
+    with pytest.raises(ValueError, match=r"--model\.meta_lr must be a finite number"):
         MetaClassifier(network(), meta_lr=meta_lr)
 
 

@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+
+import compare
+from tests.store import artifacts, history, runs
+from tracking import client
+
+ARMS = ["meta", "adam"]
+COMMAND = ["--seeds", "2", "--optimizers", *ARMS, "--trainer.max_epochs=2", "--data.batch_size=1000"]
+
+
+def run(folder: Path, *options: str) -> pd.DataFrame:
+    return compare.main([*COMMAND, "--output", str(folder), *options])
+
+
+def test_every_arm_is_trained_on_every_seed_and_read_back_from_mlflow(tmp_path: Path) -> None:
+    run(tmp_path)
+    results = pd.read_csv(tmp_path / "results.csv")
+    assert set(zip(results.arm, results.seed, strict=True)) == {(arm, seed) for arm in ARMS for seed in (1, 2)}
+    for row in results.itertuples():
+        metrics = client().get_run(str(row.run_id)).data.metrics
+        assert (row.test_loss, row.test_accuracy) == (metrics["test/loss"], metrics["test/accuracy"])
+        assert row.final_lr == history(str(row.run_id), "lr")[-1][1]
+
+
+def test_figures_and_table_are_written_and_kept_with_a_parent_run(tmp_path: Path) -> None:
+    run(tmp_path)
+    for name in ("comparison.png", "lr_evolution.png"):
+        assert imread(tmp_path / name).std() > 0.01  # something is drawn
+    [parent] = [run for run in runs() if run.info.run_name == "compare"]
+    assert parent.info.status == "FINISHED"
+    assert artifacts(parent.info.run_id) == {"comparison.png", "lr_evolution.png", "results.csv", "table.md"}
+
+
+def test_only_what_is_missing_is_trained(tmp_path: Path) -> None:
+    first = run(tmp_path)
+    again = run(tmp_path)
+    assert list(first.run_id) == list(again.run_id)
+    more = run(tmp_path, "--seeds", "3")
+    assert set(first.run_id) < set(more.run_id)
+    other = run(tmp_path, "--model.lr=0.01")
+    assert not set(other.run_id) & set(more.run_id)
+
+
+def test_runs_are_the_same_whether_reused_or_trained_again(tmp_path: Path) -> None:
+    first = run(tmp_path)
+    for run_id in first.run_id:
+        client().delete_run(run_id)
+    again = run(tmp_path)
+    assert not set(first.run_id) & set(again.run_id)
+    assert list(first.test_loss) == list(again.test_loss)
+    assert list(first.lrs) == list(again.lrs)
+
+
+def test_the_table_has_means_intervals_paired_differences_and_the_conditions(tmp_path: Path) -> None:
+    results = run(tmp_path)
+    table = (tmp_path / "table.md").read_text()
+    loss = results.pivot(index="seed", columns="arm", values="test_loss")
+    assert f"| `adam` | {loss.adam.mean():.4f} ± " in table
+    assert f" | {(loss.adam - loss.meta).mean():+.4f} ± " in table
+    assert "seeds 1–2, 2 epochs" in table
+    assert "python compare.py --seeds 2" in table
+
+
+@pytest.mark.filterwarnings("ignore:Attempting to set identical low and high ylims")  # one rate, for two steps
+def test_a_run_that_diverges_stands_in_the_table_as_infinite(tmp_path: Path) -> None:
+    results = run(tmp_path, "--model.lr=1e20")
+    assert set(results.test_loss) == {float("inf")}
+    again = run(tmp_path, "--model.lr=1e20")
+    assert list(results.run_id) == list(again.run_id)
+
+
+def test_the_readme_takes_the_table_between_its_markers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    (tmp_path / "README.md").write_text(f"above\n{compare.BEGIN}old\n{compare.END}below\n")
+    compare.write_into_readme("new\n")
+    assert (tmp_path / "README.md").read_text() == f"above\n{compare.BEGIN}new\n{compare.END}below\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("--seeds 0", "must be a whole number of 1 or more, got '0'"),
+        ("--optimizers adamm", "invalid choice: 'adamm'"),
+        ("--optimizers adam --trainer.max_epochs 0", "--trainer.max_epochs must be 1 or more"),
+        ("--seed 3", "unrecognized arguments: --seed"),
+    ],
+)
+def test_bad_input_gives_status_2_and_no_run(typed: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        compare.main(typed.split())
+    assert message in capsys.readouterr().err
+    assert runs() == []

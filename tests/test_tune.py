@@ -1,0 +1,105 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from optuna.trial import TrialState
+
+import tune
+from tests.store import artifacts, history, runs
+from tracking import ROOT, artifact_dir
+
+SHORT = ["--trainer.max_epochs=1", "--data.batch_size=1000"]
+COMMAND = ["--optimizer", "adam", *SHORT]
+
+
+def test_trials_are_children_of_one_run_and_never_read_the_test_set() -> None:
+    study = tune.main([*COMMAND, "--trials", "3"])
+    parent, *children = runs()
+    assert (parent.info.run_name, parent.info.status) == ("tune adam", "FINISHED")
+    assert {child.data.tags["mlflow.parentRunId"] for child in children} == {parent.info.run_id}
+    assert [child.info.run_name for child in children] == [f"adam trial {i}" for i in range(3)]
+    assert not any("test/loss" in child.data.metrics for child in children)
+    assert {"best.yaml", "trials.png"} <= artifacts(parent.info.run_id)
+    values = [history(child.info.run_id, "val/loss")[-1][1] for child in children]
+    assert [trial.value for trial in study.trials] == pytest.approx(values)
+    assert all(1e-5 <= trial.params["lr"] <= 1e-1 for trial in study.trials)
+
+
+def test_the_best_rate_is_written_as_a_configuration_that_says_where_it_comes_from(tmp_path: Path) -> None:
+    file = tmp_path / "best.yaml"
+    study = tune.main([*COMMAND, "--trials", "3", "--output", str(file)])
+    text = file.read_text()
+    assert yaml.safe_load(text)["model"]["init_args"]["lr"] == pytest.approx(study.best_params["lr"], rel=1e-3)
+    assert "Best of 3 Optuna trials" in text
+    assert f"python tune.py --optimizer adam {' '.join(SHORT)} --trials 3" in text
+
+
+def test_the_reviewed_file_is_not_overwritten_by_runs_of_another_kind() -> None:
+    reviewed = (ROOT / "configs" / "tuned" / "adam.yaml").read_text()
+    tune.main([*COMMAND, "--trials", "1"])
+    assert (ROOT / "configs" / "tuned" / "adam.yaml").read_text() == reviewed
+
+
+def test_the_same_seed_proposes_the_same_rates_and_another_one_others() -> None:
+    def proposed(*options: str) -> list[float]:
+        return [trial.params["lr"] for trial in tune.main([*COMMAND, "--trials", "2", *options]).trials]
+
+    first = proposed()
+    (artifact_dir() / "optuna.log").unlink()
+    assert proposed() == first
+    assert not set(proposed("--seed", "1")) & set(first)
+
+
+def test_tuning_goes_on_where_it_was_and_the_number_of_trials_is_in_all() -> None:
+    tune.main([*COMMAND, "--trials", "2"])
+    study = tune.main([*COMMAND, "--trials", "3"])
+    assert len(study.trials) == 3
+    assert len(runs()) == 4
+    assert len({trial.params["lr"] for trial in study.trials}) == 3
+    tune.main([*COMMAND, "--trials", "3"])
+    assert len(runs()) == 4
+
+
+def test_tuning_that_was_killed_goes_on() -> None:
+    """A real process, killed for real in the middle of a trial."""
+    command = [sys.executable, str(ROOT / "tune.py"), *COMMAND, "--trials", "50"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(runs()) < 4 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.kill()
+    process.wait()
+    done = len(runs()) - 1
+    study = tune.main([*COMMAND, "--trials", "50"]) if done >= 50 else tune.main([*COMMAND, "--trials", str(done + 2)])
+    complete = study.get_trials(states=[TrialState.COMPLETE])
+    assert len(complete) == done + 2
+    assert not study.get_trials(states=[TrialState.RUNNING])
+    assert len([run for run in runs() if run.info.run_name == "tune adam"]) == 1
+
+
+def test_a_rate_that_diverges_counts_as_infinitely_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "LOWEST", 1e20)
+    monkeypatch.setattr(tune, "HIGHEST", 1e21)
+    study = tune.main([*COMMAND, "--trials", "1"])
+    assert study.best_value == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("", "--optimizer"),
+        ("--optimizer adamm", "invalid choice: 'adamm'"),
+        ("--optimizer adam --trials 0", "must be a whole number of 1 or more, got '0'"),
+        ("--optimizer adam --trials few", "must be a whole number of 1 or more, got 'few'"),
+        ("--optimizer adam --trails 3", "unrecognized arguments: --trails"),
+        ("--optimizer adam --trainer.max_epochs 0", "--trainer.max_epochs must be 1 or more"),
+    ],
+)
+def test_bad_input_gives_status_2_and_no_run(typed: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        tune.main(typed.split())
+    assert message in capsys.readouterr().err
+    assert runs() == []
