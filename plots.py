@@ -35,6 +35,8 @@ def line_figure(curves: Mapping[str, Curve], xlabel: str, ylabel: str, log: bool
             axes.plot(x, back(mean), label=label, linewidth=1.8, color=color, linestyle=dashes)
             axes.fill_between(x, back(mean - half), back(mean + half), color=color, alpha=0.2, linewidth=0)
         axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+        if log:  # four decades: a rate annealed to 0 would squeeze the rest
+            axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-4 * axes.get_ylim()[1]))
         if curves:
             axes.legend(frameon=False)
     return figure

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 from jsonargparse import Namespace
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers.logger import DummyLogger
 
@@ -79,6 +80,8 @@ class TrainCLI(LightningCLI):
         """Build everything before a run begins; a value that a class refuses is the user's to mend."""
         try:
             super().instantiate_classes()
+            if self.trainer.world_size > 1:
+                raise ValueError("--trainer.devices must be 1: hypergradients are not averaged over processes yet.")
         except (ValueError, StoreError) as error:
             self.parser.error(str(innermost(error)))
 
@@ -96,6 +99,8 @@ class TrainCLI(LightningCLI):
             return
         try:
             super()._run_subcommand(subcommand)
+        except MisconfigurationException as error:  # Lightning's, before anything ran
+            self.parser.error(str(error))
         except DivergenceError as error:
             self.diverged = str(error)
             if isinstance(logger, Tracker):

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-HOPELESS = 1_000.0  # times the first loss; no run of ours that passed 10 came back
+HOPELESS = 1_000.0  # times the first loss: well above what a rate on its way down passes through
 
 
 class DivergenceError(Exception):
@@ -15,7 +15,7 @@ class DivergenceError(Exception):
 class StopOnDivergence(Callback):
     """Raise DivergenceError where the loss is not finite, or a thousand times the first one.
 
-    Before that, the weights of the end of the last epoch are put back: the checkpoint holds finite ones.
+    Before that, the weights of the last validation are put back: the checkpoint holds finite ones.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -32,8 +32,16 @@ class StopOnDivergence(Callback):
         if not loss <= HOPELESS * max(abs(self._first), 1e-3):
             self._stop(trainer, pl_module, f"the training loss is {loss:.3g} and was {self._first:.3g} at first")
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the weights before a checkpoint may be saved: the last step may have spoilt them unseen."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._keep_or_stop(trainer, pl_module)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the epoch's weights where they are finite: the last step may have spoilt them unseen."""
+        """Look at the weights where there is no validation."""
+        self._keep_or_stop(trainer, pl_module)
+
+    def _keep_or_stop(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if all(bool(p.isfinite().all()) for p in pl_module.parameters()):
             self._keep(pl_module)
         else:

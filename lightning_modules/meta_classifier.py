@@ -28,7 +28,7 @@ class MetaClassifier(Classifier):
         self,
         network: nn.Module,
         lr: float = 1e-3,
-        meta_lr: float = 0.02,
+        meta_lr: float = 0.05,
         optimizer: OptimizerFactory = torch.optim.Adam,
     ) -> None:
         super().__init__(network, lr, optimizer)

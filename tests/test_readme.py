@@ -1,0 +1,31 @@
+import re
+
+import torch
+
+from hypergradient.support import SUPPORTED
+from tracking import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_recipe_runs_as_it_stands_and_the_rate_grows_from_its_small_start() -> None:
+    [recipe] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, torch.Tensor] = {}
+    exec(recipe, names)
+    assert names["log_scale"].item() > 1
+
+
+def test_the_optimizers_named_are_those_supported() -> None:
+    [named] = re.findall(r"Supported: (.*?)\. Refused", README, re.DOTALL)
+    assert " ".join(named.split()) == SUPPORTED
+
+
+def test_every_link_leads_somewhere() -> None:
+    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_the_six_lines_are_those_of_the_code() -> None:
+    code = " ".join((ROOT / "hypergradient" / "step.py").read_text(encoding="utf-8").replace("`", "").split())
+    for line in re.findall(r"^    (?:update|lookahead|hypergradient|real step)   .*$", README, re.MULTILINE):
+        assert " ".join(line.split()) in code
