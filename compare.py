@@ -138,10 +138,11 @@ def main(args: list[str] | None = None) -> pd.DataFrame:
         runs = read_back(run_missing(own, rest))
         draw(runs, folder)
         runs.drop(columns=["val_losses", "lrs"]).to_csv(folder / "results.csv", index=False)
-        (folder / "table.md").write_text(table(runs, command), encoding="utf-8")
+        text = table(runs, command)
+        (folder / "table.md").write_text(text, encoding="utf-8")
+        client().set_tag(parent, "mlflow.note.content", text)  # the description that the UI shows
         for name in FILES:
             client().log_artifact(parent, str(folder / name))
-    text = (folder / "table.md").read_text(encoding="utf-8")
     if own.output is None:
         write_into_readme(text)
     print(f"{text}\nwritten to  {folder}\nsee it      {how_to_see(experiment, parent)}")

@@ -77,7 +77,7 @@ def test_the_link_names_the_command_that_shows_this_store(store: Path, monkeypat
     assert how_to_see("1", "r") == "http://server:80/#/experiments/1/runs/r"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.chdir(ROOT)
-    assert how_to_see("1") == "mlflow ui   and open http://127.0.0.1:5000/#/experiments/1"
+    assert how_to_see("1", "r") == "mlflow ui   and open http://127.0.0.1:5000/#/experiments/1/runs/r"
 
 
 def answer(url: str, question: dict[str, Any]) -> Any:
