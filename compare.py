@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
@@ -97,7 +98,10 @@ def table(runs: pd.DataFrame, command: str) -> str:
 
 
 def with_interval(values: pd.Series, form: str) -> str:
-    """Return "mean ± half the 95 % interval"."""
+    """Return "mean ± half the 95 % interval", or how many runs diverged."""
+    diverged = int((~np.isfinite(values)).sum())
+    if diverged:
+        return f"{diverged} of {len(values)} diverged"
     mean, half = mean_and_half_interval(values)
     return f"{mean:{form}} ± {half:.4f}"
 

@@ -69,6 +69,7 @@ def test_the_table_has_means_intervals_paired_differences_and_the_conditions(tmp
 def test_a_run_that_diverges_stands_in_the_table_as_infinite(tmp_path: Path) -> None:
     results = run(tmp_path, "--model.lr=1e20")
     assert set(results.test_loss) == {float("inf")}
+    assert (tmp_path / "table.md").read_text().count("| `adam` | 2 of 2 diverged |") == 1
     again = run(tmp_path, "--model.lr=1e20")
     assert list(results.run_id) == list(again.run_id)
 
