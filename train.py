@@ -82,7 +82,7 @@ class TrainCLI(LightningCLI):
             super().instantiate_classes()
             if self.trainer.world_size > 1:
                 raise ValueError("--trainer.devices must be 1: hypergradients are not averaged over processes yet.")
-        except (ValueError, StoreError) as error:
+        except (ValueError, StoreError, MisconfigurationException) as error:
             self.parser.error(str(innermost(error)))
 
     def after_instantiate_classes(self) -> None:
@@ -119,8 +119,9 @@ class TrainCLI(LightningCLI):
             print(self.diverged, file=sys.stderr)
         logger, run_id = self.trainer.logger, self.run_id
         metrics = client().get_run(run_id).data.metrics if run_id else dict(self.test_metrics)
-        if self.test_metrics:
-            print(", ".join(f"{name} {metrics[name]:.4f}" for name in ("val/loss", "test/loss", "test/accuracy")))
+        names = [name for name in ("val/loss", "test/loss", "test/accuracy") if name in metrics]
+        if names and not self.diverged:
+            print(", ".join(f"{name} {metrics[name]:.4f}" for name in names))
         if "lr" in metrics:
             print(f"the learning rate ended at {metrics['lr']:.3g}")
         if path := getattr(self.trainer.checkpoint_callback, "best_model_path", None):

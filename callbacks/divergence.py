@@ -53,4 +53,6 @@ class StopOnDivergence(Callback):
     def _stop(self, trainer: Trainer, pl_module: LightningModule, reason: str) -> None:
         with torch.no_grad():
             pl_module.load_state_dict(self._weights)
-        raise DivergenceError(f"Training diverged at step {trainer.global_step}: {reason}. Lower --model.lr.")
+        raise DivergenceError(
+            f"Training diverged at step {trainer.global_step}: {reason}. Lower --model.lr (or --model.meta_lr)."
+        )

@@ -92,6 +92,13 @@ def test_a_checkpoint_alone_brings_its_arm_back() -> None:
     assert isinstance(resumed.trainer.optimizers[0], torch.optim.SGD)
 
 
+@pytest.mark.parametrize("option", ["--trainer.logger=false", "--trainer.limit_val_batches=0", "--trainer.max_steps=2"])
+def test_what_lightning_offers_is_still_there(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    cli = train.main(["--optimizer", "meta", *SHORT, option])
+    cli.report()
+    assert f"test/loss {cli.test_metrics['test/loss']:.4f}" in capsys.readouterr().out
+
+
 def test_somebodys_own_arm_is_a_file(tmp_path: Path) -> None:
     arm = {"model": {"class_path": "lightning_modules.Classifier", "init_args": {"optimizer": "torch.optim.AdamW"}}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(arm))
@@ -125,6 +132,7 @@ BAD_INPUT = {
     "--data.batchsize 3": r"unrecognized arguments: --data.batchsize",
     "--trainer.max_epochs 0": r"--trainer.max_epochs must be 1 or more, got 0",
     "--trainer.max_epoch 3": r"unrecognized arguments: --trainer.max_epoch",
+    "--trainer.max_epochs -3": r"max_epochs.*You passed in -3",
     "--trainer.devices 2": r"--trainer.devices must be 1",
     "--trainer.gradient_clip_val 1": r"gradient clipping is not supported for manual optimization",
     "--trainer.accumulate_grad_batches 2": r"gradient accumulation is not supported for manual optimization",
