@@ -69,6 +69,16 @@ def test_the_rate_moves_by_about_meta_lr_a_step_and_stays_positive(tmp_path: Pat
     assert steps.abs().max() < 0.06
 
 
+def test_the_real_step_is_the_plain_step_at_the_rate_that_is_reported(tmp_path: Path) -> None:
+    rates, start = Rates(), network()
+    meta = MetaClassifier(copy.deepcopy(start), lr=0.01, meta_lr=0.7)
+    fit(meta, tmp_path / "meta", max_steps=1, callbacks=[rates])
+    plain = Classifier(start, lr=rates.seen[0])
+    fit(plain, tmp_path / "plain", max_steps=1)
+    assert rates.seen[0] == pytest.approx(0.01 * 2.0137, rel=1e-3)  # exp(0.7), Adam's first step
+    torch.testing.assert_close(meta.network.state_dict(), plain.network.state_dict(), rtol=0, atol=1e-6)
+
+
 def test_a_batch_counts_once(tmp_path: Path) -> None:
     assert fit(MetaClassifier(network()), tmp_path / "epochs").global_step == 16
     assert fit(MetaClassifier(network()), tmp_path / "steps", max_epochs=-1, max_steps=5).global_step == 5
