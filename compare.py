@@ -17,7 +17,7 @@ from tqdm import tqdm
 import train
 from cli import ARMS, DEFAULT_ARM, QUIET, positive, sweep_parser
 from plots import line_figure, mean_and_half_interval
-from tracking import ROOT, StoreError, client, how_to_see, open_experiment, parent_run
+from tracking import ROOT, client, how_to_see, open_experiment, parent_run
 
 RESULTS = ROOT / "results"
 FILES = ("comparison.png", "lr_evolution.png", "results.csv", "table.md")
@@ -154,9 +154,4 @@ def main(args: list[str] | None = None) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    train.quiet()
-    try:
-        main()
-    except StoreError as error:
-        print(f"compare.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    train.script(main)

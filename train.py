@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -105,6 +105,12 @@ class TrainCLI(LightningCLI):
             self.diverged = str(error)
             if isinstance(logger, Tracker):
                 logger.experiment.set_tag(logger.run_id, "diverged", self.diverged)
+        except SystemExit:
+            if not self.trainer.interrupted:
+                raise
+            if isinstance(logger, Tracker):
+                logger.experiment.set_terminated(logger.run_id, "KILLED")
+            raise KeyboardInterrupt from None  # Lightning makes an exit of Ctrl-C, which callers could not tell apart
         if isinstance(logger, Tracker):
             self.run_id = logger.run_id
 
@@ -166,11 +172,31 @@ def quiet() -> None:
     for name in ("mlflow", "pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # of Lightning, about torch
-    warnings.filterwarnings("ignore", "The dirpath has changed")  # a resumed run saves in a folder of its own
+    for message in ("The dirpath has changed", "Checkpoint directory"):  # each run saves in a folder of its own
+        warnings.filterwarnings("ignore", message)
+
+
+def script(command: Callable[[], Any]) -> None:
+    """Run a command as a process; what its user can mend gives a line and a status, not a traceback."""
+    quiet()
+    name = Path(sys.argv[0]).name
+    try:
+        command()
+    except StoreError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; what was done is kept.", file=sys.stderr)
+        sys.exit(130)  # as shells have it
+
+
+def train_and_report() -> None:
+    """Train as the command line says, and print what came out; status 1 where it diverged."""
+    cli = main()
+    cli.report()
+    if cli.diverged:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    quiet()
-    cli = main()
-    cli.report()
-    sys.exit(1 if cli.diverged else 0)
+    script(train_and_report)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import train
 from cli import ARMS, CONFIGS, QUIET, positive, sweep_parser
-from tracking import StoreError, artifact_dir, client, how_to_see, open_experiment, parent_run
+from tracking import artifact_dir, client, how_to_see, open_experiment, parent_run
 
 LOWEST, HIGHEST = 1e-5, 1e-1
 
@@ -123,11 +123,6 @@ def run_missing_trials(study: optuna.Study, trials: int, arm: list[str], parent:
 
 
 if __name__ == "__main__":
-    train.quiet()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # the journal, the plot
-    try:
-        main()
-    except StoreError as error:
-        print(f"tune.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    train.script(main)

@@ -26,5 +26,6 @@ def store(fresh_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     shutil.copy(fresh_database, folder / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
     monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.chdir(tmp_path)  # without a logger, Lightning saves where the command was typed
     train.quiet()
     return folder

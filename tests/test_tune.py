@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 import time
@@ -78,6 +79,20 @@ def test_tuning_that_was_killed_goes_on() -> None:
     assert len(complete) == done + 2
     assert not study.get_trials(states=[TrialState.RUNNING])
     assert len([run for run in runs() if run.info.run_name == "tune adam"]) == 1
+
+
+def test_ctrl_c_ends_tuning_cleanly_and_it_goes_on() -> None:
+    command = [sys.executable, str(ROOT / "tune.py"), "--optimizer", "adam", "--trials", "50"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(runs()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "tune.py: interrupted; what was done is kept."
+    assert "Traceback" not in errors
+    assert {run.info.status for run in runs()} <= {"KILLED", "FINISHED"}
 
 
 def test_a_rate_that_diverges_counts_as_infinitely_bad(monkeypatch: pytest.MonkeyPatch) -> None:
