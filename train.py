@@ -64,6 +64,20 @@ class TrainCLI(LightningCLI):
         if command.ckpt_path not in keywords and not Path(command.ckpt_path).is_file():
             parser.error(f"--ckpt_path: there is no file {command.ckpt_path}. A run prints where its checkpoint lies.")
 
+    def _parse_ckpt_path(self) -> None:
+        """Take the model's configuration from the checkpoint."""
+        try:
+            super()._parse_ckpt_path()
+        except Exception as error:  # a file that is none fails in many ways
+            path = self.config[self.config.subcommand].ckpt_path
+            self.parser.error(f"--ckpt_path: {path} cannot be read as a checkpoint: {type(error).__name__}.")
+
+    def _set_seed(self) -> None:
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            self.parser.error(f"--seed_everything: {error}")
+
     def before_instantiate_classes(self) -> None:
         """Name the run after its arm and tag it."""
         command = self.config[self.subcommand]

@@ -43,6 +43,7 @@ class Classifier(LightningModule):
             raise ValueError(f"--model.lr must be a positive finite number, got {lr}. 0.001 is a usual start.")
         self.network = network
         self.lr, self.make_optimizer, self.make_schedule = lr, optimizer, schedule
+        self.inner_optimizer()  # what it refuses, it refuses now, before a run begins
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer, and the schedule where there is one."""

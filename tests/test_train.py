@@ -137,6 +137,8 @@ BAD_INPUT = {
     "--trainer.gradient_clip_val 1": r"gradient clipping is not supported for manual optimization",
     "--trainer.accumulate_grad_batches 2": r"gradient accumulation is not supported for manual optimization",
     "--trainer.accelerator abacus": r"accelerator.*abacus",
+    "--seed_everything -1": r"--seed_everything: -1 is not in bounds",
+    "--optimizer adam --model.optimizer.betas [0.5,2]": r"Invalid beta parameter at index 1: 2.0",
     "--seed_everything x": r"seed_everything.* x",
     "--ckpt_path nowhere.ckpt": r"--ckpt_path: there is no file nowhere.ckpt",
     "test --ckpt_path nowhere.ckpt": r"--ckpt_path: there is no file nowhere.ckpt",
@@ -150,6 +152,19 @@ def test_bad_input_gives_one_clear_line_status_2_and_no_run(typed: str, capsys: 
     assert stop.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert re.search(BAD_INPUT[typed], line), line
+    assert runs() == []
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 cut short"])
+def test_a_file_that_is_no_whole_checkpoint_is_refused(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "broken.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(SystemExit, match="2"):
+        train.main(["test", "--ckpt_path", str(path)])
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"--ckpt_path: {path} cannot be read as a checkpoint" in line
     assert runs() == []
 
 
