@@ -16,7 +16,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 ROOT = Path(__file__).resolve().parent
 EXPERIMENT = "mnist1d"
-TRAINING_VIEW = {"mlflow.experimentKind": "custom_model_development"}  # the UI shows agents' traces otherwise
 OWN_URI = f"sqlite:///{ROOT / 'mlflow.db'}"
 
 
@@ -84,8 +83,7 @@ def open_experiment(name: str = EXPERIMENT) -> str:
             experiment = store.get_experiment_by_name(name)
             if experiment is None:
                 local = tracking_uri().startswith("sqlite")  # a server knows its own place
-                place = str(artifact_dir() / name) if local else None
-                return str(store.create_experiment(name, place, TRAINING_VIEW))
+                return str(store.create_experiment(name, str(artifact_dir() / name) if local else None))
     except (MlflowException, SQLAlchemyError, OSError) as error:
         cause = str(error).splitlines()[0]
         raise StoreError(
@@ -126,7 +124,7 @@ def parent_run(name: str, tags: dict[str, str], run_id: str | None = None) -> It
 
 def how_to_see(experiment_id: str, run_id: str) -> str:
     """Say which command and which link show the run in MLflow's UI."""
-    page = f"#/experiments/{experiment_id}/runs/{run_id}"
+    page = f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"  # not the UI's agents' view
     uri = tracking_uri()
     if uri.startswith("http"):
         return f"{uri}/{page}"

@@ -74,10 +74,10 @@ def test_going_on_from_a_run_that_is_not_there_is_refused() -> None:
 def test_the_link_names_the_command_that_shows_this_store(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert how_to_see("1", "r").startswith(f"mlflow ui --backend-store-uri 'sqlite:///{store}/mlflow.db'")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:80")
-    assert how_to_see("1", "r") == "http://server:80/#/experiments/1/runs/r"
+    assert how_to_see("1", "r") == "http://server:80/#/experiments/1/runs/r?workflowType=machine_learning"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.chdir(ROOT)
-    assert how_to_see("1", "r") == "mlflow ui   and open http://127.0.0.1:5000/#/experiments/1/runs/r"
+    assert how_to_see("1", "r").startswith("mlflow ui   and open http://127.0.0.1:5000/#/experiments/1/runs/r?")
 
 
 def answer(url: str, question: dict[str, Any]) -> Any:
