@@ -79,6 +79,14 @@ def sweep_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
 
 
+def parse_sweep(parser: argparse.ArgumentParser, args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Return the parser's own options, and the rest, which goes on to every run."""
+    own, rest = parser.parse_known_args(args)
+    if any(argument.startswith("--trainer.logger") for argument in rest):
+        parser.error("--trainer.logger cannot be given here: the runs are read back from this project's MLflow store")
+    return own, rest
+
+
 def positive(text: str) -> int:
     """Read a whole number of 1 or more."""
     if not text.isdecimal() or int(text) == 0:

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 import train
-from cli import ARMS, DEFAULT_ARM, QUIET, positive, sweep_parser
+from cli import ARMS, DEFAULT_ARM, QUIET, parse_sweep, positive, sweep_parser
 from plots import line_figure, mean_and_half_interval
 from tracking import ROOT, client, how_to_see, open_experiment, parent_run
 
@@ -30,7 +30,8 @@ def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seeds", type=positive, default=5, help="runs an arm: seeds 1 ... SEEDS (tuning took 0)")
     parser.add_argument("--optimizers", nargs="+", choices=ARMS, default=ARMS, metavar="ARM", help="default: all")
     parser.add_argument("--output", type=Path, help="folder; default: results/ and the README's table")
-    own, rest = parser.parse_known_args(args)
+    own, rest = parse_sweep(parser, args)
+    own.optimizers = list(dict.fromkeys(own.optimizers))  # each once
     return own, rest
 
 

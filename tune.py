@@ -17,7 +17,7 @@ from optuna.visualization.matplotlib import plot_slice
 from tqdm import tqdm
 
 import train
-from cli import ARMS, CONFIGS, QUIET, positive, sweep_parser
+from cli import ARMS, CONFIGS, QUIET, parse_sweep, positive, sweep_parser
 from tracking import artifact_dir, client, how_to_see, open_experiment, parent_run
 
 LOWEST, HIGHEST = 1e-5, 1e-1
@@ -30,9 +30,11 @@ def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--trials", type=positive, default=20, help="in all, those of an interrupted run included")
     parser.add_argument("--seed", type=int, default=0, help="of Optuna's sampler (default: 0)")
     parser.add_argument("--output", type=Path, help="default: configs/tuned/ARM.yaml, if the runs are the arm's own")
-    own, rest = parser.parse_known_args(args)
+    own, rest = parse_sweep(parser, args)
     if own.output is None and not rest:
         own.output = CONFIGS / "tuned" / f"{own.optimizer}.yaml"
+    if own.output and not own.output.parent.is_dir():
+        parser.error(f"--output: there is no folder {own.output.parent} to write {own.output.name} into")
     return own, rest
 
 

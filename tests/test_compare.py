@@ -87,6 +87,7 @@ def test_the_readme_takes_the_table_between_its_markers(tmp_path: Path, monkeypa
         ("--seeds 0", "must be a whole number of 1 or more, got '0'"),
         ("--optimizers adamm", "invalid choice: 'adamm'"),
         ("--optimizers adam --trainer.max_epochs 0", "--trainer.max_epochs must be 1 or more"),
+        ("--trainer.logger=false", "--trainer.logger cannot be given here"),
         ("--seed 3", "unrecognized arguments: --seed"),
     ],
 )

@@ -110,6 +110,8 @@ def test_a_rate_that_diverges_counts_as_infinitely_bad(monkeypatch: pytest.Monke
         ("--optimizer adam --trials 0", "must be a whole number of 1 or more, got '0'"),
         ("--optimizer adam --trials few", "must be a whole number of 1 or more, got 'few'"),
         ("--optimizer adam --trails 3", "unrecognized arguments: --trails"),
+        ("--optimizer adam --output no/such/best.yaml", "there is no folder no/such"),
+        ("--optimizer adam --trainer.logger=false", "--trainer.logger cannot be given here"),
         ("--optimizer adam --trainer.max_epochs 0", "--trainer.max_epochs must be 1 or more"),
     ],
 )
