@@ -110,8 +110,9 @@ def with_interval(values: pd.Series, form: str) -> str:
 def conditions(runs: pd.DataFrame, command: str) -> str:
     """Say how the numbers came about: command, seeds, epochs, machine, versions."""
     epochs = sorted({len(history) for history in runs.val_losses})
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+    cpuinfo = Path("/proc/cpuinfo")  # Linux alone names the processor, and there
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return (
         f"Made by `{command}`: seeds 1–{runs.seed.max()}, {' or '.join(map(str, epochs))} epochs, weights of the last "
         f"step, mean ± half the 95 % interval over seeds (Student's t). {models[0] if models else platform.machine()}, "
