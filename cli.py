@@ -13,6 +13,8 @@ from tracking import ROOT
 
 CONFIGS = ROOT / "configs"
 ARMS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "base")
+HEADLINE = ["meta", "meta_onestep", "meta_seed", "adam", "cosine"]  # what is compared where nothing else is named
+TASKS = sorted(path.stem for path in (CONFIGS / "tasks").glob("*.yaml"))
 DEFAULT_ARM = "meta"
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 QUIET = "--trainer.enable_progress_bar=false"  # of a run among many: there is one bar for all
@@ -25,9 +27,8 @@ DESCRIPTION = """Train one arm on mnist1d, test it once, keep the run in MLflow.
   python train.py --optimizer meta --print_config      what an arm is made of
   python train.py test --ckpt_path CHECKPOINT          Lightning's own: fit (the default), validate, test, predict
 
-  --model.lr RATE       the learning rate that the arm starts from, or keeps
-  --model.meta_lr RATE  the step of the meta-optimizer on log lr (meta, meta_seed)
-  --model.help NAME     the options of a module: Classifier, MetaClassifier
+  --model.lr RATE       the learning rate that the arm starts from, or keeps; `meta` reads none
+  --model.help NAME     the options of a module: Classifier, MetaClassifier, OneStepClassifier, DescentClassifier
   --trainer.max_epochs EPOCHS, --seed_everything SEED, and all that Lightning's Trainer takes
 
 Later options win. Two arms on one line are refused."""
@@ -63,14 +64,16 @@ class Parser(LightningArgumentParser):
 
 
 class Preset(argparse.Action):
-    """`--optimizer NAME` reads `configs/NAME.yaml`, exactly as `--config` would."""
+    """`--optimizer NAME` reads `configs/NAME.yaml`, `--task NAME` `configs/tasks/NAME.yaml`, as `--config` would."""
 
     def __call__(self, parser: Any, namespace: Any, value: Any, option_string: str | None = None) -> None:
         """Apply the file, once."""
         if namespace.get(self.dest):
-            parser.error(f"--optimizer was given twice ({namespace[self.dest]}, {value}): name one arm.")
+            kind = "arm" if self.dest == "optimizer" else self.dest
+            parser.error(f"--{self.dest} was given twice ({namespace[self.dest]}, {value}): name one {kind}.")
         namespace[self.dest] = value
-        ActionConfigFile.apply_config(parser, namespace, "config", str(CONFIGS / f"{value}.yaml"))
+        folder = CONFIGS / "tasks" if self.dest == "task" else CONFIGS
+        ActionConfigFile.apply_config(parser, namespace, "config", str(folder / f"{value}.yaml"))
 
 
 def sweep_parser(prog: str, description: str | None) -> argparse.ArgumentParser:

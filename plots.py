@@ -23,7 +23,9 @@ Curve = tuple[Sequence[float], Any]
 """Where, (points,), and what, (runs, points). One run draws a line, several draw their mean and its interval."""
 
 
-def line_figure(curves: Mapping[str, Curve], xlabel: str, ylabel: str, log: bool = False) -> Figure:
+def line_figure(
+    curves: Mapping[str, Curve], xlabel: str, ylabel: str, log: bool = False, log_x: bool = False
+) -> Figure:
     """Draw a line for each label: the mean over runs (on a log scale the geometric one), its 95 % interval a band."""
     transform, back = (np.log, np.exp) if log else (np.asarray, np.asarray)
     with matplotlib.rc_context(STYLE):
@@ -35,6 +37,8 @@ def line_figure(curves: Mapping[str, Curve], xlabel: str, ylabel: str, log: bool
             axes.plot(x, back(mean), label=label, linewidth=1.8, color=color, linestyle=dashes)
             axes.fill_between(x, back(mean - half), back(mean + half), color=color, alpha=0.2, linewidth=0)
         axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
+        if log_x:
+            axes.set_xscale("log")
         if log:  # four decades: a rate annealed to 0 would squeeze the rest
             axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-4 * axes.get_ylim()[1]))
         if curves:

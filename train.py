@@ -16,8 +16,8 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers.logger import DummyLogger
 
 from callbacks import DivergenceError, SaveConfigArtifact
-from cli import ARMS, CONFIGS, DEFAULT_ARM, DESCRIPTION, SUBCOMMANDS, USAGE, HelpFormatter, Parser, Preset
-from data import MNIST1DDataModule
+from cli import ARMS, CONFIGS, DEFAULT_ARM, DESCRIPTION, SUBCOMMANDS, TASKS, USAGE, HelpFormatter, Parser, Preset
+from data.tensors import TensorDataModule
 from lightning_modules import Classifier
 from tracking import StoreError, Tracker, client, find_run, how_to_see, open_experiment
 
@@ -37,11 +37,12 @@ class TrainCLI(LightningCLI):
         command = {"default_config_files": [str(CONFIGS / "base.yaml")], "usage": USAGE}
         super().__init__(
             Classifier,
-            MNIST1DDataModule,
+            TensorDataModule,
             parser_class=Parser,
             parser_kwargs={name: dict(command) for name in SUBCOMMANDS}
             | {"fit": command | {"description": DESCRIPTION}, "formatter_class": HelpFormatter, "allow_abbrev": False},
             subclass_mode_model=True,
+            subclass_mode_data=True,
             auto_configure_optimizers=False,  # its own --optimizer takes torch classes, and overrides the module's
             save_config_callback=SaveConfigArtifact,
         )
@@ -49,8 +50,9 @@ class TrainCLI(LightningCLI):
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Put ours before the Trainer's, so that the first screen of the help shows them."""
         parser.add_argument("--optimizer", action=Preset, choices=ARMS, help=f"the arm, {DEFAULT_ARM} by default")
+        parser.add_argument("--task", action=Preset, choices=TASKS, help="the data and the network, mlp by default")
         parser.add_lightning_class_args(Classifier, "model", subclass_mode=True)
-        parser.add_lightning_class_args(MNIST1DDataModule, "data")
+        parser.add_lightning_class_args(TensorDataModule, "data", subclass_mode=True)
         parser.add_lightning_class_args(self.trainer_class, "trainer")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -81,10 +83,16 @@ class TrainCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Name the run after its arm and tag it."""
         command = self.config[self.subcommand]
-        arm = command.optimizer or Path(str(command.config[-1])).stem
+        files = [Path(str(file)) for file in command.config or []]
+        arm = command.optimizer or next(file.stem for file in reversed(files) if file.parent.name != "tasks")
         self._dump_config()
         self.digest = digest(self.config_dump)
-        tags = {"optimizer": arm, "seed": str(command.seed_everything), "config": self.digest} | self.tags
+        tags = {
+            "optimizer": arm,
+            "task": command.task or "mlp",
+            "seed": str(command.seed_everything),
+            "config": self.digest,
+        } | self.tags
         logger = command.trainer.logger
         if isinstance(logger, Namespace) and logger.class_path == "tracking.Tracker":
             logger.init_args.run_name = logger.init_args.run_name or arm
@@ -139,7 +147,7 @@ class TrainCLI(LightningCLI):
             print(self.diverged, file=sys.stderr)
         logger, run_id = self.trainer.logger, self.run_id
         metrics = client().get_run(run_id).data.metrics if run_id else dict(self.test_metrics)
-        names = [name for name in ("val/loss", "test/loss", "test/accuracy") if name in metrics]
+        names = [name for name in ("val/loss", "test/loss", "test/accuracy", "test/r2") if name in metrics]
         if names and not self.diverged:
             print(", ".join(f"{name} {metrics[name]:.4f}" for name in names))
         if "lr" in metrics:

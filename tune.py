@@ -1,4 +1,4 @@
-"""Find the best learning rate of an arm with Optuna: `python tune.py --optimizer adam --trials 20`."""
+"""Find an arm's best rate, or rate and weight decay, with Optuna: `python tune.py --optimizer adam --trials 20`."""
 
 import argparse
 import hashlib
@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import yaml
 from optuna.storages.journal import JournalFileBackend
@@ -20,7 +21,11 @@ import train
 from cli import ARMS, CONFIGS, QUIET, parse_sweep, positive, sweep_parser
 from tracking import artifact_dir, client, how_to_see, open_experiment, parent_run
 
-LOWEST, HIGHEST = 1e-5, 1e-1
+RATE = {"model.lr": (1e-5, 1e-1)}
+WITH_DECAY = {"model.lr": (1e-4, 1e-1), "model.optimizer.weight_decay": (1e-3, 1.0)}
+WITH_HYPER_RATE = RATE | {"model.hyper_lr": (1e-8, 1e-4)}
+Space = dict[str, tuple[float, float]]
+"""Option -> its lowest and its highest value; searched log-uniformly."""
 
 
 def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -29,13 +34,41 @@ def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--optimizer", required=True, choices=ARMS, help="the arm")
     parser.add_argument("--trials", type=positive, default=20, help="in all, those of an interrupted run included")
     parser.add_argument("--seed", type=int, default=0, help="of Optuna's sampler (default: 0)")
+    parser.add_argument(
+        "--search",
+        type=interval,
+        nargs="+",
+        metavar="OPTION=LOW:HIGH",
+        help="what to search, log-uniformly; default: model.lr=1e-5:1e-1, with AdamW model.lr=1e-4:1e-1 "
+        "model.optimizer.weight_decay=1e-3:1",
+    )
     parser.add_argument("--output", type=Path, help="default: configs/tuned/ARM.yaml, if the runs are the arm's own")
     own, rest = parse_sweep(parser, args)
+    own.search = dict(own.search) if own.search else space(own.optimizer)
     if own.output is None and not rest:
         own.output = CONFIGS / "tuned" / f"{own.optimizer}.yaml"
     if own.output and not own.output.parent.is_dir():
         parser.error(f"--output: there is no folder {own.output.parent} to write {own.output.name} into")
     return own, rest
+
+
+def interval(text: str) -> tuple[str, tuple[float, float]]:
+    """Read `model.lr=1e-5:1e-1`."""
+    option, _, bounds = text.partition("=")
+    try:
+        low, high = (float(bound) for bound in bounds.split(":"))
+    except ValueError:
+        low = high = 0.0
+    if not (option.startswith(("model.", "data.")) and 0 < low < high):
+        raise argparse.ArgumentTypeError(f"must read like model.lr=1e-5:1e-1, got {text!r}")
+    return option, (low, high)
+
+
+def space(arm: str) -> Space:
+    """Return what is searched of an arm by default."""
+    if arm.startswith("adamw"):
+        return WITH_DECAY
+    return WITH_HYPER_RATE if arm == "descent" else RATE
 
 
 def open_study(own: argparse.Namespace, rest: list[str]) -> optuna.Study:
@@ -45,7 +78,7 @@ def open_study(own: argparse.Namespace, rest: list[str]) -> optuna.Study:
     backend = JournalFileBackend(str(artifact_dir() / "optuna.log"))
     study = optuna.create_study(
         storage=optuna.storages.JournalStorage(backend),
-        study_name=" ".join([own.optimizer, f"seed={own.seed}", facts, *rest]),
+        study_name=" ".join([own.optimizer, f"seed={own.seed}", facts, str(own.search), *rest]),
         load_if_exists=True,
     )
     for trial in study.get_trials(states=[TrialState.RUNNING]):  # of a run that was killed
@@ -56,12 +89,17 @@ def open_study(own: argparse.Namespace, rest: list[str]) -> optuna.Study:
     return study
 
 
-def run_trial(study: optuna.Study, arm: list[str], parent: str) -> None:
-    """Train at one more rate; its value is the validation loss after the last epoch, infinite where it diverged."""
+def options(params: dict[str, float]) -> list[str]:
+    """Return the options that set a trial's values."""
+    return [f"--{option}={value}" for option, value in params.items()]
+
+
+def run_trial(study: optuna.Study, space: Space, arm: list[str], parent: str) -> None:
+    """Train with one more set of values; its own is the last validation loss, infinite where it diverged."""
     trial = study.ask()
     try:
-        lr = trial.suggest_float("lr", LOWEST, HIGHEST, log=True)
-        own = [f"--model.lr={lr}", f"--trainer.logger.run_name={arm[1]} trial {trial.number}", QUIET]
+        params = {option: trial.suggest_float(option, low, high, log=True) for option, (low, high) in space.items()}
+        own = [*options(params), f"--trainer.logger.run_name={arm[1]} trial {trial.number}", QUIET]
         cli = train.main([*arm, *own], {"mlflow.parentRunId": parent}, test=False)
         trial.set_user_attr("run_id", cli.run_id)
         study.tell(trial, math.inf if cli.diverged else cli.trainer.callback_metrics["val/loss"].item())
@@ -70,15 +108,22 @@ def run_trial(study: optuna.Study, arm: list[str], parent: str) -> None:
         raise
 
 
-def describe(study: optuna.Study, command: str) -> str:
-    """Return the best rate as the text of a configuration file, with where it comes from."""
+def describe(study: optuna.Study, space: Space, command: str) -> str:
+    """Return the best values as the text of a configuration file, with where they come from."""
     best, trials = study.best_trial, study.get_trials(states=[TrialState.COMPLETE])
-    module = client().get_run(best.user_attrs["run_id"]).data.params["model"]
-    model = {"class_path": module, "init_args": {"lr": float(f"{best.params['lr']:.4g}")}}
+    params = client().get_run(best.user_attrs["run_id"]).data.params
+    config: dict[str, Any] = {}
+    for option, value in best.params.items():
+        place, path = config, option.split(".")
+        for depth, name in enumerate(path[:-1], 1):
+            class_path = params.get(".".join(path[:depth]))  # of a module, where there is one
+            place = place.setdefault(name, {"class_path": class_path, "init_args": {}} if class_path else {})
+            place = place.get("init_args", place)
+        place[path[-1]] = float(f"{value:.4g}")
+    searched = ", ".join(f"{option} {low:g} ... {high:g}" for option, (low, high) in space.items())
     return (
-        f"# Best of {len(trials)} Optuna trials (TPE, log-uniform in {LOWEST:g} ... {HIGHEST:g}) on the validation\n"
-        f"# loss after the last epoch: {best.value:.4f}. Made by: {command}\n"
-        + yaml.safe_dump({"model": model}, sort_keys=False)
+        f"# Best of {len(trials)} Optuna trials on the validation loss after the last epoch: {best.value:.4f}.\n"
+        f"# TPE, log-uniform in {searched}.\n# Made by: {command}\n" + yaml.safe_dump(config, sort_keys=False)
     )
 
 
@@ -96,14 +141,15 @@ def main(args: list[str] | None = None) -> optuna.Study:
     tags = {"optimizer": own.optimizer, "mlflow.note.content": f"{own.trials} trials of `{' '.join(arm)}`"}
     with parent_run(f"tune {own.optimizer}", tags, study.user_attrs.get("parent")) as parent:
         study.set_user_attr("parent", parent)
-        run_missing_trials(study, own.trials, arm, parent)
-        text = describe(study, f"python tune.py {shlex.join(sys.argv[1:] if args is None else args)}")
+        run_missing_trials(study, own, arm, parent)
+        text = describe(study, own.search, f"python tune.py {shlex.join(sys.argv[1:] if args is None else args)}")
         client().log_text(parent, text, "best.yaml")
         client().log_metric(parent, "val/loss", study.best_value)
-        client().log_param(parent, f"best model.lr of {own.trials}", study.best_params["lr"])
+        for option, value in study.best_params.items():
+            client().log_param(parent, f"best {option} of {own.trials}", value)
         if len(study.get_trials(states=[TrialState.COMPLETE])) > 1:
-            axes: Any = plot_slice(study)
-            client().log_figure(parent, axes.figure, "trials.png")
+            axes: Any = np.ravel(plot_slice(study))
+            client().log_figure(parent, axes[0].figure, "trials.png")
     print(text, end="")
     if own.output:
         own.output.write_text(text)
@@ -114,13 +160,14 @@ def main(args: list[str] | None = None) -> optuna.Study:
     return study
 
 
-def run_missing_trials(study: optuna.Study, trials: int, arm: list[str], parent: str) -> None:
+def run_missing_trials(study: optuna.Study, own: argparse.Namespace, arm: list[str], parent: str) -> None:
     """Run trials until there are as many complete ones, with a bar that shows the best so far."""
     done = len(study.get_trials(states=[TrialState.COMPLETE]))
-    with tqdm(total=trials, initial=min(done, trials), desc=f"tune {arm[1]}", unit="trial") as bar:
-        for _ in range(done, trials):
-            run_trial(study, arm, parent)
-            bar.set_postfix(best=f"{study.best_value:.4f}", lr=f"{study.best_params['lr']:.2e}")
+    with tqdm(total=own.trials, initial=min(done, own.trials), desc=f"tune {arm[1]}", unit="trial") as bar:
+        for _ in range(done, own.trials):
+            run_trial(study, own.search, arm, parent)
+            best = {option.split(".")[-1]: f"{value:.2e}" for option, value in study.best_params.items()}
+            bar.set_postfix(best=f"{study.best_value:.4f}", **best)
             bar.update()
 
 

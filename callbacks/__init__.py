@@ -1,7 +1,9 @@
 """What watches a run. A callback knows a module by what its training_step returns and logs, never by class."""
 
+from callbacks.average import TailAverage
 from callbacks.config import SaveConfigArtifact
 from callbacks.divergence import DivergenceError, StopOnDivergence
+from callbacks.schedule_free import ScheduleFree
 from callbacks.trajectory import Trajectory
 
-__all__ = ["DivergenceError", "SaveConfigArtifact", "StopOnDivergence", "Trajectory"]
+__all__ = ["DivergenceError", "SaveConfigArtifact", "ScheduleFree", "StopOnDivergence", "TailAverage", "Trajectory"]

@@ -1,6 +1,7 @@
-"""The published mnist1d arrays, served as whole tensors."""
+"""Samples served as whole tensors: mnist1d as published, and two tasks of another kind."""
 
 from data.loader import TensorLoader
 from data.mnist1d import MNIST1DDataModule
+from data.scikit import DigitsDataModule, FriedmanDataModule
 
-__all__ = ["MNIST1DDataModule", "TensorLoader"]
+__all__ = ["DigitsDataModule", "FriedmanDataModule", "MNIST1DDataModule", "TensorLoader"]

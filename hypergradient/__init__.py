@@ -1,7 +1,9 @@
 """The learning rate's own gradient: any `torch.optim` optimizer, one extra backward pass, torch alone."""
 
+from hypergradient.search import search_rate
+from hypergradient.start import starting_rate
 from hypergradient.step import hypergradient, lookahead, real_step
 from hypergradient.support import check_supported
 from hypergradient.trace import no_trace
 
-__all__ = ["check_supported", "hypergradient", "lookahead", "no_trace", "real_step"]
+__all__ = ["check_supported", "hypergradient", "lookahead", "no_trace", "real_step", "search_rate", "starting_rate"]

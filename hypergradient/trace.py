@@ -8,17 +8,27 @@ from torch import nn
 
 
 @contextmanager
-def no_trace(network: nn.Module) -> Iterator[None]:
+def no_trace(network: nn.Module, batch_statistics: bool = False) -> Iterator[None]:
     """Evaluate `network` as validation does, then leave it and the random stream as if nothing had happened.
 
     In evaluation mode BatchNorm reads its statistics without updating them and dropout draws nothing: the
     hypergradient is that of the validation loss as validation measures it. Each submodule's own mode comes back.
+
+    batch_statistics: let BatchNorm normalise by the batch, and put its buffers back: where it has no statistics yet, or
+    none of these weights.
     """
     modes = {module: module.training for module in network.modules()}
+    buffers = {buffer: buffer.detach().clone() for buffer in network.buffers()} if batch_statistics else {}
     network.eval()
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.train(batch_statistics)
     try:
         with torch.random.fork_rng():  # some networks draw in evaluation mode too (a VAE, functional dropout)
             yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+        with torch.no_grad():
+            for buffer, value in buffers.items():
+                buffer.copy_(value)

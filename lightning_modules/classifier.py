@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics.functional.classification import multiclass_accuracy
+from torchmetrics.functional.regression import r2_score
 
 Batch = tuple[Tensor, Tensor]
 Pair = dict[str, Batch]
@@ -19,13 +21,14 @@ ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 
 
 class Classifier(LightningModule):
-    """Cross-entropy training at a fixed or a scheduled learning rate.
+    """Training at a fixed or a scheduled learning rate: of cross-entropy, or of squared error where targets are floats.
 
     Args:
-        network: (batch, ...) inputs -> (batch, classes) logits.
+        network: (batch, ...) inputs -> (batch, classes) logits, or (batch, 1) values.
         lr: the learning rate that the arm starts from, or keeps.
         optimizer: makes the optimizer from the parameters and the rate.
-        schedule: makes an LR scheduler from the optimizer and the number of steps in the run; stepped every batch.
+        schedule: makes an LR scheduler from the optimizer and the number of steps in the run; stepped every batch
+            (ReduceLROnPlateau: every epoch, on the validation loss).
 
     Raises:
         ValueError: lr is not a positive finite number.
@@ -42,6 +45,7 @@ class Classifier(LightningModule):
         if not 0 < lr < math.inf:
             raise ValueError(f"--model.lr must be a positive finite number, got {lr}. 0.001 is a usual start.")
         self.network = network
+        self.losses: list[Tensor] = []
         self.lr, self.make_optimizer, self.make_schedule = lr, optimizer, schedule
         self.inner_optimizer()  # what it refuses, it refuses now, before a run begins
 
@@ -51,6 +55,8 @@ class Classifier(LightningModule):
         if self.make_schedule is None:
             return optimizer
         schedule = self.make_schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        if isinstance(schedule, ReduceLROnPlateau):
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val/loss"}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def inner_optimizer(self) -> Optimizer:
@@ -63,15 +69,27 @@ class Classifier(LightningModule):
         return logits
 
     def loss(self, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy of a batch, 0-d."""
+        """Return the mean loss of a batch, 0-d."""
         x, y = batch
-        return cross_entropy(self(x), y)
+        return objective(self(x), y)
 
     def training_step(self, batch: Pair, batch_idx: int) -> dict[str, Tensor | float]:
         """Return the loss to be minimised and the rate of this step."""
         loss = self.loss(batch["train"])
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["train"][1]))
-        return {"loss": loss, "lr": self.trainer.optimizers[0].param_groups[0]["lr"]}
+        self.losses.append(loss.detach())
+        group = self.trainer.optimizers[0].param_groups[0]
+        seen = {"loss": loss, "lr": group["lr"], "shrink": self.shrink(group)}
+        return {name: value for name, value in seen.items() if name != "shrink" or value}
+
+    def shrink(self, group: dict[str, Any]) -> float:
+        """Return what a step takes from each weight, beside the gradient's part: η = lr · weight_decay in AdamW."""
+        decoupled = group.get("decoupled_weight_decay", False)
+        return float(group["lr"] * group["weight_decay"]) if decoupled else 0.0
+
+    def on_train_epoch_end(self) -> None:
+        """Log train/loss, the mean over the steps of the epoch: `self.log` at each step would cost half a step."""
+        self.log("train/loss", torch.stack(self.losses).mean())
+        self.losses.clear()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log val/loss and val/accuracy."""
@@ -87,7 +105,18 @@ class Classifier(LightningModule):
 
     def _evaluate(self, part: str, batch: Batch) -> None:
         x, y = batch
-        logits = self(x)
-        accuracy = multiclass_accuracy(logits, y, num_classes=logits.shape[1], average="micro")
-        metrics = {f"{part}/loss": cross_entropy(logits, y), f"{part}/accuracy": accuracy}
+        outputs = self(x)
+        if y.is_floating_point():
+            quality = {"r2": r2_score(outputs.squeeze(1), y)}
+        else:
+            accuracy = multiclass_accuracy(outputs, y, num_classes=outputs.shape[1], average="micro")
+            quality = {"accuracy": accuracy}
+        metrics = {f"{part}/{name}": value for name, value in ({"loss": objective(outputs, y)} | quality).items()}
         self.log_dict(metrics, prog_bar=part == "val", batch_size=len(y))
+
+
+def objective(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean squared error where the targets are floats, else the mean cross-entropy, 0-d."""
+    if targets.is_floating_point():
+        return mse_loss(outputs.squeeze(1), targets)
+    return cross_entropy(outputs, targets)

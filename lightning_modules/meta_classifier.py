@@ -1,65 +1,143 @@
-"""The classifier whose learning rate follows the gradient of the validation loss."""
+"""The classifier that finds its learning rate, and the shrink of its weights, in the run that uses them."""
 
+import copy
 import math
-from typing import Any, cast
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hypergradient import check_supported, hypergradient, lookahead, no_trace, real_step
-from lightning_modules.classifier import Classifier, OptimizerFactory, Pair
+from hypergradient import check_supported, no_trace, search_rate, starting_rate
+from lightning_modules.classifier import Batch, Classifier, OptimizerFactory, Pair
+
+REFERENCE_BATCH = 64  # samples: the batch at which the bracket's rate is right as it is
+LOOK = 1024  # validation samples that judge a stretch
+TRUST = 0.1  # in the bracket: another rate must be better by a tenth
 
 
 class MetaClassifier(Classifier):
-    """A classifier that looks ahead: before each real step, the rate moves along the hypergradient of that step.
+    """A classifier that needs no learning rate: the validation loss of hypothetical steps gives it, before step 1.
+
+        bracket          s                     where the hypergradient of the first step changes sign
+        rate             α = s √(b / 64)       b: samples a batch
+        stretches        α ← the best of α/3, α, 3α, ... after a twentieth of the run, tried from θ₀
+        each real step   θ ← (1 - η) θ + Δ(α)  η = 1 / (memory · steps an epoch)
+
+    Meant to return averaged weights: `callbacks.TailAverage`.
 
     Args:
         network: (batch, ...) inputs -> (batch, classes) logits.
-        lr: the learning rate to start from.
-        meta_lr: the step of the meta-optimizer (Adam) on log lr: at most about this relative change of the rate a step.
-        optimizer: makes the inner optimizer from the parameters and the rate.
+        lr: the learning rate to start from where `bracket` is off; not read otherwise.
+        bracket: start at the rate at which the hypergradient changes sign.
+        stretch: the length of a hypothetical stretch as a fraction of the run; 0 for none.
+        memory: epochs after which a weight has forgotten 63 % of its past; inf for no shrink.
+        optimizer: makes the optimizer from the parameters and the rate.
 
     Raises:
-        ValueError: lr or meta_lr is out of range, or the inner optimizer's step is not proportional to its rate.
+        ValueError: an argument is out of range, or the optimizer's step is not proportional to its rate.
     """
 
     def __init__(
         self,
         network: nn.Module,
         lr: float = 1e-3,
-        meta_lr: float = 0.05,
+        bracket: bool = True,
+        stretch: float = 0.05,
+        memory: float = 12.0,
         optimizer: OptimizerFactory = torch.optim.Adam,
     ) -> None:
         super().__init__(network, lr, optimizer)
-        if not 0 <= meta_lr < math.inf:
-            raise ValueError(f"--model.meta_lr must be a finite number, 0 or more, got {meta_lr}.")
+        if not 0 <= stretch < 1:
+            raise ValueError(f"--model.stretch is a fraction of the run, 0 or more and below 1, got {stretch}.")
+        if not memory > 0:
+            raise ValueError(f"--model.memory must be a positive number of epochs, got {memory}.")
         check_supported(self.inner_optimizer())
-        self.meta_lr = meta_lr
-        self.log_scale = nn.Parameter(torch.zeros(()))  # of the rate over `lr`; made here, so that checkpoints hold it
-        self.automatic_optimization = False
+        self.bracket, self.stretch, self.memory = bracket, stretch, memory
+        self.passes = 0.0  # forward-backward passes spent on the search, of a training batch each
 
-    def configure_optimizers(self) -> list[Optimizer]:
-        """Build the inner optimizer on the network, and the meta-optimizer on the learning rate."""
-        return [self.inner_optimizer(), torch.optim.Adam([self.log_scale], lr=self.meta_lr)]
+    def on_train_start(self) -> None:
+        """Find the rate, unless the run is resumed: then the optimizer has it."""
+        if self.trainer.global_step:
+            return
+        [optimizer] = self.trainer.optimizers
+        batches = self._first_batches()
+        rate = self._bracketed_rate(optimizer, batches[0]) if self.bracket else self.lr
+        if self.stretch:
+            start = copy.deepcopy((self.network.state_dict(), optimizer.state_dict()))
+            trust = TRUST if self.bracket else 0.0
+            rate = search_rate(lambda rate: self._stretch(optimizer, start, rate, batches), rate, trust)
+            self._set(optimizer, start, rate)
+        else:
+            _set_rate(optimizer, rate)
+        if self.logger:
+            self.logger.log_metrics({"search/rate": rate, "search/passes": self.passes}, step=0)
 
-    def training_step(self, batch: Pair, batch_idx: int) -> dict[str, Tensor | float]:
-        """Take one adapted step (`hypergradient.step` has the letters) and return what it saw."""
-        optimizer, meta_optimizer = cast(list[Any], self.optimizers())
-        loss = self.loss(batch["train"])
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Shrink the weights. The gradient is already that at the weights before."""
+        self._shrink()
+
+    def shrink(self, group: dict[str, Any]) -> float:
+        """Return η, the part of each weight that a step takes away."""
+        return 1 / (self.memory * float(self.trainer.num_training_batches))
+
+    @torch.no_grad()
+    def _shrink(self) -> None:
+        torch._foreach_mul_([p for p in self.network.parameters() if p.requires_grad], 1 - self.shrink({}))
+
+    def _first_batches(self) -> list[Pair]:
+        """Return the batches that the run begins with, on its device: one, or those of a stretch."""
+        length = max(1, math.ceil(self.stretch * self.trainer.estimated_stepping_batches))
+        loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]  # a fresh one: same order
+        return [self.trainer.strategy.batch_to_device(batch) for batch, *_ in islice(loader, length)]
+
+    def _bracketed_rate(self, optimizer: Optimizer, batch: Pair) -> float:
+        def validation_loss() -> Tensor:
+            self.passes += _samples(batch["val"]) / _samples(batch["train"])
+            return self.loss(batch["val"])
+
+        with no_trace(self.network, batch_statistics=True):
+            return starting_rate(validation_loss, optimizer) * math.sqrt(_samples(batch["train"]) / REFERENCE_BATCH)
+
+    def _stretch(self, optimizer: Optimizer, start: Any, rate: float, batches: list[Pair]) -> float:
+        """Train from `start` over `batches` and return the validation loss at the average of the second half."""
+        self._set(optimizer, start, rate)
+        params = list(self.network.parameters())
+        average = [p.detach().clone() for p in params]
+        for step, batch in enumerate(batches, 1):
+            optimizer.zero_grad()
+            loss = self.loss(batch["train"])
+            if not loss.isfinite():
+                return math.inf
+            loss.backward()
+            self._shrink()
+            optimizer.step()
+            torch._foreach_lerp_(average, [p.detach() for p in params], 1 / max(1, step / 2))
+        self.passes += len(batches)
+        with torch.no_grad(), no_trace(self.network, batch_statistics=True):
+            torch._foreach_copy_(params, average)
+            return self._validation_loss(batches)
+
+    def _validation_loss(self, batches: list[Pair]) -> float:
+        """Return the mean loss over the first validation batches, about LOOK samples."""
+        looks = [batch["val"] for batch in batches]
+        looks = looks[: math.ceil(LOOK / _samples(looks[0]))]
+        self.passes += sum(map(_samples, looks)) / _samples(batches[0]["train"]) / 3  # a forward pass is a third
+        return float(sum(self.loss(look) for look in looks) / len(looks))
+
+    def _set(self, optimizer: Optimizer, start: Any, rate: float) -> None:
+        network, state = copy.deepcopy(start)
+        self.network.load_state_dict(network)
+        optimizer.load_state_dict(state)
         optimizer.zero_grad()
-        self.manual_backward(loss)
+        _set_rate(optimizer, rate)
 
-        scale = self.log_scale.detach().exp()
-        update = lookahead(optimizer, scale)
-        with no_trace(self.network):
-            lookahead_loss = self.loss(batch["val"])
-            h = hypergradient(lookahead_loss, optimizer, update).sum()
-        self.log_scale.grad = h.to(self.log_scale)
-        meta_optimizer.optimizer.step()  # unwrapped: a second Lightning step would count this batch twice
-        new_scale = self.log_scale.detach().exp()
-        real_step(optimizer, update, new_scale / scale)
 
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["train"][1]))
-        seen = {"loss": loss, "lookahead_loss": lookahead_loss, "hypergradient": h, "lr": self.lr * new_scale}
-        return {name: value.detach() for name, value in seen.items()}
+def _set_rate(optimizer: Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _samples(batch: Batch) -> int:
+    return len(batch[1])

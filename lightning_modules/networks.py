@@ -1,10 +1,60 @@
-"""The networks of the comparison."""
+"""The networks of the comparison. Inputs are (batch, inputs) float32, outputs (batch, classes)."""
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class MLP(nn.Sequential):
-    """40-100-10 with ReLU by default: (batch, inputs) float32 -> (batch, classes) logits."""
+    """40-100-10 with ReLU by default.
 
-    def __init__(self, inputs: int = 40, hidden: int = 100, classes: int = 10) -> None:
-        super().__init__(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+    Args:
+        inputs: of a sample.
+        hidden: units of a hidden layer.
+        classes: outputs; 1 for a regression.
+        layers: hidden layers; 0 for logistic regression.
+        norm: None, "layer" or "batch": what stands before the ReLU of each hidden layer.
+    """
+
+    def __init__(
+        self, inputs: int = 40, hidden: int = 100, classes: int = 10, layers: int = 1, norm: str | None = None
+    ) -> None:
+        parts: list[nn.Module] = []
+        for layer in range(layers):
+            parts.append(nn.Linear(hidden if layer else inputs, hidden))
+            if norm:
+                parts.append({"layer": nn.LayerNorm, "batch": nn.BatchNorm1d}[norm](hidden))
+            parts.append(nn.ReLU())
+        super().__init__(*parts, nn.Linear(hidden if layers else inputs, classes))
+
+
+class ConvNet(nn.Sequential):
+    """Three convolutions of stride 2 over the 40 points, as in the mnist1d paper.
+
+    Args:
+        channels: of each convolution.
+        classes: outputs.
+        norm: whether BatchNorm stands before each ReLU.
+    """
+
+    def __init__(self, channels: int = 25, classes: int = 10, norm: bool = False) -> None:
+        parts: list[nn.Module] = [nn.Unflatten(1, (1, -1))]
+        for inputs, width in ((1, 5), (channels, 3), (channels, 3)):
+            parts.append(nn.Conv1d(inputs, channels, width, stride=2, padding=1))
+            if norm:
+                parts.append(nn.BatchNorm1d(channels))
+            parts.append(nn.ReLU())
+        super().__init__(*parts, nn.Flatten(), nn.Linear(5 * channels, classes))
+
+
+class GRU(nn.Module):
+    """A bidirectional GRU over the 40 points, its outputs at all of them read by one layer, as in the mnist1d paper."""
+
+    def __init__(self, hidden: int = 6, points: int = 40, classes: int = 10) -> None:
+        super().__init__()
+        self.recurrent = nn.GRU(1, hidden, batch_first=True, bidirectional=True)
+        self.output = nn.Linear(2 * hidden * points, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, (batch, classes)."""
+        states, _ = self.recurrent(x.unsqueeze(2))
+        logits: Tensor = self.output(states.flatten(1))
+        return logits

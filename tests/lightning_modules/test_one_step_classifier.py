@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
 from data import MNIST1DDataModule
-from lightning_modules import MLP, Classifier, MetaClassifier
+from lightning_modules import MLP, Classifier, OneStepClassifier
 
 
 def trainer(folder: Path, **options: Any) -> Trainer:
@@ -52,7 +52,7 @@ def test_frozen_meta_optimizer_reproduces_automatic_optimization_bit_for_bit(nam
     """With BatchNorm and dropout: the lookahead leaves no trace in statistics or random stream."""
     optimizer = getattr(torch.optim, name)
     plain = Classifier(network(), lr=0.003, optimizer=optimizer)
-    meta = MetaClassifier(network(), lr=0.003, meta_lr=0.0, optimizer=optimizer)
+    meta = OneStepClassifier(network(), lr=0.003, meta_lr=0.0, optimizer=optimizer)
     fit(plain, tmp_path / "plain")
     fit(meta, tmp_path / "meta")
     assert same(plain.network, meta.network)  # type: ignore[arg-type]
@@ -61,7 +61,7 @@ def test_frozen_meta_optimizer_reproduces_automatic_optimization_bit_for_bit(nam
 
 def test_the_rate_moves_by_about_meta_lr_a_step_and_stays_positive(tmp_path: Path) -> None:
     rates = Rates()
-    fit(MetaClassifier(network(), lr=1e-5, meta_lr=0.05), tmp_path, callbacks=[rates])
+    fit(OneStepClassifier(network(), lr=1e-5, meta_lr=0.05), tmp_path, callbacks=[rates])
     steps = torch.tensor([1e-5, *rates.seen]).log().diff()
     assert len(rates.seen) == 16
     assert steps[0] == pytest.approx(0.05, rel=1e-3)  # Adam's first step, up: the start is far too small
@@ -71,7 +71,7 @@ def test_the_rate_moves_by_about_meta_lr_a_step_and_stays_positive(tmp_path: Pat
 
 def test_the_real_step_is_the_plain_step_at_the_rate_that_is_reported(tmp_path: Path) -> None:
     rates, start = Rates(), network()
-    meta = MetaClassifier(copy.deepcopy(start), lr=0.01, meta_lr=0.7)
+    meta = OneStepClassifier(copy.deepcopy(start), lr=0.01, meta_lr=0.7)
     fit(meta, tmp_path / "meta", max_steps=1, callbacks=[rates])
     plain = Classifier(start, lr=rates.seen[0])
     fit(plain, tmp_path / "plain", max_steps=1)
@@ -80,8 +80,8 @@ def test_the_real_step_is_the_plain_step_at_the_rate_that_is_reported(tmp_path: 
 
 
 def test_a_batch_counts_once(tmp_path: Path) -> None:
-    assert fit(MetaClassifier(network()), tmp_path / "epochs").global_step == 16
-    assert fit(MetaClassifier(network()), tmp_path / "steps", max_epochs=-1, max_steps=5).global_step == 5
+    assert fit(OneStepClassifier(network()), tmp_path / "epochs").global_step == 16
+    assert fit(OneStepClassifier(network()), tmp_path / "steps", max_epochs=-1, max_steps=5).global_step == 5
 
 
 @pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual")  # it says that it saves after the step
@@ -90,7 +90,7 @@ def test_a_batch_counts_once(tmp_path: Path) -> None:
 def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(stop: int, tmp_path: Path) -> None:
     """Without dropout: the global random stream is not in a checkpoint."""
     torch.manual_seed(0)
-    start = MetaClassifier(MLP(), lr=1e-3)
+    start = OneStepClassifier(MLP(), lr=1e-3)
     whole, part, resumed = (copy.deepcopy(start) for _ in range(3))
     rates, first, rest = Rates(), Rates(), Rates()
     fit(whole, tmp_path / "whole", max_epochs=3, callbacks=[rates])
@@ -102,7 +102,7 @@ def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(stop: int, tmp_path: P
 
 
 def test_the_checkpoint_holds_the_learned_rate_and_loads_without_pickle(tmp_path: Path) -> None:
-    meta = MetaClassifier(network(), lr=1e-3)
+    meta = OneStepClassifier(network(), lr=1e-3)
     fitting = fit(meta, tmp_path)
     path = fitting.checkpoint_callback.best_model_path  # type: ignore[union-attr]
     state = torch.load(path, weights_only=True)["state_dict"]
@@ -112,15 +112,15 @@ def test_the_checkpoint_holds_the_learned_rate_and_loads_without_pickle(tmp_path
 @pytest.mark.parametrize("lr", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_rate_that_is_not_positive_and_finite_is_refused(lr: float) -> None:
     with pytest.raises(ValueError, match=r"--model\.lr must be a positive finite number"):
-        MetaClassifier(network(), lr=lr)
+        OneStepClassifier(network(), lr=lr)
 
 
 @pytest.mark.parametrize("meta_lr", [-0.1, float("nan"), float("inf")])
 def test_a_meta_rate_that_is_negative_or_not_finite_is_refused(meta_lr: float) -> None:
     with pytest.raises(ValueError, match=r"--model\.meta_lr must be a finite number"):
-        MetaClassifier(network(), meta_lr=meta_lr)
+        OneStepClassifier(network(), meta_lr=meta_lr)
 
 
 def test_an_optimizer_that_cannot_be_adapted_is_refused_before_training() -> None:
     with pytest.raises(ValueError, match="Rprop cannot be adapted"):
-        MetaClassifier(network(), optimizer=torch.optim.Rprop)
+        OneStepClassifier(network(), optimizer=torch.optim.Rprop)

@@ -1,0 +1,75 @@
+"""A LightningDataModule over whole tensors: what is alike for every task."""
+
+import torch
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities import CombinedLoader
+from torch import Tensor
+
+from data.loader import TensorLoader
+
+Samples = tuple[Tensor, Tensor]
+"""Inputs, (samples, ...), and targets: classes, (samples,) int64, or values, (samples,) float32."""
+
+
+class TensorDataModule(LightningDataModule):
+    """Training, validation and test samples that fit into memory; a subclass says which, in `samples`.
+
+    A training batch is a pair {"train": (x, y), "val": (x, y)}. Arms that do not look at validation data ignore "val", so
+    all arms see the same batches. An epoch is one pass over the training samples.
+
+    Args:
+        batch_size: training samples a step.
+        val_batch_size: validation samples a step, for a look. Validation itself takes the whole set.
+        train_on_validation: train on the validation samples too. The validation loss then says nothing.
+
+    Raises:
+        ValueError: a size that does not fit the data.
+    """
+
+    def __init__(self, batch_size: int = 128, val_batch_size: int = 128, train_on_validation: bool = False) -> None:
+        super().__init__()
+        self.batch_size, self.val_batch_size = batch_size, val_batch_size
+        self.train_on_validation = train_on_validation
+
+    def samples(self) -> tuple[Samples, Samples, Samples]:
+        """Return the training, the validation and the test samples."""
+        raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        """Make the samples: generated, or read from a package; nothing is downloaded."""
+        self.train, self.val, self.test = self.samples()
+        if self.train_on_validation:
+            self.train = torch.cat([self.train[0], self.val[0]]), torch.cat([self.train[1], self.val[1]])
+        require("batch_size", self.batch_size, 1, len(self.train[1]))
+        require("val_batch_size", self.val_batch_size, 1, len(self.val[1]))
+
+    def train_dataloader(self) -> CombinedLoader:
+        """Pairs of a training and a validation batch; their order follows from `seed_everything`."""
+        seed = torch.initial_seed()
+        train = TensorLoader(*self.train, batch_size=self.batch_size, shuffle=True, seed=seed)
+        size = self.val_batch_size
+        samples = len(train) * size  # as many batches as there are of training samples
+        val = TensorLoader(*self.val, batch_size=size, shuffle=True, seed=seed + 1, samples=samples)
+        return CombinedLoader({"train": train, "val": val}, "min_size")
+
+    def val_dataloader(self) -> TensorLoader:
+        """Return the whole validation set as one batch."""
+        return TensorLoader(*self.val, batch_size=len(self.val[0]))
+
+    def test_dataloader(self) -> TensorLoader:
+        """Return the whole test set as one batch."""
+        return TensorLoader(*self.test, batch_size=len(self.test[0]))
+
+    def predict_dataloader(self) -> TensorLoader:
+        """Return the validation inputs: the test set is read once, by `test`."""
+        return TensorLoader(self.val[0], batch_size=len(self.val[0]))
+
+
+def require(name: str, value: int, least: int, most: int) -> None:
+    """Refuse a number that does not lie between `least` and `most`.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not least <= value <= most:
+        raise ValueError(f"--data.{name} must lie between {least} and {most} here, got {value}.")

@@ -1,0 +1,74 @@
+"""Where to start, in about 20 evaluations of the validation loss: the rate at which the hypergradient changes sign.
+
+direction        Δ(1)               the optimizer's step at rate 1 down the validation gradient, its momentum filled up
+bracket          s                  the rate at which ⟨∇L_val(θ + s Δ(1)), Δ(1)⟩ turns from negative to positive
+
+Below s a longer first step lowers the validation loss, above it a shorter one would: s is the line search of that loss.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+LOWEST, HIGHEST = 1e-7, 1e3
+SETTLING = 100  # equal gradients after which an optimizer's step has its final length; 10 times the first for 0.9
+
+
+def starting_rate(validation_loss: Callable[[], Tensor], optimizer: Optimizer) -> float:
+    """Return the rate at which the hypergradient of one step from here changes sign.
+
+    Doubled from 1e-7 and interpolated in the logarithm. Parameters, gradients and the optimizer's state are left as
+    they were; what `validation_loss` changes itself (buffers, random stream) is the caller's: see `no_trace`.
+
+    Raises:
+        ValueError: the validation loss does not depend on the parameters, or falls however far the step reaches.
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+    start = [p.detach().clone() for p in params]
+    direction = _settled_step(optimizer, params, _gradient(validation_loss, params))
+
+    def slope(rate: float) -> float:
+        _place(params, start, direction, rate)
+        return sum(float(torch.sum(g * d)) for g, d in zip(_gradient(validation_loss, params), direction, strict=True))
+
+    try:
+        rate, before = LOWEST, slope(0.0)
+        if not before < 0:
+            raise ValueError("The validation loss does not fall along its own gradient: there is no rate to start at.")
+        while (after := slope(rate)) < 0:
+            rate, before = 2 * rate, after
+            if rate > HIGHEST:
+                raise ValueError(f"The validation loss still falls at a rate of {HIGHEST:g}: is it bounded?")
+    finally:
+        _place(params, start, direction, 0.0)
+    fraction = before / (before - after) if math.isfinite(after) else 0.5
+    return rate / 2 * 2**fraction
+
+
+def _gradient(loss: Callable[[], Tensor], params: list[Tensor]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(loss(), params, materialize_grads=True)
+
+
+@torch.no_grad()
+def _settled_step(optimizer: Optimizer, params: list[Tensor], gradient: tuple[Tensor, ...]) -> list[Tensor]:
+    probes = [torch.zeros_like(p) for p in params]
+    memo: dict[int, object] = {id(p): probe for p, probe in zip(params, probes, strict=True)}
+    probe_optimizer = copy.deepcopy(optimizer, memo)
+    for group in probe_optimizer.param_groups:
+        group.update(lr=1.0, weight_decay=0.0)
+    for probe, g in zip(probes, gradient, strict=True):
+        probe.grad = g
+    for _ in range(SETTLING):
+        before = [probe.clone() for probe in probes]
+        probe_optimizer.step()
+    return [probe - b for probe, b in zip(probes, before, strict=True)]
+
+
+@torch.no_grad()
+def _place(params: list[Tensor], start: list[Tensor], direction: list[Tensor], rate: float) -> None:
+    for p, s, d in zip(params, start, direction, strict=True):
+        p.copy_(s + rate * d)

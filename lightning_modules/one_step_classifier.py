@@ -1,0 +1,65 @@
+"""The plain one-step rule: the learning rate follows the gradient of the validation loss, step by step."""
+
+import math
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hypergradient import check_supported, hypergradient, lookahead, no_trace, real_step
+from lightning_modules.classifier import Classifier, OptimizerFactory, Pair
+
+
+class OneStepClassifier(Classifier):
+    """The plain rule: before each real step, the rate moves along the hypergradient of that step.
+
+    Args:
+        network: (batch, ...) inputs -> (batch, classes) logits.
+        lr: the learning rate to start from.
+        meta_lr: the step of the meta-optimizer (Adam) on log lr: at most about this relative change of the rate a step.
+        optimizer: makes the inner optimizer from the parameters and the rate.
+
+    Raises:
+        ValueError: lr or meta_lr is out of range, or the inner optimizer's step is not proportional to its rate.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        lr: float = 1e-3,
+        meta_lr: float = 0.05,
+        optimizer: OptimizerFactory = torch.optim.Adam,
+    ) -> None:
+        super().__init__(network, lr, optimizer)
+        if not 0 <= meta_lr < math.inf:
+            raise ValueError(f"--model.meta_lr must be a finite number, 0 or more, got {meta_lr}.")
+        check_supported(self.inner_optimizer())
+        self.meta_lr = meta_lr
+        self.log_scale = nn.Parameter(torch.zeros(()))  # of the rate over `lr`; made here, so that checkpoints hold it
+        self.automatic_optimization = False
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """Build the inner optimizer on the network, and the meta-optimizer on the learning rate."""
+        return [self.inner_optimizer(), torch.optim.Adam([self.log_scale], lr=self.meta_lr)]
+
+    def training_step(self, batch: Pair, batch_idx: int) -> dict[str, Tensor | float]:
+        """Take one adapted step (`hypergradient.step` has the letters) and return what it saw."""
+        optimizer, meta_optimizer = cast(list[Any], self.optimizers())
+        loss = self.loss(batch["train"])
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+
+        scale = self.log_scale.detach().exp()
+        update = lookahead(optimizer, scale)
+        with no_trace(self.network):
+            lookahead_loss = self.loss(batch["val"])
+            h = hypergradient(lookahead_loss, optimizer, update).sum()
+        self.log_scale.grad = h.to(self.log_scale)
+        meta_optimizer.optimizer.step()  # unwrapped: a second Lightning step would count this batch twice
+        new_scale = self.log_scale.detach().exp()
+        real_step(optimizer, update, new_scale / scale)
+
+        self.losses.append(loss.detach())
+        seen = {"loss": loss, "lookahead_loss": lookahead_loss, "hypergradient": h, "lr": self.lr * new_scale}
+        return {name: value.detach() for name, value in seen.items()}

@@ -1,0 +1,66 @@
+"""LR schedules that torch's classes do not give from an optimizer and the number of steps alone."""
+
+import csv
+from pathlib import Path
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+
+
+def linear(optimizer: Optimizer, steps: int) -> LambdaLR:
+    """From the rate to 0 over the run."""
+    return LambdaLR(optimizer, lambda step: 1 - step / steps)
+
+
+def plateau(optimizer: Optimizer, steps: int) -> ReduceLROnPlateau:
+    """A tenth of the rate where the validation loss has not fallen for 10 epochs: torch's defaults."""
+    return ReduceLROnPlateau(optimizer)
+
+
+class Replay(LambdaLR):
+    """The rates and the shrink of a run that adapted them, from its artifact `schedule.csv`, over a run of any length.
+
+    The optimizer must have a decoupled weight decay (AdamW): the shrink becomes weight_decay = η / α.
+
+    Raises:
+        ValueError: the file is not there, is no schedule, or the optimizer cannot shrink as it says.
+    """
+
+    def __init__(self, optimizer: Optimizer, steps: int, path: str) -> None:
+        self.rates, self.shrinks = _read(Path(path))
+        decoupled = optimizer.defaults.get("decoupled_weight_decay", False)
+        if any(self.shrinks) and not decoupled:
+            raise ValueError(f"{type(optimizer).__name__} cannot replay {path}, which shrinks weights: take AdamW.")
+        self.stretch = len(self.rates) / steps  # the same course, whatever the number of steps
+        for group in optimizer.param_groups:
+            group["lr"] = 1.0
+        super().__init__(optimizer, lambda step: self.rates[self._at(step)])
+        self._decay()
+
+    def step(self, epoch: int | None = None) -> None:
+        """Move on to the next rate, and its shrink."""
+        super().step(epoch)
+        if hasattr(self, "base_lrs"):
+            self._decay()
+
+    def _at(self, step: int) -> int:
+        return min(int(step * self.stretch), len(self.rates) - 1)
+
+    def _decay(self) -> None:
+        now = self._at(self.last_epoch)
+        for group in self.optimizer.param_groups:
+            group["weight_decay"] = self.shrinks[now] * self.stretch / self.rates[now]
+
+
+def _read(path: Path) -> tuple[list[float], list[float]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        rates, shrinks = [float(row["lr"]) for row in rows], [float(row["shrink"]) for row in rows]
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"--model.schedule.path: {path} is no schedule ({error!r}). A run of `meta` keeps one: schedule.csv."
+        ) from error
+    if not rates:
+        raise ValueError(f"--model.schedule.path: {path} holds no step.")
+    return rates, shrinks

@@ -1,0 +1,295 @@
+"""Every figure and number of the README and docs/method.md, from nothing: `make results`. Stopped, it goes on."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pandas as pd
+from optuna.trial import FrozenTrial, TrialState
+from tqdm import tqdm
+
+import train
+import tune
+from cli import CONFIGS, positive
+from compare import RESULTS, Job, draw_courses, draw_sensitivity, keep, run_all, write_between_markers
+from tables import conditions, markdown, paired_table, with_interval
+from tracking import ROOT, artifact_dir, client, open_experiment, parent_run
+from workers import CORES, each
+
+PLAIN = ["adam", "cosine", "adamw", "adamw_cosine"]
+FAMILIES = PLAIN + [f"{arm}_average" for arm in PLAIN]  # tuned on every draw
+RIVALS = ["linear", "plateau", "linear_average", "plateau_average", "schedule_free", "descent"]  # on the first draw
+TASKS = ["conv", "conv_batchnorm", "gru", "deep_layernorm", "digits", "regression"]
+STARTS = [1e-6, 1e-4, 1e-2, 1.0]
+SGD = ("--model.optimizer=torch.optim.SGD", "--model.optimizer.momentum=0.9")
+ALONE = ("--model.bracket=false",)
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "meta": (),
+    "without the bracket, from .05": (*ALONE, "--model.lr=0.05"),
+    "without the bracket, from .005": (*ALONE, "--model.lr=0.005"),
+    "without the bracket, from .5": (*ALONE, "--model.lr=0.5"),
+    "without stretches": ("--model.stretch=0",),
+    "without shrink": ("--model.memory=.inf",),
+    "without averaging": ("--config", str(CONFIGS / "ablation" / "no_average.yaml")),
+    "memory ÷ 3": ("--model.memory=4",),
+    "memory × 3": ("--model.memory=36",),
+    "stretch ÷ 3": ("--model.stretch=0.0167",),
+    "stretch × 3": ("--model.stretch=0.15",),
+    "window ÷ 3": ("--config", str(CONFIGS / "ablation" / "window_third.yaml")),
+    "window × 3": ("--config", str(CONFIGS / "ablation" / "window_triple.yaml")),
+    "20 epochs": ("--trainer.max_epochs=20",),
+    "150 epochs": ("--trainer.max_epochs=150",),
+    "batches of 32": ("--data.batch_size=32",),
+    "batches of 512": ("--data.batch_size=512",),
+}
+ADAPTED = ["meta_shrink", "meta_shrink, memory ÷ 3", "meta_shrink, memory × 3"]
+PAPER = {  # mnist1d's own set-ups (Greydanus & Kobak 2020): batches of 100, 8,000 steps; published accuracy
+    "logistic regression": (32, ("--model.network=lightning_modules.MLP", "--model.network.layers=0")),
+    "MLP": (68, ("--model.network=lightning_modules.MLP", "--model.network.hidden=256", "--model.network.layers=2")),
+    "ConvNet": (94, ("--model.network=lightning_modules.ConvNet",)),
+    "GRU": (91, ("--model.network=lightning_modules.GRU",)),
+}
+
+
+def parse(args: list[str] | None) -> argparse.Namespace:
+    """Return the options: how much of everything."""
+    parser = argparse.ArgumentParser(prog="results.py", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--stages", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE", help=" ".join(STAGES)
+    )
+    parser.add_argument("--seeds", type=positive, default=10, help="of the main comparison (default: 10)")
+    parser.add_argument("--draws", type=positive, default=3, help="of the data (default: 3)")
+    parser.add_argument("--trials", type=positive, default=20, help="that tuning takes (default: 20)")
+    parser.add_argument("--workers", type=positive, default=CORES, help="processes (default: the cores)")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder (default: results)")
+    return parser.parse_args(args)
+
+
+def tune_one(command: tuple[str, ...]) -> list[FrozenTrial]:
+    """Run one tuning to its end and return its trials."""
+    study = tune.main([*command, "--output", str(artifact_dir() / "tuned.yaml")])
+    return study.get_trials(states=[TrialState.COMPLETE])
+
+
+def tuned(
+    own: argparse.Namespace, arms: list[str], cases: list[tuple[str, ...]]
+) -> dict[tuple[str, int], list[FrozenTrial]]:
+    """Tune each arm in each case (options of the runs) and return its trials: {(arm, number of the case): trials}."""
+    keys = list(product(arms, range(len(cases))))
+    jobs = [("--optimizer", arm, f"--trials={own.trials}", *cases[case]) for arm, case in keys]
+    found = {}
+    with tqdm(total=len(jobs), desc="tune", unit="study") as bar:
+        for number, trials in each(tune_one, jobs, own.workers):
+            found[keys[number]] = trials
+            bar.update()
+    return found
+
+
+def best_options(trials: list[FrozenTrial], of: int | None = None) -> tuple[str, ...]:
+    """Return the options of the best among the first `of` trials."""
+    best = min(trials[:of], key=lambda trial: trial.value if trial.value is not None else np.inf)
+    return tuple(tune.options(best.params))
+
+
+def draws(own: argparse.Namespace) -> list[tuple[str, ...]]:
+    """Return the options that name each draw."""
+    return [(f"--data.draw={draw}",) if draw else () for draw in range(own.draws)]
+
+
+def main_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:
+    """`meta` against the tuned families, each tuned on each draw, all seeds."""
+    studies = tuned(own, FAMILIES, draws(own))
+    jobs = []
+    for draw, seed in product(range(own.draws), range(1, own.seeds + 1)):
+        jobs += [Job(arm, arm, seed, draw) for arm in ("meta", "meta_onestep")]
+        jobs += [Job(arm, arm, seed, draw, options=best_options(studies[arm, draw])) for arm in FAMILIES]
+    runs = run_all(jobs, own.workers, "main")
+    shown = runs[runs.arm.isin(["meta", "meta_onestep", "adam", "cosine", "adamw_average"]) & (runs.draw == 0)]
+    draw_courses(shown, own.output)
+    text = paired_table(runs, tuning=dict.fromkeys(FAMILIES, own.trials))
+    return runs, f"{text}\n\n{readings(runs)}"
+
+
+def readings(runs: pd.DataFrame) -> str:
+    """Say what the bars of the claim ask: ratios, the best study, epochs to the tuned loss, draw by draw."""
+    means = runs.groupby(["arm", "draw"]).test_loss.mean().unstack()
+    overall = means.mean(axis=1)
+    best = {arm: min(means.loc[arm] / means.loc["meta"]) for arm in FAMILIES}
+    nearest = min(best, key=lambda arm: best[arm])
+    pairs = runs.pivot(index=["draw", "seed"], columns="arm", values="val_losses")
+    reached = [_first(curve, goal[-1]) for curve, goal in zip(pairs["meta"], pairs["adam"], strict=True)]
+    plain = [_first(curve, goal[-1]) for curve, goal in zip(pairs["adam"], pairs["adam"], strict=True)]
+    by_draw = markdown(
+        ["arm", *(f"draw {draw}" for draw in means.columns)],
+        [[f"`{arm}`", *(f"{value:.3f}" for value in means.loc[arm])] for arm in overall.sort_values().index],
+    )
+    return (
+        f"- `meta` / `adam` = {overall['meta'] / overall['adam']:.3f}; `meta` / `cosine` = "
+        f"{overall['meta'] / overall['cosine']:.3f}.\n"
+        f"- The single study nearest to `meta`, of the {len(FAMILIES) * len(means.columns)}: one of `{nearest}`, with "
+        f"{best[nearest]:.3f} times the test loss of `meta` on its draw.\n"
+        f"- `meta` reaches the final validation loss of `adam` after {np.mean(reached):.1f} epochs on average (at most "
+        f"{np.max(reached):.0f}); `adam` itself first does after {np.mean(plain):.1f}.\n\n{by_draw}"
+    )
+
+
+def _first(curve: list[float], goal: float) -> float:
+    return next((epoch for epoch, loss in enumerate(curve, 1) if loss <= goal), np.inf)
+
+
+def starts_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:
+    """Final test loss against the starting rate."""
+    studies = tuned(own, ["adam", "adamw_average"], draws(own)[:1])
+    decay = [option for option in best_options(studies["adamw_average", 0]) if "decay" in option]
+    arms = {
+        "meta": ("meta", ()),
+        "meta, stretches alone": ("meta", ALONE),
+        "meta_onestep": ("meta_onestep", ()),
+        "adamw_average, best decay": ("adamw_average", tuple(decay)),
+        "adam": ("adam", ()),
+        "descent, 1e-7": ("descent", ("--model.hyper_lr=1e-7",)),
+    }
+    cells = product(range(1, 4), arms.items(), STARTS)
+    jobs = [Job(label, arm, seed, 0, lr, options) for seed, (label, (arm, options)), lr in cells]
+    runs = run_all(jobs, own.workers, "starts")
+    draw_sensitivity(runs, own.output)
+    means = runs.pivot_table(index="arm", columns="start_lr", values="test_loss", aggfunc="mean", sort=False)
+    rows = [[f"`{arm}`", *(f"{value:.3f}" for value in means.loc[arm])] for arm in arms]
+    return runs, markdown(["from", *(f"{lr:g}" for lr in STARTS)], rows)
+
+
+def ablation_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:
+    """What each part adds, and what each constant bears."""
+    cells = list(product(range(min(2, own.draws)), range(1, 4)))
+    jobs = [Job(label, "meta", seed, draw, options=given) for label, given in VARIANTS.items() for draw, seed in cells]
+    memory = [(), ("--model.memory=4",), ("--model.memory=36",)]
+    named = list(zip(ADAPTED, memory, strict=True))
+    jobs += [Job(label, "meta_shrink", seed, draw, options=given) for label, given in named for draw, seed in cells]
+    runs = run_all(jobs, own.workers, "ablation")
+    base = runs[runs.arm == "meta"].test_loss.mean()
+    rows = []
+    for label in [*VARIANTS, *ADAPTED]:
+        own_runs = runs[runs.arm == label]
+        change = f"{100 * (own_runs.test_loss.mean() / base - 1):+.1f} %"
+        rows.append([label, with_interval(own_runs.test_loss), change, f"{own_runs.passes.mean():.2f}"])
+    return runs, markdown(["`meta`", "test loss", "change", "passes"], rows)
+
+
+def tasks_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:
+    """The same constants on other tasks, beside AdamW with cosine, tuned on each."""
+    cases = [("--task", task) for task in TASKS]
+    studies = tuned(own, ["adamw_cosine"], cases)
+    jobs = []
+    for number, task in enumerate(TASKS):
+        for seed in range(1, 6):
+            jobs.append(Job(f"{task}: meta", "meta", seed, options=cases[number]))
+            options = cases[number] + best_options(studies["adamw_cosine", number])
+            jobs.append(Job(f"{task}: adamw_cosine", "adamw_cosine", seed, options=options))
+            jobs.append(Job(f"{task}: meta, SGD", "meta", seed, options=cases[number] + SGD))
+    jobs += [Job("mlp: meta, SGD", "meta", seed, options=SGD) for seed in range(1, 6)]
+    runs = run_all(jobs, own.workers, "tasks")
+    rows = []
+    for task in TASKS:
+        rivals = [runs[runs.arm == f"{task}: {arm}"] for arm in ("adamw_cosine", "meta", "meta, SGD")]
+        cells = [f"{with_interval(r.test_loss)} / {r.test_accuracy.mean():.3f}" for r in rivals]
+        ratio = f"{rivals[1].test_loss.mean() / rivals[0].test_loss.mean():.2f}"
+        rows.append([task, *cells, ratio])
+    sgd = runs[runs.arm == "mlp: meta, SGD"]
+    rows.append(["mlp", "–", "–", f"{with_interval(sgd.test_loss)} / {sgd.test_accuracy.mean():.3f}", "–"])
+    header = ["task", "`adamw_cosine`, tuned", "`meta`", "`meta` over SGD with momentum", "`meta` / `adamw_cosine`"]
+    return runs, markdown(header, rows)
+
+
+def rivals_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:
+    """The other rivals on the published draw, and what the validation samples are worth."""
+    studies = tuned(own, RIVALS, draws(own)[:1])
+    studies |= tuned(own, ["adam"], draws(own)[:1])
+    seeds = range(1, 6)
+    jobs = [Job(arm, arm, seed, options=best_options(studies[arm, 0])) for arm in RIVALS for seed in seeds]
+    jobs += [Job(arm, arm, seed) for arm in ("meta", "prodigy", "dadaptation") for seed in seeds]
+    jobs += [Job("adam_all", "adam_all", seed, options=best_options(studies["adam", 0])) for seed in seeds]
+    runs = run_all(jobs, own.workers, "rivals")
+    replays = []
+    for row in runs[runs.arm == "meta"].itertuples():
+        path = client().download_artifacts(str(row.run_id), "schedule.csv")
+        replays.append(Job("replay", "replay", int(row.seed), options=(f"--model.schedule.path={path}",)))
+    runs = pd.concat([runs, run_all(replays, own.workers, "replay")], ignore_index=True)
+    return runs, paired_table(runs, tuning=dict.fromkeys(RIVALS, own.trials) | {"adam_all": own.trials})
+
+
+def budget_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:
+    """What 1, 5 and 20 trials buy each baseline."""
+    arms = ["adam", "cosine", "adamw_average", "adamw_cosine_average"]
+    studies = tuned(own, arms, draws(own))
+    budgets = [1, 5, own.trials]
+    cells = product(arms, budgets, range(own.draws), range(1, 4))
+    jobs = [
+        Job(f"{arm}, {budget}", arm, seed, draw, options=best_options(studies[arm, draw], budget))
+        for arm, budget, draw, seed in cells
+    ]
+    jobs += [Job("meta, 0", "meta", seed, draw) for draw, seed in product(range(own.draws), range(1, 4))]
+    runs = run_all(jobs, own.workers, "budget")
+    mean = runs.groupby("arm").test_loss.mean()
+    rows = [[f"`{arm}`", *(f"{mean[f'{arm}, {budget}']:.3f}" for budget in budgets)] for arm in arms]
+    table = markdown(["trials", *map(str, budgets)], rows)
+    return runs, f"{table}\n\n`meta`, without a trial: {mean['meta, 0']:.3f}."
+
+
+def paper_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:
+    """Check of the set-up: the accuracies that the mnist1d paper gives, with Adam at 1e-2."""
+    shared = ("--model.lr=0.01", "--data.batch_size=100", "--trainer.max_epochs=200")
+    jobs = [Job(name, "adam", 1, options=(*given, *shared)) for name, (_, given) in PAPER.items()]
+    runs = run_all(jobs, own.workers, "paper").set_index("arm", drop=False)
+    rows = [
+        [name, f"{published} %", f"{100 * runs.test_accuracy[name]:.0f} %"] for name, (published, _) in PAPER.items()
+    ]
+    return runs.reset_index(drop=True), markdown(["network", "published", "here"], rows)
+
+
+Stage = Callable[[argparse.Namespace], tuple[pd.DataFrame, str]]
+STAGES: dict[str, Stage] = {
+    "main": main_stage,
+    "starts": starts_stage,
+    "ablation": ablation_stage,
+    "tasks": tasks_stage,
+    "rivals": rivals_stage,
+    "budget": budget_stage,
+    "paper": paper_stage,
+}
+
+
+def publish(name: str, text: str, documents: list[Path]) -> None:
+    """Put a stage's table into every document that has its markers."""
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+    for path in documents:
+        if begin in path.read_text(encoding="utf-8"):
+            write_between_markers(text, path, begin, end)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the stages, each into `results/STAGE/`, and put their tables into the documents."""
+    own = parse(args)
+    command = f"python results.py {shlex.join(sys.argv[1:] if args is None else args)}".strip()
+    own.output.mkdir(parents=True, exist_ok=True)
+    open_experiment()
+    for name in own.stages:
+        with parent_run(f"results: {name}", {"mlflow.note.content": f"`{command}`"}) as parent:
+            runs, table = STAGES[name](own)
+            folder = own.output / name
+            folder.mkdir(exist_ok=True)
+            text = f"{table}\n\n{conditions(runs, command)}\n"
+            keep(runs, text, folder, parent)
+            if own.output == RESULTS:
+                publish(name, text, [ROOT / "README.md", ROOT / "docs" / "method.md"])
+            print(f"\n{name}\n{text}")
+
+
+if __name__ == "__main__":
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    train.script(partial(main, None))
