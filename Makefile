@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help train tune compare ui test check
+.PHONY: help train tune compare results ui test check
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -17,8 +17,11 @@ train: .venv/installed  ## set up, then train the meta arm, 50 epochs of mnist1d
 tune: .venv/installed  ## set up, then tune Adam's rate, 20 Optuna trials
 	$(BIN)/python tune.py --optimizer adam --trials 20
 
-compare: .venv/installed  ## set up, then train every arm on 5 seeds, and redo figures and tables
+compare: .venv/installed  ## set up, then train the headline arms on 5 seeds and set them side by side
 	$(BIN)/python compare.py --seeds 5
+
+results: .venv/installed  ## set up, then remake every figure and number of the documents (hours; goes on where it was)
+	$(BIN)/python results.py
 
 ui: .venv/installed  ## show all runs in MLflow's UI
 	$(BIN)/mlflow ui

@@ -183,7 +183,7 @@ def ablation_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:
 
 def tasks_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:
     """The same constants on other tasks, beside AdamW with cosine, tuned on each."""
-    cases = [("--task", task) for task in TASKS]
+    cases: list[tuple[str, ...]] = [("--task", task) for task in TASKS]
     studies = tuned(own, ["adamw_cosine"], cases)
     jobs = []
     for number, task in enumerate(TASKS):

@@ -1,4 +1,4 @@
-"""What is said of runs: means, paired differences with bootstrap intervals, tests corrected by Holm, and how they came."""
+"""What is said of runs: means, paired differences with their intervals and tests, and how the numbers came about."""
 
 import os
 import platform
@@ -49,7 +49,7 @@ def differences(runs: pd.DataFrame, arm: str, base: str) -> Any:
 
 
 def paired_table(runs: pd.DataFrame, base: str = DEFAULT_ARM, tuning: dict[str, int] | None = None) -> str:
-    """Return a row an arm, best first: test loss and accuracy, the difference to `base`, its interval and test, the cost.
+    """Return a row an arm, best first: loss, accuracy, the difference to `base` with interval and test, and the cost.
 
     tuning: trials that an arm's tuning took; its passes and seconds count those too.
     """
@@ -83,9 +83,10 @@ def conditions(runs: pd.DataFrame, command: str) -> str:
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return (
         f"Made by `{command}`: seeds {runs.seed.min()}–{runs.seed.max()}, draws of the data {runs.draw.min()}–"
-        f"{runs.draw.max()}, {' or '.join(map(str, epochs))} epochs, weights of the last step, mean ± half the 95 % "
-        f"interval (Student's t); differences paired by draw and seed, with bootstrap intervals, p by Wilcoxon's test "
-        f"after Holm; passes: forward-backward passes of a batch a step. {models[0] if models else platform.machine()}, "
-        f"{os.cpu_count()} cores, a thread a run; Python {platform.python_version()}, torch {version('torch')}, "
-        f"pytorch-lightning {version('pytorch-lightning')}; trained at commit {', '.join(sorted(set(runs.commit)))}."
+        f"{runs.draw.max()}, {' or '.join(map(str, epochs))} epochs, weights after the last step, mean ± half the "
+        f"95 % interval (Student's t); differences paired by draw and seed, with bootstrap intervals, p by Wilcoxon's "
+        f"test after Holm; passes: forward-backward passes of a batch a step, tuning included, as in the seconds. "
+        f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, a thread a run; "
+        f"Python {platform.python_version()}, torch {version('torch')}, pytorch-lightning "
+        f"{version('pytorch-lightning')}; trained at commit {', '.join(sorted(set(runs.commit)))}."
     )

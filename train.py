@@ -184,7 +184,7 @@ def main(
     """
     given = list(sys.argv[1:] if args is None else args)
     command = [given.pop(0)] if given and given[0] in SUBCOMMANDS else ["fit"]
-    if not any(argument.split("=")[0] == "--optimizer" for argument in given):
+    if not any(argument.split("=")[0] in ("--optimizer", "--config", "-c") for argument in given):
         given = ["--config", str(CONFIGS / f"{DEFAULT_ARM}.yaml"), *given]
     return TrainCLI(command + given, tags or {}, test, reuse)
 

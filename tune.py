@@ -148,7 +148,7 @@ def main(args: list[str] | None = None) -> optuna.Study:
         for option, value in study.best_params.items():
             client().log_param(parent, f"best {option} of {own.trials}", value)
         if len(study.get_trials(states=[TrialState.COMPLETE])) > 1:
-            axes: Any = np.ravel(plot_slice(study))
+            axes = np.ravel(np.asarray(plot_slice(study)))
             client().log_figure(parent, axes[0].figure, "trials.png")
     print(text, end="")
     if own.output:

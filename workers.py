@@ -13,7 +13,6 @@ CORES = os.cpu_count() or 1
 
 
 def _prepare() -> None:
-    os.environ["TQDM_DISABLE"] = "1"  # there is one bar for all
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # and the parent says what came out
     import optuna
     import torch
@@ -35,6 +34,7 @@ def each(call: Callable[..., Any], jobs: Sequence[Any], workers: int = CORES) ->
     if workers == 1 or len(jobs) < 2:
         yield from ((number, call(job)) for number, job in enumerate(jobs))
         return
+    os.environ["TQDM_DISABLE"] = "1"  # in the workers, which inherit it: there is one bar for all
     spawn = multiprocessing.get_context("spawn")  # a forked torch may hang
     with ProcessPoolExecutor(min(workers, len(jobs)), spawn, _prepare) as pool:
         numbers = {pool.submit(call, job): number for number, job in enumerate(jobs)}

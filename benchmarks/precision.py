@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data.mnist1d import PUBLISHED, draw
+from data.mnist1d import PUBLISHED, generate
 from hypergradient import hypergradient, lookahead
 from lightning_modules import MLP
 
@@ -22,7 +22,7 @@ BATCH = 128
 def measure(name: str, rate: float, dtype: torch.dtype, probe_rate: float) -> float:
     """Return dL_val/d log α at α = `rate`, with Δ measured at `probe_rate`."""
     torch.manual_seed(0)
-    net, arrays = MLP().to(dtype), draw(PUBLISHED)
+    net, arrays = MLP().to(dtype), generate(PUBLISHED)
     optimizer = getattr(torch.optim, name)(net.parameters(), lr=probe_rate)
     cross_entropy(net(arrays["x"][:BATCH].to(dtype)), arrays["y"][:BATCH]).backward()
     update = lookahead(optimizer, torch.ones(()))

@@ -15,8 +15,8 @@ class TailAverage(WeightAveraging):
 
         A ← A + (θ - A) / max(1, window · t)      after step t
 
-    Weight for weight a polynomial-decay average (Shamir & Zhang 2013, arXiv 1212.1824). BatchNorm's statistics are taken
-    anew at the average, from the training data, when training ends.
+    A polynomial-decay average (Shamir & Zhang 2013, arXiv 1212.1824). When training ends, BatchNorm's statistics are
+    taken anew at the average, from the training data.
 
     Args:
         window: the part of the run that is averaged, above 0 and up to 1.
@@ -41,6 +41,11 @@ class TailAverage(WeightAveraging):
             torch._foreach_copy_(averages, current)  # counters, of BatchNorm
         else:
             torch._foreach_lerp_(averages, current, 1 / max(1.0, self.window * (int(steps) + 1)))
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the average up again where training goes on; elsewhere the checkpoint's weights are it already."""
+        if self.average is not None:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average into the module."""

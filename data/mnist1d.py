@@ -50,12 +50,9 @@ class MNIST1DDataModule(TensorDataModule):
         held_out: int = 0,
         draw: int = 0,
     ) -> None:
-        super().__init__(batch_size, val_batch_size, train_on_validation)
         require("held_out", held_out, 0, TRAIN - 1)
         require("draw", draw, 0, 1_000)
-        train = TRAIN - held_out + (held_out or TEST) * train_on_validation
-        require("batch_size", batch_size, 1, train)
-        require("val_batch_size", val_batch_size, 1, held_out or TEST)
+        super().__init__(batch_size, val_batch_size, train_on_validation, TRAIN - held_out, held_out or TEST)
         self.held_out, self.draw = held_out, draw
 
     def samples(self) -> tuple[Samples, Samples, Samples]:

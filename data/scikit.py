@@ -16,7 +16,7 @@ class DigitsDataModule(TensorDataModule):
     def __init__(
         self, batch_size: int = 64, val_batch_size: int = 128, train_on_validation: bool = False, draw: int = 0
     ) -> None:
-        super().__init__(batch_size, val_batch_size, train_on_validation)
+        super().__init__(batch_size, val_batch_size, train_on_validation, 1_000, 300)
         self.draw = draw
 
     def samples(self) -> tuple[Samples, Samples, Samples]:
@@ -28,16 +28,16 @@ class DigitsDataModule(TensorDataModule):
 
 
 class FriedmanDataModule(TensorDataModule):
-    """Friedman's first regression problem (1991), noisy: 1,000 samples to train on, 500 to validate, 2,500 to test.
+    """Friedman's first regression problem (1991), noisy: 1,000 training, 500 validation and 2,500 test samples.
 
-    x (samples, 20) float32, five of the inputs matter; y (samples,) float32. Both standardised, so the noise alone makes
-    a mean squared error of about 0.27.
+    x (samples, 20) float32, five of the inputs matter; y (samples,) float32. Both standardised: the noise alone makes a
+    mean squared error of about 0.27.
     """
 
     def __init__(
         self, batch_size: int = 64, val_batch_size: int = 128, train_on_validation: bool = False, draw: int = 0
     ) -> None:
-        super().__init__(batch_size, val_batch_size, train_on_validation)
+        super().__init__(batch_size, val_batch_size, train_on_validation, 1_000, 500)
         self.draw = draw
 
     def samples(self) -> tuple[Samples, Samples, Samples]:

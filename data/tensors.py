@@ -14,20 +14,24 @@ Samples = tuple[Tensor, Tensor]
 class TensorDataModule(LightningDataModule):
     """Training, validation and test samples that fit into memory; a subclass says which, in `samples`.
 
-    A training batch is a pair {"train": (x, y), "val": (x, y)}. Arms that do not look at validation data ignore "val", so
-    all arms see the same batches. An epoch is one pass over the training samples.
+    A training batch is a pair {"train": (x, y), "val": (x, y)}. Arms that do not look at validation data ignore "val",
+    so all arms see the same batches. An epoch is one pass over the training samples.
 
     Args:
         batch_size: training samples a step.
         val_batch_size: validation samples a step, for a look. Validation itself takes the whole set.
         train_on_validation: train on the validation samples too. The validation loss then says nothing.
+        train: how many training samples there are.
+        val: how many validation samples.
 
     Raises:
         ValueError: a size that does not fit the data.
     """
 
-    def __init__(self, batch_size: int = 128, val_batch_size: int = 128, train_on_validation: bool = False) -> None:
+    def __init__(self, batch_size: int, val_batch_size: int, train_on_validation: bool, train: int, val: int) -> None:
         super().__init__()
+        require("batch_size", batch_size, 1, train + val * train_on_validation)
+        require("val_batch_size", val_batch_size, 1, val)
         self.batch_size, self.val_batch_size = batch_size, val_batch_size
         self.train_on_validation = train_on_validation
 
@@ -40,8 +44,6 @@ class TensorDataModule(LightningDataModule):
         self.train, self.val, self.test = self.samples()
         if self.train_on_validation:
             self.train = torch.cat([self.train[0], self.val[0]]), torch.cat([self.train[1], self.val[1]])
-        require("batch_size", self.batch_size, 1, len(self.train[1]))
-        require("val_batch_size", self.val_batch_size, 1, len(self.val[1]))
 
     def train_dataloader(self) -> CombinedLoader:
         """Pairs of a training and a validation batch; their order follows from `seed_everything`."""

@@ -47,7 +47,9 @@ class Classifier(LightningModule):
         self.network = network
         self.losses: list[Tensor] = []
         self.lr, self.make_optimizer, self.make_schedule = lr, optimizer, schedule
-        self.inner_optimizer()  # what it refuses, it refuses now, before a run begins
+        trial = self.inner_optimizer()  # what it refuses, it refuses now, before a run begins; as does the schedule
+        if schedule is not None:
+            schedule(trial, 1)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer, and the schedule where there is one."""

@@ -67,7 +67,7 @@ class MetaClassifier(Classifier):
         if self.stretch:
             start = copy.deepcopy((self.network.state_dict(), optimizer.state_dict()))
             trust = TRUST if self.bracket else 0.0
-            rate = search_rate(lambda rate: self._stretch(optimizer, start, rate, batches), rate, trust)
+            rate = search_rate(lambda tried: self._stretch(optimizer, start, tried, batches), rate, trust)
             self._set(optimizer, start, rate)
         else:
             _set_rate(optimizer, rate)
@@ -103,18 +103,19 @@ class MetaClassifier(Classifier):
     def _stretch(self, optimizer: Optimizer, start: Any, rate: float, batches: list[Pair]) -> float:
         """Train from `start` over `batches` and return the validation loss at the average of the second half."""
         self._set(optimizer, start, rate)
-        params = list(self.network.parameters())
+        params: list[Tensor] = list(self.network.parameters())
         average = [p.detach().clone() for p in params]
-        for step, batch in enumerate(batches, 1):
-            optimizer.zero_grad()
-            loss = self.loss(batch["train"])
-            if not loss.isfinite():
-                return math.inf
-            loss.backward()
-            self._shrink()
-            optimizer.step()
-            torch._foreach_lerp_(average, [p.detach() for p in params], 1 / max(1, step / 2))
-        self.passes += len(batches)
+        with torch.random.fork_rng():  # dropout draws what the run will draw, and the run still does
+            for step, batch in enumerate(batches, 1):
+                optimizer.zero_grad()
+                loss = self.loss(batch["train"])
+                if not loss.isfinite():
+                    return math.inf
+                loss.backward()
+                self.passes += 1
+                self._shrink()
+                optimizer.step()
+                torch._foreach_lerp_(average, [p.detach() for p in params], 1 / max(1, step / 2))
         with torch.no_grad(), no_trace(self.network, batch_statistics=True):
             torch._foreach_copy_(params, average)
             return self._validation_loss(batches)

@@ -12,7 +12,7 @@ def linear(optimizer: Optimizer, steps: int) -> LambdaLR:
     return LambdaLR(optimizer, lambda step: 1 - step / steps)
 
 
-def plateau(optimizer: Optimizer, steps: int) -> ReduceLROnPlateau:
+def plateau(optimizer: Optimizer, _steps: int) -> ReduceLROnPlateau:
     """A tenth of the rate where the validation loss has not fallen for 10 epochs: torch's defaults."""
     return ReduceLROnPlateau(optimizer)
 

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
+import train
 import tune
 from tests.store import artifacts, history, runs
 from tracking import ROOT, artifact_dir
@@ -26,14 +27,14 @@ def test_trials_are_children_of_one_run_and_never_read_the_test_set() -> None:
     assert {"best.yaml", "trials.png"} <= artifacts(parent.info.run_id)
     values = [history(child.info.run_id, "val/loss")[-1][1] for child in children]
     assert [trial.value for trial in study.trials] == pytest.approx(values)
-    assert all(1e-5 <= trial.params["lr"] <= 1e-1 for trial in study.trials)
+    assert all(1e-5 <= trial.params["model.lr"] <= 1e-1 for trial in study.trials)
 
 
 def test_the_best_rate_is_written_as_a_configuration_that_says_where_it_comes_from(tmp_path: Path) -> None:
     file = tmp_path / "best.yaml"
     study = tune.main([*COMMAND, "--trials", "3", "--output", str(file)])
     text = file.read_text()
-    assert yaml.safe_load(text)["model"]["init_args"]["lr"] == pytest.approx(study.best_params["lr"], rel=1e-3)
+    assert yaml.safe_load(text)["model"]["init_args"]["lr"] == pytest.approx(study.best_params["model.lr"], rel=1e-3)
     assert "Best of 3 Optuna trials" in text
     assert f"python tune.py --optimizer adam {' '.join(SHORT)} --trials 3" in text
 
@@ -46,7 +47,7 @@ def test_the_reviewed_file_is_not_overwritten_by_runs_of_another_kind() -> None:
 
 def test_the_same_seed_proposes_the_same_rates_and_another_one_others() -> None:
     def proposed(*options: str) -> list[float]:
-        return [trial.params["lr"] for trial in tune.main([*COMMAND, "--trials", "2", *options]).trials]
+        return [trial.params["model.lr"] for trial in tune.main([*COMMAND, "--trials", "2", *options]).trials]
 
     first = proposed()
     (artifact_dir() / "optuna.log").unlink()
@@ -59,7 +60,7 @@ def test_tuning_goes_on_where_it_was_and_the_number_of_trials_is_in_all() -> Non
     study = tune.main([*COMMAND, "--trials", "3"])
     assert len(study.trials) == 3
     assert len(runs()) == 4
-    assert len({trial.params["lr"] for trial in study.trials}) == 3
+    assert len({trial.params["model.lr"] for trial in study.trials}) == 3
     tune.main([*COMMAND, "--trials", "3"])
     assert len(runs()) == 4
 
@@ -95,10 +96,18 @@ def test_ctrl_c_ends_tuning_cleanly_and_it_goes_on() -> None:
     assert {run.info.status for run in runs()} <= {"KILLED", "FINISHED"}
 
 
-def test_a_rate_that_diverges_counts_as_infinitely_bad(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "LOWEST", 1e20)
-    monkeypatch.setattr(tune, "HIGHEST", 1e21)
-    study = tune.main([*COMMAND, "--trials", "1"])
+def test_rate_and_weight_decay_are_searched_together_and_the_file_written_sets_both(tmp_path: Path) -> None:
+    file = tmp_path / "best.yaml"
+    study = tune.main(["--optimizer", "adamw", *SHORT, "--trials", "2", "--output", str(file)])
+    assert set(study.best_params) == {"model.lr", "model.optimizer.weight_decay"}
+    cli = train.main(["--optimizer", "adamw", "--config", str(file), "--trainer.fast_dev_run=true"])
+    [group] = cli.trainer.optimizers[0].param_groups
+    found = [group["lr"], group["weight_decay"]]
+    assert found == pytest.approx(list(study.best_params.values()), rel=1e-3)
+
+
+def test_a_rate_that_diverges_counts_as_infinitely_bad() -> None:
+    study = tune.main([*COMMAND, "--trials", "1", "--search", "model.lr=1e20:1e21"])
     assert study.best_value == float("inf")
 
 
@@ -109,6 +118,8 @@ def test_a_rate_that_diverges_counts_as_infinitely_bad(monkeypatch: pytest.Monke
         ("--optimizer adamm", "invalid choice: 'adamm'"),
         ("--optimizer adam --trials 0", "must be a whole number of 1 or more, got '0'"),
         ("--optimizer adam --trials few", "must be a whole number of 1 or more, got 'few'"),
+        ("--optimizer adam --search model.lr=1:0.1", "must read like model.lr=1e-5:1e-1, got 'model.lr=1:0.1'"),
+        ("--optimizer adam --search lr", "must read like model.lr=1e-5:1e-1, got 'lr'"),
         ("--optimizer adam --trails 3", "unrecognized arguments: --trails"),
         ("--optimizer adam --output no/such/best.yaml", "there is no folder no/such"),
         ("--optimizer adam --trainer.logger=false", "--trainer.logger cannot be given here"),

@@ -10,7 +10,7 @@ STEPS = list(range(1, 21))
 
 
 def test_every_step_of_a_meta_run_is_in_mlflow() -> None:
-    cli = train.main(["--optimizer", "meta", *SHORT])
+    cli = train.main(["--optimizer", "meta_onestep", *SHORT])
     assert cli.run_id
     for name in ("lr", "hypergradient", "lookahead_loss"):
         assert [step for step, _ in history(cli.run_id, name)] == STEPS

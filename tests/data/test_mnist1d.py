@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data import MNIST1DDataModule
-from data.mnist1d import PUBLISHED, draw
+from data.mnist1d import PUBLISHED, generate
 
 
 def module(**options: Any) -> MNIST1DDataModule:
@@ -22,7 +22,7 @@ def checksum(tensor: torch.Tensor) -> str:
 
 
 def test_the_arrays_are_the_published_ones() -> None:
-    arrays = draw(PUBLISHED)
+    arrays = generate(PUBLISHED)
     assert {name: (tuple(t.shape), checksum(t)) for name, t in arrays.items()} == {
         "x": ((4000, 40), "8f2e7e88dceb64f0"),
         "y": ((4000,), "c3f43f41c77404ec"),
@@ -32,11 +32,11 @@ def test_the_arrays_are_the_published_ones() -> None:
 
 
 def test_drawing_leaves_the_global_random_streams() -> None:
-    draw.cache_clear()
+    generate.cache_clear()
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     expected = random.random(), np.random.rand(), torch.rand(1)
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    draw(PUBLISHED)
+    generate(PUBLISHED)
     assert (random.random(), np.random.rand(), torch.rand(1)) == expected
 
 
@@ -49,7 +49,7 @@ def test_the_three_sets_have_their_sizes_and_share_no_sample() -> None:
 
 def test_held_out_samples_leave_the_training_set() -> None:
     data = module(held_out=800)
-    published = draw(PUBLISHED)["x"]
+    published = generate(PUBLISHED)["x"]
     assert torch.equal(torch.cat([data.train[0], data.val[0]]), published)
     assert len(data.val[0]) == 800
 
@@ -62,9 +62,20 @@ def test_an_epoch_is_one_pass_over_the_training_samples_in_pairs(batch_size: int
     assert all(len(batch["val"][0]) == val_batch_size for batch in batches)
 
 
+def test_another_draw_shares_no_sample_with_the_published_one() -> None:
+    parts = [x for data in (module(), module(draw=1)) for x, _ in (data.train, data.val, data.test)]
+    assert len(torch.cat(parts).unique(dim=0)) == 12_000
+
+
+def test_validation_samples_can_be_given_to_training() -> None:
+    plain, more = module(), module(train_on_validation=True)
+    assert torch.equal(more.train[0], torch.cat([plain.train[0], plain.val[0]]))
+    assert torch.equal(more.test[0], plain.test[0])
+
+
 @pytest.mark.parametrize(
     "options", [{"batch_size": 4001}, {"batch_size": 0}, {"batch_size": 3201, "held_out": 800}, {"held_out": 4000}]
 )
-def test_sizes_that_do_not_fit_the_data_are_refused(options: dict[str, int]) -> None:
+def test_sizes_that_do_not_fit_the_data_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"--data.\w+ must lie between"):
         MNIST1DDataModule(**options)

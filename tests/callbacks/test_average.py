@@ -1,0 +1,51 @@
+import pytest
+import torch
+from torch import Tensor
+
+import train
+from callbacks import TailAverage
+
+SHORT = ["--trainer.max_epochs=2", "--trainer.enable_progress_bar=false", "--data.batch_size=100"]
+
+
+def averaged(course: list[float], window: float) -> float:
+    """A ← A + (θ - A) / max(1, window t), by hand."""
+    average = 0.0
+    for t, theta in enumerate(course, 1):
+        average += (theta - average) / max(1.0, window * t)
+    return average
+
+
+@pytest.mark.parametrize("window", [0.1, 0.5, 1.0])
+def test_the_average_is_the_one_of_the_formula(window: float) -> None:
+    """window 1 is the plain mean of all."""
+    callback, course = TailAverage(window), torch.randn(50).tolist()
+    average: list[Tensor] = [torch.tensor(course[0])]
+    for steps, theta in enumerate(course[1:], 1):
+        callback._move(average, [torch.tensor(theta)], steps)
+    assert average[0].item() == pytest.approx(averaged(course, window), abs=1e-5)
+    if window == 1.0:
+        assert average[0].item() == pytest.approx(sum(course) / 50, abs=1e-5)
+
+
+def test_what_is_validated_tested_and_saved_is_the_average() -> None:
+    plain = train.main(["--optimizer", "adam", "--model.lr=0.01", *SHORT])
+    average = train.main(["--optimizer", "adam_average", "--model.lr=0.01", *SHORT])
+    assert plain.test_metrics["test/loss"] != average.test_metrics["test/loss"]
+    path = str(average.trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    saved = torch.load(path, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, saved[name]) for name, value in average.model.state_dict().items())
+
+
+def test_batchnorm_statistics_are_those_of_the_average() -> None:
+    cli = train.main(["--optimizer", "adam_average", "--task", "conv_batchnorm", "--model.lr=0.05", *SHORT])
+    norm, x = cli.model.network[2], cli.datamodule.train[0]
+    with torch.no_grad():
+        seen = cli.model.network[1](cli.model.network[0](x))
+    assert norm.running_mean == pytest.approx(seen.mean((0, 2)), abs=1e-4)
+
+
+def test_a_window_out_of_range_is_refused() -> None:
+    for window in (0.0, 1.5):
+        with pytest.raises(ValueError, match="window is a part of the run"):
+            TailAverage(window)

@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from data import DigitsDataModule, FriedmanDataModule
+from data.tensors import TensorDataModule
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "inputs"),
+    [(DigitsDataModule, (1000, 300, 497), 64), (FriedmanDataModule, (1000, 500, 2500), 20)],
+)
+def test_the_three_sets_have_their_sizes_share_no_sample_and_change_with_the_draw(
+    kind: type[TensorDataModule], sizes: tuple[int, ...], inputs: int
+) -> None:
+    data, other = kind(), kind(draw=1)  # type: ignore[call-arg]
+    data.setup("fit")
+    other.setup("fit")
+    parts = [data.train[0], data.val[0], data.test[0]]
+    assert tuple(map(len, parts)) == sizes
+    everything = torch.cat(parts)
+    assert everything.shape[1] == inputs
+    assert len(everything.unique(dim=0)) == sum(sizes)
+    assert not torch.equal(other.train[0], data.train[0])
+
+
+def test_the_noise_of_the_regression_is_what_it_says() -> None:
+    """The noise has a standard deviation of 3; the values are standardised by their own."""
+    data = FriedmanDataModule()
+    data.setup("fit")
+    y = torch.cat([data.train[1], data.val[1], data.test[1]])
+    assert pytest.approx(0.27, abs=0.01) == 9 / (9 + 23.8)  # 23.8: the variance of Friedman's function
+    assert y.std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_a_size_that_does_not_fit_is_refused_before_training() -> None:
+    with pytest.raises(ValueError, match=r"--data.val_batch_size must lie between 1 and 300 here, got 301"):
+        DigitsDataModule(val_batch_size=301)

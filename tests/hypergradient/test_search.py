@@ -1,0 +1,50 @@
+import math
+from collections.abc import Callable
+
+import pytest
+
+from hypergradient import search_rate
+
+
+def bowl(best: float) -> tuple[list[float], Callable[[float], float]]:
+    seen: list[float] = []
+
+    def stretch(rate: float) -> float:
+        seen.append(rate)
+        return 1 + math.log(rate / best) ** 2
+
+    return seen, stretch
+
+
+@pytest.mark.parametrize("start", [1e-6, 1e-3, 0.02, 0.5, 100.0])
+def test_the_best_rate_is_found_from_anywhere(start: float) -> None:
+    _, stretch = bowl(0.03)
+    assert search_rate(stretch, start, trust=0.0) == pytest.approx(0.03)  # a parabola in log rate: its vertex is exact
+
+
+def test_a_trusted_start_stays_unless_another_rate_is_better_by_a_tenth() -> None:
+    near, far = {1.0: 1.0, 3.0: 0.95, 9.0: 2.0, 1 / 3: 2.0}, {1.0: 1.0, 3.0: 0.5, 9.0: 1.0, 1 / 3: 2.0}
+    assert search_rate(lambda rate: near[rate], 1.0) == 1.0
+    assert search_rate(lambda rate: far[rate], 1.0) == 3.0
+
+
+def test_three_stretches_are_enough_beside_the_best_rate() -> None:
+    seen, stretch = bowl(1.0)
+    search_rate(stretch, 1.1)
+    assert seen == pytest.approx([1.1, 3.3, 1.1 / 3])
+
+
+def test_rates_that_diverge_are_left_downwards() -> None:
+    def stretch(rate: float) -> float:
+        return math.nan if rate > 0.1 else 1 + math.log(rate / 0.05) ** 2
+
+    assert 0.01 < search_rate(stretch, 10.0, trust=0.0) < 0.1
+
+
+def test_a_training_that_diverges_at_every_rate_is_refused() -> None:
+    with pytest.raises(ValueError, match="Training diverged at every rate from 1 down to"):
+        search_rate(lambda _: math.inf, 1.0)
+
+
+def test_a_loss_that_falls_for_ever_ends_the_search() -> None:
+    assert search_rate(lambda rate: 1 / (1 + rate), 1.0, trust=0.0) > 1e10

@@ -1,0 +1,71 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hypergradient import no_trace, starting_rate
+
+
+class Quadratic:
+    """Σ h (θ - 1)² / 2, whose best rates are known."""
+
+    def __init__(self, curvature: list[float]) -> None:
+        self.h, self.theta = torch.tensor(curvature).double(), nn.Parameter(torch.zeros(len(curvature)).double())
+
+    def loss(self) -> Tensor:
+        return 0.5 * (self.h * (self.theta - 1) ** 2).sum()
+
+
+def test_sgd_starts_at_the_exact_line_search() -> None:
+    """Along the gradient g, ⟨∇L(θ - s g), g⟩ = 0 at s = gᵀg / gᵀHg (Cauchy)."""
+    problem = Quadratic([1.0, 4.0, 9.0])
+    exact = (problem.h**2).sum() / (problem.h**3).sum()
+    rate = starting_rate(problem.loss, torch.optim.SGD([problem.theta], lr=1.0))
+    assert rate == pytest.approx(exact.item(), rel=0.05)  # interpolated in log rate
+
+
+def test_momentum_lowers_the_rate_by_the_length_of_its_steps() -> None:
+    problem = Quadratic([1.0, 4.0, 9.0])
+    plain = starting_rate(problem.loss, torch.optim.SGD([problem.theta], lr=1.0))
+    heavy = starting_rate(problem.loss, torch.optim.SGD([problem.theta], lr=1.0, momentum=0.9))
+    assert heavy == pytest.approx(plain / 10, rel=0.05)
+
+
+def test_adam_starts_at_the_line_search_along_the_sign() -> None:
+    """⟨∇L(θ + s 1), 1⟩ = Σ h (s - 1) changes sign at s = 1."""
+    problem = Quadratic([1.0, 4.0, 9.0])
+    assert starting_rate(problem.loss, torch.optim.Adam([problem.theta], lr=5.0)) == pytest.approx(1.0, rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop"])
+def test_the_rate_given_is_never_read_and_nothing_is_left_behind(name: str) -> None:
+    rates = []
+    for lr in (1e-6, 1.0):
+        problem = Quadratic([1.0, 4.0])
+        optimizer = getattr(torch.optim, name)([problem.theta], lr=lr)
+        rates.append(starting_rate(problem.loss, optimizer))
+        assert torch.equal(problem.theta, torch.zeros(2).double())
+        assert problem.theta.grad is None
+        assert not optimizer.state
+        assert optimizer.param_groups[0]["lr"] == lr
+    assert rates[0] == rates[1]
+
+
+def test_a_loss_that_falls_for_ever_and_one_without_a_slope_are_refused() -> None:
+    theta = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([theta], lr=1.0)
+    with pytest.raises(ValueError, match="is it bounded"):
+        starting_rate(lambda: -theta.sum(), optimizer)
+    with pytest.raises(ValueError, match="there is no rate to start at"):
+        starting_rate(lambda: 0 * theta.sum(), optimizer)
+    assert theta.item() == 0
+
+
+def test_a_look_by_batch_statistics_leaves_batchnorm_as_it_was() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with no_trace(net, batch_statistics=True):
+        first, second = net(torch.randn(8, 3).add(5)), net(torch.ones(8, 3))
+        assert first.mean().abs() < 1e-5  # normalised by the batch, not by the untrained statistics
+        assert torch.equal(second, second)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert all(module.training for module in net.modules())

@@ -1,0 +1,30 @@
+import copy
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_modules import MLP, DescentClassifier
+from tests.lightning_modules.test_one_step_classifier import Rates, fit
+
+
+def test_the_rate_follows_the_published_rule(tmp_path: Path) -> None:
+    """Against the rule written out for SGD: α ← α + β ⟨∇L(θ_t), ∇L(θ_{t-1})⟩ (Baydin et al. 2018, equation 5)."""
+    torch.manual_seed(0)
+    net = MLP()
+    rates, gradients = Rates(), []
+
+    class Watched(DescentClassifier):
+        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+            gradients.append(torch.cat([p.grad.flatten().clone() for p in self.network.parameters()]))  # type: ignore[union-attr]
+            super().on_before_optimizer_step(optimizer)
+
+    model = Watched(copy.deepcopy(net), lr=0.1, hyper_lr=0.01, optimizer=torch.optim.SGD)
+    fit(model, tmp_path, max_steps=5, callbacks=[rates])
+    expected, rate = [0.1], 0.1
+    for before, now in pairwise(gradients):
+        rate += 0.01 * float(before @ now)
+        expected.append(rate)
+    final = model.trainer.optimizers[0].param_groups[0]["lr"]
+    assert final == pytest.approx(expected[-1], rel=1e-4)

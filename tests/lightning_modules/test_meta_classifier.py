@@ -1,0 +1,98 @@
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from lightning_modules import MLP, Classifier, MetaClassifier
+from tests.lightning_modules.test_one_step_classifier import fit, network, same
+from tests.store import history
+
+SHORT = ["--trainer.max_epochs=4", "--trainer.enable_progress_bar=false", "--data.batch_size=200"]
+
+
+def rate(model: MetaClassifier) -> float:
+    return float(model.trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def plain(lr: float, bracket: bool = False, stretch: float = 0.0, memory: float = math.inf) -> MetaClassifier:
+    return MetaClassifier(network(), lr=lr, bracket=bracket, stretch=stretch, memory=memory)
+
+
+@pytest.mark.parametrize("options", [{}, {"stretch": 0.2}, {"bracket": True, "stretch": 0.2}])
+def test_the_search_leaves_no_trace_and_the_run_is_the_plain_one_at_its_rate(
+    options: dict[str, float], tmp_path: Path
+) -> None:
+    """Bit for bit, with BatchNorm and dropout, whatever was tried before step 1."""
+    meta = plain(0.01, **options)  # type: ignore[arg-type]
+    fit(meta, tmp_path / "meta")
+    ordinary = Classifier(network(), lr=rate(meta))
+    fit(ordinary, tmp_path / "plain")
+    assert same(meta.network, ordinary.network)  # type: ignore[arg-type]
+
+
+def test_the_shrink_is_decoupled_weight_decay(tmp_path: Path) -> None:
+    """AdamW multiplies by 1 - lr · weight_decay: η = 1 / (memory · 8 steps an epoch)."""
+    meta = plain(0.01, memory=2.0)
+    fit(meta, tmp_path / "meta")
+    ordinary = Classifier(network(), lr=0.01, optimizer=lambda p, lr: torch.optim.AdamW(p, lr, weight_decay=100 / 16))
+    fit(ordinary, tmp_path / "plain")
+    torch.testing.assert_close(meta.network.state_dict(), ordinary.network.state_dict(), rtol=0, atol=1e-5)
+
+
+def test_the_starting_rate_is_never_read(tmp_path: Path) -> None:
+    found = []
+    for lr in (1e-6, 1.0):
+        torch.manual_seed(0)
+        meta = MetaClassifier(MLP(), lr=lr)
+        fit(meta, tmp_path / str(lr))
+        found.append(rate(meta))
+    assert found[0] == found[1]
+
+
+def test_stretches_alone_find_the_rate_from_far_off() -> None:
+    found = {}
+    for lr in (1e-4, 0.03, 3.0):
+        options = ["--model.bracket=false", f"--model.lr={lr}", "--model.stretch=0.2"]
+        cli = train.main(["--optimizer", "meta", *options, *SHORT])
+        found[lr] = history(str(cli.run_id), "lr")[-1][1]
+    assert max(found.values()) < 3 * min(found.values()), found
+    assert 0.005 < found[0.03] < 0.2
+
+
+def test_what_the_search_cost_is_in_mlflow() -> None:
+    cli = train.main(["--optimizer", "meta", "--model.stretch=0.1", *SHORT])  # 80 steps: stretches of 8
+    [(_, passes)] = history(str(cli.run_id), "search/passes")
+    [(_, found)] = history(str(cli.run_id), "search/rate")
+    stretches = (passes - 15 * 256 / 200) / (8 + 4 * 256 / 200 / 3)  # about 20 looks of the bracket, of 256 samples
+    assert 2 < stretches < 6
+    assert found == history(str(cli.run_id), "lr")[0][1]
+
+
+def test_a_resumed_run_does_not_search_again_and_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    start = MetaClassifier(MLP(), stretch=0.1)
+    whole, part, resumed = (copy.deepcopy(start) for _ in range(3))
+    fit(whole, tmp_path / "whole", max_epochs=3)
+    first = fit(part, tmp_path / "part", max_epochs=2)
+    rate_of_part = rate(part)
+    fit(resumed, tmp_path / "rest", str(first.checkpoint_callback.best_model_path), max_epochs=3)  # type: ignore[union-attr]
+    assert resumed.passes == 0
+    assert rate(resumed) == rate_of_part
+
+
+def test_lightnings_clipping_and_accumulation_are_there() -> None:
+    cli = train.main(["--optimizer", "meta", *SHORT, "--trainer.gradient_clip_val=0.5"])
+    assert cli.test_metrics["test/loss"] < 2.3
+    accumulated = train.main(["--optimizer", "meta", *SHORT, "--trainer.accumulate_grad_batches=2"])
+    assert accumulated.trainer.global_step == 40
+
+
+@pytest.mark.parametrize(("memory", "direction"), [(0.5, -1), (1000.0, 1)])
+def test_the_adapted_shrink_moves_towards_its_place(memory: float, direction: int) -> None:
+    options = [f"--model.memory={memory}", "--model.stretch=0", "--model.every=200", "--trainer.max_epochs=20"]
+    cli = train.main(["--optimizer", "meta_shrink", *options, *SHORT[1:]])
+    values = [value for _, value in history(str(cli.run_id), "shrink")]
+    assert direction * (values[-1] - values[0]) > 0

@@ -1,0 +1,54 @@
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from tables import bootstrap, paired_table, with_interval
+
+
+def runs(losses: dict[str, list[float]]) -> pd.DataFrame:
+    rows = [
+        {"arm": arm, "seed": i // 2, "draw": i % 2, "start_lr": None, "test_loss": loss, "test_accuracy": 0.5}
+        | {"passes": 2.0, "seconds": 3.0}
+        for arm, values in losses.items()
+        for i, loss in enumerate(values)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_differences_are_paired_by_draw_and_seed_and_the_order_of_rows_is_no_matter() -> None:
+    rng = np.random.default_rng(0)
+    meta = rng.normal(1, 0.5, 12)
+    adam = meta + 0.1 + rng.normal(0, 1e-3, 12)
+    table = runs({"meta": list(meta), "adam": list(adam)}).sample(frac=1, random_state=1)
+    [row] = [line for line in paired_table(table).splitlines() if "`adam`" in line]
+    assert re.search(r"\+0\.100 \(\+0\.(099|100) … \+0\.10[01]\)", row)
+
+
+def test_p_is_wilcoxons_after_holm() -> None:
+    rng = np.random.default_rng(0)
+    losses = {arm: list(rng.normal(mean, 1, 10)) for arm, mean in {"meta": 0, "a": 0.5, "b": 1.0, "c": 1.5}.items()}
+    raw = {arm: stats.wilcoxon(np.subtract(losses[arm], losses["meta"])).pvalue for arm in "abc"}
+    smallest = min(raw, key=lambda arm: raw[arm])
+    [row] = [line for line in paired_table(runs(losses)).splitlines() if f"`{smallest}`" in line]
+    assert f"| {3 * raw[smallest]:.1g} |" in row
+
+
+def test_tuning_is_counted_in_the_cost() -> None:
+    table = paired_table(runs({"meta": [1.0, 2.0], "adam": [1.0, 2.0]}), tuning={"adam": 20})
+    [row] = [line for line in table.splitlines() if "`adam`" in line]
+    assert row.endswith("| 42.00 | 63 |")
+
+
+def test_the_bootstrap_interval_is_near_students_for_many_normal_values() -> None:
+    values = np.random.default_rng(1).normal(0, 1, 400)
+    low, high = bootstrap(values)
+    assert (low, high) == pytest.approx((values.mean() - 0.098, values.mean() + 0.098), abs=0.02)
+
+
+def test_runs_that_diverged_are_counted_not_averaged() -> None:
+    assert with_interval([1.0, math.inf, math.inf]) == "2 of 3 diverged"
+    assert "2 of 2 diverged" in paired_table(runs({"meta": [1.0, 1.0], "adam": [math.inf, math.inf]}))
