@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -62,15 +63,11 @@ class MetaClassifier(Classifier):
         if self.trainer.global_step:
             return
         [optimizer] = self.trainer.optimizers
-        batches = self._first_batches()
-        rate = self._bracketed_rate(optimizer, batches[0]) if self.bracket else self.lr
-        if self.stretch:
-            start = copy.deepcopy((self.network.state_dict(), optimizer.state_dict()))
-            trust = TRUST if self.bracket else 0.0
-            rate = search_rate(lambda tried: self._stretch(optimizer, start, tried, batches), rate, trust)
-            self._set(optimizer, start, rate)
-        else:
-            _set_rate(optimizer, rate)
+        try:
+            rate = self._search(optimizer, self._first_batches())
+        except ValueError as error:  # before step 1, so it is the set-up that is at fault
+            raise MisconfigurationException(str(error)) from error
+        _set_rate(optimizer, rate)
         if self.logger:
             self.logger.log_metrics({"search/rate": rate, "search/passes": self.passes}, step=0)
 
@@ -80,7 +77,20 @@ class MetaClassifier(Classifier):
 
     def shrink(self, group: dict[str, Any]) -> float:
         """Return η, the part of each weight that a step takes away."""
-        return 1 / (self.memory * float(self.trainer.num_training_batches))
+        steps = float(self.trainer.num_training_batches) / self.trainer.accumulate_grad_batches
+        return 1 / (self.memory * steps)
+
+    def _search(self, optimizer: Optimizer, batches: list[Pair]) -> float:
+        """Return the rate; network and optimizer are left as they were."""
+        rate = self._bracketed_rate(optimizer, batches[0]) if self.bracket else self.lr
+        if not self.stretch:
+            return rate
+        start = copy.deepcopy((self.network.state_dict(), optimizer.state_dict()))
+        trust = TRUST if self.bracket else 0.0
+        try:
+            return search_rate(lambda tried: self._stretch(optimizer, start, tried, batches), rate, trust)
+        finally:
+            self._set(optimizer, start, self.lr)
 
     @torch.no_grad()
     def _shrink(self) -> None:
@@ -88,8 +98,15 @@ class MetaClassifier(Classifier):
 
     def _first_batches(self) -> list[Pair]:
         """Return the batches that the run begins with, on its device: one, or those of a stretch."""
+        if math.isinf(self.trainer.estimated_stepping_batches):
+            raise ValueError("A run without an end has no twentieth: give --trainer.max_epochs or --trainer.max_steps.")
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            raise ValueError(
+                "MetaClassifier reads the first batches twice, so it needs a datamodule: fit(datamodule=)."
+            )
         length = max(1, math.ceil(self.stretch * self.trainer.estimated_stepping_batches))
-        loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]  # a fresh one: same order
+        loader = data.train_dataloader()  # a fresh one: the same order
         return [self.trainer.strategy.batch_to_device(batch) for batch, *_ in islice(loader, length)]
 
     def _bracketed_rate(self, optimizer: Optimizer, batch: Pair) -> float:

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 import train
+from data import MNIST1DDataModule
 from lightning_modules import MLP, Classifier, MetaClassifier
-from tests.lightning_modules.test_one_step_classifier import fit, network, same
+from tests.lightning_modules.test_one_step_classifier import fit, network, same, trainer
 from tests.store import history
 
 SHORT = ["--trainer.max_epochs=4", "--trainer.enable_progress_bar=false", "--data.batch_size=200"]
@@ -81,6 +83,15 @@ def test_a_resumed_run_does_not_search_again_and_is_the_uninterrupted_one(tmp_pa
     fit(resumed, tmp_path / "rest", str(first.checkpoint_callback.best_model_path), max_epochs=3)  # type: ignore[union-attr]
     assert resumed.passes == 0
     assert rate(resumed) == rate_of_part
+
+
+def test_a_run_without_an_end_or_without_a_datamodule_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MisconfigurationException, match="A run without an end has no twentieth"):
+        fit(MetaClassifier(MLP()), tmp_path, max_epochs=-1)
+    data = MNIST1DDataModule()
+    data.setup("fit")
+    with pytest.raises(MisconfigurationException, match="it needs a datamodule"):
+        trainer(tmp_path).fit(MetaClassifier(MLP()), data.train_dataloader(), data.val_dataloader())
 
 
 def test_lightnings_clipping_and_accumulation_are_there() -> None:
