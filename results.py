@@ -73,7 +73,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
 
 def tune_one(command: tuple[str, ...]) -> list[FrozenTrial]:
     """Run one tuning to its end and return its trials."""
-    study = tune.main([*command, "--output", str(artifact_dir() / "tuned.yaml")])
+    study = tune.main(list(command))
     return study.get_trials(states=[TrialState.COMPLETE])
 
 
@@ -82,7 +82,9 @@ def tuned(
 ) -> dict[tuple[str, int], list[FrozenTrial]]:
     """Tune each arm in each case (options of the runs) and return its trials: {(arm, number of the case): trials}."""
     keys = list(product(arms, range(len(cases))))
-    jobs = [("--optimizer", arm, f"--trials={own.trials}", *cases[case]) for arm, case in keys]
+    aside = ("--output", str(artifact_dir() / "tuned.yaml"))  # the arm's own file is for the published draw
+    places = [aside if case or own.output != RESULTS else () for case in cases]
+    jobs = [("--optimizer", arm, f"--trials={own.trials}", *cases[case], *places[case]) for arm, case in keys]
     found = {}
     with tqdm(total=len(jobs), desc="tune", unit="study") as bar:
         for number, trials in each(tune_one, jobs, own.workers):
