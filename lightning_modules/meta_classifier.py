@@ -2,7 +2,7 @@
 
 import copy
 import math
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
@@ -107,7 +107,8 @@ class MetaClassifier(Classifier):
             )
         length = max(1, math.ceil(self.stretch * self.trainer.estimated_stepping_batches))
         loader = data.train_dataloader()  # a fresh one: the same order
-        return [self.trainer.strategy.batch_to_device(batch) for batch, *_ in islice(loader, length)]
+        epochs = chain.from_iterable(repeat(loader))  # each iter() is an epoch
+        return [self.trainer.strategy.batch_to_device(batch) for batch, *_ in islice(epochs, length)]
 
     def _bracketed_rate(self, optimizer: Optimizer, batch: Pair) -> float:
         def validation_loss() -> Tensor:

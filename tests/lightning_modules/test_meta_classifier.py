@@ -9,6 +9,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 import train
 from data import MNIST1DDataModule
 from lightning_modules import MLP, Classifier, MetaClassifier
+from lightning_modules.classifier import Pair
 from tests.lightning_modules.test_one_step_classifier import fit, network, same, trainer
 from tests.store import history
 
@@ -62,6 +63,23 @@ def test_stretches_alone_find_the_rate_from_far_off() -> None:
         found[lr] = history(str(cli.run_id), "lr")[-1][1]
     assert max(found.values()) < 3 * min(found.values()), found
     assert 0.005 < found[0.03] < 0.2
+
+
+def test_a_stretch_has_the_batches_that_the_run_begins_with_beyond_the_first_epoch_too(tmp_path: Path) -> None:
+    class Watched(MetaClassifier):
+        def training_step(self, batch: Pair, batch_idx: int) -> dict[str, torch.Tensor | float]:
+            seen.append(batch["train"][0])
+            return super().training_step(batch, batch_idx)
+
+        def _first_batches(self) -> list[Pair]:
+            first.extend(super()._first_batches())
+            return first
+
+    seen: list[torch.Tensor] = []
+    first: list[Pair] = []
+    fit(Watched(MLP(), stretch=0.5), tmp_path, max_epochs=4)  # 8 steps an epoch
+    assert len(first) == 16
+    assert all(torch.equal(batch["train"][0], x) for batch, x in zip(first, seen, strict=False))
 
 
 def test_what_the_search_cost_is_in_mlflow() -> None:
