@@ -43,10 +43,16 @@ class ShrinkClassifier(MetaClassifier):
         if (self.trainer.global_step * size) % self.every >= size:
             return
         h = self._hypergradient(batch)
+        self.passes += len(batch["val"][1]) / size
         self.k += 1
         self.square += 0.1 * (h**2 - self.square)
         rms = (self.square / (1 - 0.9**self.k)).sqrt()
         self.log_scale -= self.meta_lr / self.k.sqrt() * h / rms.clamp(min=1e-30)
+
+    def on_train_end(self) -> None:
+        """Log the passes again: the looks are among them now."""
+        if self.logger:
+            self.logger.log_metrics({"search/passes": self.passes}, step=self.trainer.global_step)
 
     def _hypergradient(self, batch: Pair) -> Tensor:
         [average] = [callback.average for callback in self.trainer.callbacks if hasattr(callback, "average")]  # type: ignore[attr-defined]

@@ -125,3 +125,5 @@ def test_the_adapted_shrink_moves_towards_its_place(memory: float, direction: in
     cli = train.main(["--optimizer", "meta_shrink", *options, *SHORT[1:]])
     values = [value for _, value in history(str(cli.run_id), "shrink")]
     assert direction * (values[-1] - values[0]) > 0
+    before, after = (value for _, value in history(str(cli.run_id), "search/passes"))
+    assert after - before == pytest.approx(20 * 20 * 256 / 200, rel=0.01)  # a look a step, of 256 for 200 samples
