@@ -29,7 +29,7 @@ class ShrinkClassifier(MetaClassifier):
 
     def __init__(self, *args: Any, meta_lr: float = 0.3, every: int = 1024, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.meta_lr, self.every = meta_lr, every
+        self.meta_lr, self.every, self.batch_size = meta_lr, every, 0
         for name in ("k", "square", "log_scale"):  # buffers: checkpoints hold them
             self.register_buffer(name, torch.zeros(()))
 
@@ -43,7 +43,8 @@ class ShrinkClassifier(MetaClassifier):
         if (self.trainer.global_step * size) % self.every >= size:
             return
         h = self._hypergradient(batch)
-        self.passes += len(batch["val"][1]) / size
+        self.batch_size = max(self.batch_size, size)  # an epoch's last batch may be smaller: a pass is of a whole one
+        self.passes += len(batch["val"][1]) / self.batch_size
         self.k += 1
         self.square += 0.1 * (h**2 - self.square)
         rms = (self.square / (1 - 0.9**self.k)).sqrt()
