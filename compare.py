@@ -14,10 +14,10 @@ import pandas as pd
 from tqdm import tqdm
 
 import train
-from cli import ARMS, HEADLINE, QUIET, parse_sweep, positive, sweep_parser
+from options import ARMS, HEADLINE, QUIET, ROOT, parse_sweep, positive, sweep_parser
 from plots import line_figure
 from tables import conditions, paired_table
-from tracking import ROOT, client, how_to_see, open_experiment, parent_run
+from tracking import client, how_to_see, open_experiment, parent_run
 from workers import CORES, each
 
 RESULTS = ROOT / "results"

@@ -16,18 +16,24 @@ from tqdm import tqdm
 
 import train
 import tune
-from cli import CONFIGS, positive
 from compare import RESULTS, Job, draw_courses, draw_sensitivity, keep, run_all, write_between_markers
+from options import CONFIGS, ROOT, positive
 from tables import conditions, markdown, paired_table, with_interval
-from tracking import ROOT, artifact_dir, client, open_experiment, parent_run
+from tracking import artifact_dir, client, open_experiment, parent_run
 from workers import CORES, each
 
 PLAIN = ["adam", "cosine", "adamw", "adamw_cosine"]
 FAMILIES = PLAIN + [f"{arm}_average" for arm in PLAIN]  # tuned on every draw
 RIVALS = ["linear", "plateau", "linear_average", "plateau_average", "schedule_free", "descent"]  # on the first draw
-TASKS = ["conv", "conv_batchnorm", "gru", "deep_layernorm", "digits", "regression"]
+TASKS = ["mlp", "conv", "conv_batchnorm", "gru", "deep_layernorm", "digits", "regression"]
 STARTS = [1e-6, 1e-4, 1e-2, 1.0]
 SGD = ("--model.optimizer=torch.optim.SGD", "--model.optimizer.momentum=0.9")
+ON_TASKS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "adamw_cosine": ("adamw_cosine", ()),
+    "meta": ("meta", ()),
+    "meta, SGD": ("meta", SGD),
+    "meta_shrink": ("meta_shrink", ()),
+}
 ALONE = ("--model.bracket=false",)
 VARIANTS: dict[str, tuple[str, ...]] = {
     "meta": (),
@@ -188,24 +194,21 @@ def tasks_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:
     cases: list[tuple[str, ...]] = [("--task", task) for task in TASKS]
     studies = tuned(own, ["adamw_cosine"], cases)
     jobs = []
-    for number, task in enumerate(TASKS):
-        for seed in range(1, 6):
-            jobs.append(Job(f"{task}: meta", "meta", seed, options=cases[number]))
-            options = cases[number] + best_options(studies["adamw_cosine", number])
-            jobs.append(Job(f"{task}: adamw_cosine", "adamw_cosine", seed, options=options))
-            jobs.append(Job(f"{task}: meta, SGD", "meta", seed, options=cases[number] + SGD))
-    jobs += [Job("mlp: meta, SGD", "meta", seed, options=SGD) for seed in range(1, 6)]
+    for (number, task), seed in product(enumerate(TASKS), range(1, 6)):
+        best = best_options(studies["adamw_cosine", number])
+        for label, (arm, options) in ON_TASKS.items():
+            given = best if arm == "adamw_cosine" else options
+            jobs.append(Job(f"{task}: {label}", arm, seed, options=(*cases[number], *given)))
     runs = run_all(jobs, own.workers, "tasks")
+    grouped = runs.groupby("arm")
+    losses, accuracy = grouped.test_loss, grouped.test_accuracy.mean()
     rows = []
     for task in TASKS:
-        rivals = [runs[runs.arm == f"{task}: {arm}"] for arm in ("adamw_cosine", "meta", "meta, SGD")]
-        cells = [f"{with_interval(r.test_loss)} / {r.test_accuracy.mean():.3f}" for r in rivals]
-        ratio = f"{rivals[1].test_loss.mean() / rivals[0].test_loss.mean():.2f}"
-        rows.append([task, *cells, ratio])
-    sgd = runs[runs.arm == "mlp: meta, SGD"]
-    rows.append(["mlp", "–", "–", f"{with_interval(sgd.test_loss)} / {sgd.test_accuracy.mean():.3f}", "–"])
-    header = ["task", "`adamw_cosine`, tuned", "`meta`", "`meta` over SGD with momentum", "`meta` / `adamw_cosine`"]
-    return runs, markdown(header, rows)
+        labels = [f"{task}: {label}" for label in ON_TASKS]
+        base = losses.mean()[labels[0]]
+        cells = [f"{with_interval(losses.get_group(a))} / {accuracy[a]:.3f}" for a in labels]
+        rows.append([task, *cells, *(f"{losses.mean()[a] / base:.2f}" for a in labels[1:])])
+    return runs, markdown(["task", *ON_TASKS, *(f"ratio of {label}" for label in list(ON_TASKS)[1:])], rows)
 
 
 def rivals_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from cli import DEFAULT_ARM
+from options import DEFAULT_ARM
 from plots import mean_and_half_interval
 
 PAIR = ["draw", "seed", "start_lr"]  # what two runs of a pair share

@@ -14,7 +14,8 @@ from mlflow.exceptions import MlflowException
 from pytorch_lightning.loggers import MLFlowLogger
 from sqlalchemy.exc import SQLAlchemyError
 
-ROOT = Path(__file__).resolve().parent
+from options import ROOT
+
 EXPERIMENT = "mnist1d"
 OWN_URI = f"sqlite:///{ROOT / 'mlflow.db'}"
 

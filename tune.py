@@ -18,7 +18,7 @@ from optuna.visualization.matplotlib import plot_slice
 from tqdm import tqdm
 
 import train
-from cli import ARMS, CONFIGS, QUIET, parse_sweep, positive, sweep_parser
+from options import ARMS, CONFIGS, QUIET, parse_sweep, positive, sweep_parser
 from tracking import artifact_dir, client, how_to_see, open_experiment, parent_run
 
 RATE = {"model.lr": (1e-5, 1e-1)}

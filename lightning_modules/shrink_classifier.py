@@ -27,7 +27,7 @@ class ShrinkClassifier(MetaClassifier):
     square: Tensor
     log_scale: Tensor
 
-    def __init__(self, *args: Any, meta_lr: float = 0.3, every: int = 1024, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, meta_lr: float = 0.4, every: int = 2048, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.meta_lr, self.every, self.batch_size = meta_lr, every, 0
         for name in ("k", "square", "log_scale"):  # buffers: checkpoints hold them

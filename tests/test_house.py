@@ -2,7 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tracking import ROOT
+from options import ROOT
 
 
 def test_imports_run_one_way() -> None:

@@ -2,7 +2,7 @@ import re
 from typing import Any
 
 from hypergradient.support import SUPPORTED
-from tracking import ROOT
+from options import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 import results
+from options import ROOT
 from tests.store import runs
-from tracking import ROOT
 from workers import each
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 import train
+from options import ROOT
 from tests.store import runs
-from tracking import ROOT, StoreError, client, how_to_see, open_experiment, parent_run
+from tracking import StoreError, client, how_to_see, open_experiment, parent_run
 
 SHORT = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--data.batch_size=1000"]
 

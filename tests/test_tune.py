@@ -10,8 +10,9 @@ from optuna.trial import TrialState
 
 import train
 import tune
+from options import ROOT
 from tests.store import artifacts, history, runs
-from tracking import ROOT, artifact_dir
+from tracking import artifact_dir
 
 SHORT = ["--trainer.max_epochs=1", "--data.batch_size=1000"]
 COMMAND = ["--optimizer", "adam", *SHORT]
