@@ -26,15 +26,15 @@ PLAIN = ["adam", "cosine", "adamw", "adamw_cosine"]
 FAMILIES = PLAIN + [f"{arm}_average" for arm in PLAIN]  # tuned on every draw
 RIVALS = ["linear", "plateau", "linear_average", "plateau_average", "schedule_free", "descent"]  # on the first draw
 TASKS = ["mlp", "conv", "conv_batchnorm", "gru", "deep_layernorm", "digits", "regression"]
-STARTS = [1e-6, 1e-4, 1e-2, 1.0]
+STARTS = [1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]
 SGD = ("--model.optimizer=torch.optim.SGD", "--model.optimizer.momentum=0.9")
 ON_TASKS: dict[str, tuple[str, tuple[str, ...]]] = {
     "adamw_cosine": ("adamw_cosine", ()),
     "meta": ("meta", ()),
     "meta, SGD": ("meta", SGD),
-    "meta_shrink": ("meta_shrink", ()),
 }
 ALONE = ("--model.bracket=false",)
+FIXED = ("--model.meta_lr=0",)
 VARIANTS: dict[str, tuple[str, ...]] = {
     "meta": (),
     "without the bracket, from .05": (*ALONE, "--model.lr=0.05"),
@@ -43,10 +43,19 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "without stretches": ("--model.stretch=0",),
     "without shrink": ("--model.memory=.inf",),
     "without averaging": ("--config", str(CONFIGS / "ablation" / "no_average.yaml")),
+    "shrink not adapted": FIXED,
+    "shrink not adapted, memory ÷ 3": (*FIXED, "--model.memory=4"),
+    "shrink not adapted, memory × 3": (*FIXED, "--model.memory=36"),
     "memory ÷ 3": ("--model.memory=4",),
     "memory × 3": ("--model.memory=36",),
-    "stretch ÷ 3": ("--model.stretch=0.0167",),
-    "stretch × 3": ("--model.stretch=0.15",),
+    "meta rate ÷ 3": ("--model.meta_lr=0.1333",),
+    "meta rate × 3": ("--model.meta_lr=1.2",),
+    "looks ÷ 3": ("--model.every=7680",),
+    "looks × 3": ("--model.every=853",),
+    "stretch ÷ 3": ("--model.stretch=0.0267",),
+    "stretch × 3": ("--model.stretch=0.24",),
+    "validation batches ÷ 2": ("--data.val_batch_size=64",),
+    "validation batches × 2": ("--data.val_batch_size=256",),
     "window ÷ 3": ("--config", str(CONFIGS / "ablation" / "window_third.yaml")),
     "window × 3": ("--config", str(CONFIGS / "ablation" / "window_triple.yaml")),
     "20 epochs": ("--trainer.max_epochs=20",),
@@ -54,7 +63,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "batches of 32": ("--data.batch_size=32",),
     "batches of 512": ("--data.batch_size=512",),
 }
-ADAPTED = ["meta_shrink", "meta_shrink, memory ÷ 3", "meta_shrink, memory × 3"]
 PAPER = {  # mnist1d's own set-ups (Greydanus & Kobak 2020): batches of 100, 8,000 steps; published accuracy
     "logistic regression": (32, ("--model.network=lightning_modules.MLP", "--model.network.layers=0")),
     "MLP": (68, ("--model.network=lightning_modules.MLP", "--model.network.hidden=256", "--model.network.layers=2")),
@@ -176,13 +184,10 @@ def ablation_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:
     """What each part adds, and what each constant bears."""
     cells = list(product(range(min(2, own.draws)), range(1, 4)))
     jobs = [Job(label, "meta", seed, draw, options=given) for label, given in VARIANTS.items() for draw, seed in cells]
-    memory = [(), ("--model.memory=4",), ("--model.memory=36",)]
-    named = list(zip(ADAPTED, memory, strict=True))
-    jobs += [Job(label, "meta_shrink", seed, draw, options=given) for label, given in named for draw, seed in cells]
     runs = run_all(jobs, own.workers, "ablation")
     base = runs[runs.arm == "meta"].test_loss.mean()
     rows = []
-    for label in [*VARIANTS, *ADAPTED]:
+    for label in VARIANTS:
         own_runs = runs[runs.arm == label]
         change = f"{100 * (own_runs.test_loss.mean() / base - 1):+.1f} %"
         rows.append([label, with_interval(own_runs.test_loss), change, f"{own_runs.passes.mean():.2f}"])

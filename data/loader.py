@@ -19,14 +19,21 @@ class TensorLoader:
         shuffle: draw a new order each epoch.
         seed: of the order.
         samples: an epoch's; beyond what there is another pass begins, reshuffled. Default: one pass.
+        epoch: that the first pass has; a run resumed between two epochs gets no `load_state_dict` from Lightning.
     """
 
     def __init__(
-        self, *tensors: Tensor, batch_size: int, shuffle: bool = False, seed: int = 0, samples: int | None = None
+        self,
+        *tensors: Tensor,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        samples: int | None = None,
+        epoch: int = 0,
     ) -> None:
         self.tensors, self.batch_size, self.shuffle, self.seed = tensors, batch_size, shuffle, seed
         self.samples = samples or len(tensors[0])
-        self.epoch, self.position = -1, 0
+        self.epoch, self.position = epoch - 1, 0
         self._resume_at = 0
 
     def __len__(self) -> int:

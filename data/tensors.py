@@ -47,11 +47,12 @@ class TensorDataModule(LightningDataModule):
 
     def train_dataloader(self) -> CombinedLoader:
         """Pairs of a training and a validation batch; their order follows from `seed_everything`."""
-        seed = torch.initial_seed()
-        train = TensorLoader(*self.train, batch_size=self.batch_size, shuffle=True, seed=seed)
+        seed, trainer = torch.initial_seed(), self.trainer
+        epoch = trainer.fit_loop.epoch_progress.current.processed if trainer else 0  # type: ignore[attr-defined]
+        train = TensorLoader(*self.train, batch_size=self.batch_size, shuffle=True, seed=seed, epoch=epoch)
         size = self.val_batch_size
         samples = len(train) * size  # as many batches as there are of training samples
-        val = TensorLoader(*self.val, batch_size=size, shuffle=True, seed=seed + 1, samples=samples)
+        val = TensorLoader(*self.val, batch_size=size, shuffle=True, seed=seed + 1, samples=samples, epoch=epoch)
         return CombinedLoader({"train": train, "val": val}, "min_size")
 
     def val_dataloader(self) -> TensorLoader:

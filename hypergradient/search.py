@@ -1,7 +1,8 @@
 """The rate by hypothetical stretches: train a little at several rates, look at the validation loss, keep the best rate.
 
-One step ahead is blind to what a rate does later (Wu et al. 2018, arXiv 1803.02021). A stretch of a twentieth of the
-run, judged at averaged weights, is not: averaging takes away the noise that makes short looks prefer small rates.
+One step ahead is blind to what a rate does later (Wu et al. 2018, arXiv 1803.02021). A stretch of a twelfth of the
+run, judged at averaged weights, nearly is not: averaging takes away most of the noise that makes short looks prefer
+small rates; what is left of that preference, `trust` in the start outweighs.
 """
 
 import math
@@ -11,7 +12,9 @@ FACTOR = 3.0  # between neighbouring rates
 MOST = 30  # stretches, should the loss fall for ever
 
 
-def search_rate(stretch: Callable[[float], float], start: float, trust: float = 0.1) -> float:
+def search_rate(
+    stretch: Callable[[float], float], start: float, trust: float = 0.05, untrained: float = math.inf
+) -> float:
     """Return the best learning rate, from hypothetical stretches of training at `start` times powers of 3.
 
     Upwards while the loss falls, else downwards. `start` itself stays unless another rate's loss is lower by the
@@ -22,6 +25,7 @@ def search_rate(stretch: Callable[[float], float], start: float, trust: float = 
         stretch: rate -> validation loss after the stretch; not finite where it diverged.
         start: the rate to begin with.
         trust: in `start`, 0 ... 1.
+        untrained: the loss before training; a stretch that ends above it has diverged too.
 
     Raises:
         ValueError: every stretch diverged.
@@ -30,11 +34,15 @@ def search_rate(stretch: Callable[[float], float], start: float, trust: float = 
     rung: int | None = 0
     while rung is not None and len(loss) < MOST:
         value = stretch(start * FACTOR**rung)
-        loss[rung] = value if math.isfinite(value) else math.inf
+        loss[rung] = value if value < untrained else math.inf
         rung = _next(loss)
     best = min(loss, key=lambda k: (loss[k], k))
     if math.isinf(loss[best]):
-        raise ValueError(f"Training diverged at every rate from {start:g} down to {start * FACTOR ** min(loss):g}.")
+        lowest = start * FACTOR ** min(loss)
+        raise ValueError(
+            f"Training lowers the validation loss at no rate from {start:g} down to {lowest:g}. Check the "
+            "data, or give the rate yourself (bracket false, stretch 0)."
+        )
     if trust and (1 - trust) * loss[0] <= loss[best]:
         return start
     return float(start * FACTOR ** (best + _vertex(*(loss.get(k, math.inf) for k in (best - 1, best, best + 1)))))

@@ -11,6 +11,9 @@ The rate of group g is α_g = lr_g · scale_g. `lr_g` is the optimizer's own (it
 learned and starts at 0: at first the run is exactly the plain one, and d/d log scale = d/d log α.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -19,26 +22,39 @@ Update = dict[Tensor, Tensor]
 """Δ of each parameter that has a gradient: the others do not move."""
 
 
+@contextmanager
+def scaled(optimizer: Optimizer, scale: Tensor) -> Iterator[None]:
+    """Let every group step at `lr * scale` here: an LR schedule goes on from its own value.
+
+    scale: 0-d for one factor on all groups, or (groups,).
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group, factor in zip(optimizer.param_groups, _per_group(optimizer, scale), strict=True):
+        group["lr"] = group["lr"] * factor
+    try:
+        yield
+    finally:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+
 @torch.no_grad()
 def lookahead(optimizer: Optimizer, scale: Tensor) -> Update:
     """Step to θ' = θ + Δ, every group at `lr * scale`, and return Δ.
 
     The step is the optimizer's own, so θ' is bit for bit what plain training would reach.
-    scale: 0-d for one factor on all groups, or (groups,).
 
     Raises:
         ValueError: no parameter has a gradient.
     """
-    before = {p: p.clone() for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
-    if not before:
+    update = {p: p.detach().clone() for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
+    if not update:
         raise ValueError("No parameter has a gradient, so there is no step to look ahead to: call backward() first.")
-    rates = [group["lr"] for group in optimizer.param_groups]
-    for group, factor in zip(optimizer.param_groups, _per_group(optimizer, scale), strict=True):
-        group["lr"] = group["lr"] * factor
-    optimizer.step()
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate  # an LR schedule continues from its own value
-    return {p: p - start for p, start in before.items()}
+    with scaled(optimizer, scale):
+        optimizer.step()
+    for p, before in update.items():
+        torch.sub(p, before, out=before)  # in place: Δ takes no memory of its own
+    return update
 
 
 def hypergradient(lookahead_loss: Tensor, optimizer: Optimizer, update: Update) -> Tensor:
@@ -49,7 +65,7 @@ def hypergradient(lookahead_loss: Tensor, optimizer: Optimizer, update: Update) 
     """
     params = [p for p in update if p.requires_grad]
     gradients = torch.autograd.grad(lookahead_loss, params, materialize_grads=True)
-    dot = {p: torch.sum(gradient * update[p]) for p, gradient in zip(params, gradients, strict=True)}
+    dot = {p: torch.dot(g.reshape(-1), update[p].reshape(-1)) for p, g in zip(params, gradients, strict=True)}
     zero = torch.zeros_like(lookahead_loss)  # of a group that is frozen whole
     return torch.stack([sum((dot[p] for p in group["params"] if p in dot), zero) for group in optimizer.param_groups])
 
@@ -61,9 +77,9 @@ def real_step(optimizer: Optimizer, update: Update, ratio: Tensor) -> None:
     ratio: α_new/α, 0-d or (groups,). At 1 the parameters keep every bit.
     """
     for group, factor in zip(optimizer.param_groups, _per_group(optimizer, ratio), strict=True):
-        for p in group["params"]:
-            if p in update:
-                p.add_(update[p], alpha=factor - 1)
+        moved = [p for p in group["params"] if p in update]
+        if moved:  # a group may be frozen whole
+            torch._foreach_add_(moved, [update[p] for p in moved], alpha=factor - 1)
 
 
 def _per_group(optimizer: Optimizer, factor: Tensor) -> list[float]:

@@ -6,7 +6,7 @@ from lightning_modules.meta_classifier import MetaClassifier
 from lightning_modules.networks import GRU, MLP, ConvNet
 from lightning_modules.one_step_classifier import OneStepClassifier
 from lightning_modules.schedules import Replay, linear, plateau
-from lightning_modules.shrink_classifier import ShrinkClassifier
+from lightning_modules.search_classifier import SearchClassifier
 
 __all__ = [
     "GRU",
@@ -17,7 +17,7 @@ __all__ = [
     "MetaClassifier",
     "OneStepClassifier",
     "Replay",
-    "ShrinkClassifier",
+    "SearchClassifier",
     "linear",
     "plateau",
 ]

@@ -1,162 +1,98 @@
-"""The classifier that finds its learning rate, and the shrink of its weights, in the run that uses them."""
+"""The whole method: the rate found by hypothetical steps, the shrink of the weights adapted during the run."""
 
-import copy
-import math
-from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hypergradient import check_supported, no_trace, search_rate, starting_rate
-from lightning_modules.classifier import Batch, Classifier, OptimizerFactory, Pair
-
-REFERENCE_BATCH = 64  # samples: the batch at which the bracket's rate is right as it is
-LOOK = 1024  # validation samples that judge a stretch
-TRUST = 0.1  # in the bracket: another rate must be better by a tenth
+from hypergradient import no_trace
+from lightning_modules.classifier import OptimizerFactory, Pair
+from lightning_modules.search_classifier import SearchClassifier
 
 
-class MetaClassifier(Classifier):
-    """A classifier that needs no learning rate: the validation loss of hypothetical steps gives it, before step 1.
+class MetaClassifier(SearchClassifier):
+    """A `SearchClassifier` whose weights shrink, as the validation loss at their average A tells.
 
-        bracket          s                     where the hypergradient of the first step changes sign
-        rate             α = s √(b / 64)       b: samples a batch
-        stretches        α ← the best of α/3, α, 3α, ... after a twentieth of the run, tried from θ₀
-        each real step   θ ← (1 - η) θ + Δ(α)  η = 1 / (memory · steps an epoch)
+        each real step    θ ← (1 - η) θ + Δ(α)             at first η = 1 / (memory · steps an epoch)
+        hypergradient     h = dL_val(A)/d log η = -η ⟨∇L_val(A), θ⟩     what shrinking by a little more would do
+        shrink            log η ← log η - meta_lr / √k · h / rms(h)     at the k-th look
 
-    Meant to return averaged weights: `callbacks.TailAverage`.
+    Meant to return averaged weights: `callbacks.TailAverage`. Without it, A is θ.
 
     Args:
         network: (batch, ...) inputs -> (batch, classes) logits.
         lr: the learning rate to start from where `bracket` is off; not read otherwise.
         bracket: start at the rate at which the hypergradient changes sign.
         stretch: the length of a hypothetical stretch as a fraction of the run; 0 for none.
-        memory: epochs after which a weight has forgotten 63 % of its past; inf for no shrink.
+        memory: epochs after which, at first, a weight has forgotten 63 % of its past; inf for no shrink.
+        meta_lr: the greatest relative change of η at the first look; 0 for no look.
+        every: training samples between looks.
         optimizer: makes the optimizer from the parameters and the rate.
 
     Raises:
         ValueError: an argument is out of range, or the optimizer's step is not proportional to its rate.
     """
 
+    k: Tensor
+    square: Tensor
+    log_scale: Tensor
+
     def __init__(
         self,
         network: nn.Module,
         lr: float = 1e-3,
         bracket: bool = True,
-        stretch: float = 0.05,
+        stretch: float = 0.08,
         memory: float = 12.0,
+        meta_lr: float = 0.4,
+        every: int = 2560,
         optimizer: OptimizerFactory = torch.optim.Adam,
     ) -> None:
-        super().__init__(network, lr, optimizer)
-        if not 0 <= stretch < 1:
-            raise ValueError(f"--model.stretch is a fraction of the run, 0 or more and below 1, got {stretch}.")
-        if not memory > 0:
-            raise ValueError(f"--model.memory must be a positive number of epochs, got {memory}.")
-        check_supported(self.inner_optimizer())
-        self.bracket, self.stretch, self.memory = bracket, stretch, memory
-        self.passes = 0.0  # forward-backward passes spent on the search, of a training batch each
-
-    def on_train_start(self) -> None:
-        """Find the rate, unless the run is resumed: then the optimizer has it."""
-        if self.trainer.global_step:
-            return
-        [optimizer] = self.trainer.optimizers
-        try:
-            rate = self._search(optimizer, self._first_batches())
-        except ValueError as error:  # before step 1, so it is the set-up that is at fault
-            raise MisconfigurationException(str(error)) from error
-        _set_rate(optimizer, rate)
-        if self.logger:
-            self.logger.log_metrics({"search/rate": rate, "search/passes": self.passes}, step=0)
+        super().__init__(network, lr, bracket, stretch, optimizer)
+        for name, value in {"memory": memory, "every": every}.items():
+            if not value > 0:
+                raise ValueError(f"--model.{name} must be positive, got {value}.")
+        if not 0 <= meta_lr < 10:
+            raise ValueError(f"--model.meta_lr must lie between 0 and 10, got {meta_lr}.")
+        self.memory, self.meta_lr, self.every, self.batch_size = memory, meta_lr, every, 0
+        for name in ("k", "square", "log_scale"):  # buffers: checkpoints hold them
+            self.register_buffer(name, torch.zeros(()))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Shrink the weights. The gradient is already that at the weights before."""
-        self._shrink()
+        with torch.no_grad():
+            torch._foreach_mul_([p for p in self.network.parameters() if p.requires_grad], 1 - self.shrink({}))
 
     def shrink(self, group: dict[str, Any]) -> float:
         """Return η, the part of each weight that a step takes away."""
         steps = float(self.trainer.num_training_batches) / self.trainer.accumulate_grad_batches
-        return 1 / (self.memory * steps)
+        return float(self.log_scale.exp()) / (self.memory * steps)
 
-    def _search(self, optimizer: Optimizer, batches: list[Pair]) -> float:
-        """Return the rate; network and optimizer are left as they were."""
-        rate = self._bracketed_rate(optimizer, batches[0]) if self.bracket else self.lr
-        if not self.stretch:
-            return rate
-        start = copy.deepcopy((self.network.state_dict(), optimizer.state_dict()))
-        trust = TRUST if self.bracket else 0.0
-        try:
-            return search_rate(lambda tried: self._stretch(optimizer, start, tried, batches), rate, trust)
-        finally:
-            self._set(optimizer, start, self.lr)
+    def on_train_batch_end(self, outputs: Any, batch: Pair, batch_idx: int) -> None:
+        """Look, every so many samples, and move the shrink."""
+        size = len(batch["train"][1])
+        if not self.meta_lr or (self.trainer.global_step * size) % self.every >= size:
+            return
+        h = self._hypergradient(batch)
+        self.batch_size = max(self.batch_size, size)  # an epoch's last batch may be smaller: a pass is of a whole one
+        self.passes += len(batch["val"][1]) / self.batch_size
+        self.k += 1
+        self.square += 0.1 * (h**2 - self.square)
+        rms = (self.square / (1 - 0.9**self.k)).sqrt()
+        self.log_scale -= self.meta_lr / self.k.sqrt() * h / rms.clamp(min=1e-30)
 
-    @torch.no_grad()
-    def _shrink(self) -> None:
-        torch._foreach_mul_([p for p in self.network.parameters() if p.requires_grad], 1 - self.shrink({}))
+    def on_train_end(self) -> None:
+        """Log the passes again: the looks are among them now."""
+        if self.logger:
+            self.logger.log_metrics({"search/passes": self.passes}, step=self.trainer.global_step)
 
-    def _first_batches(self) -> list[Pair]:
-        """Return the batches that the run begins with, on its device: one, or those of a stretch."""
-        if math.isinf(self.trainer.estimated_stepping_batches):
-            raise ValueError("A run without an end has no twentieth: give --trainer.max_epochs or --trainer.max_steps.")
-        data = getattr(self.trainer, "datamodule", None)
-        if data is None:
-            raise ValueError(
-                "MetaClassifier reads the first batches twice, so it needs a datamodule: fit(datamodule=)."
-            )
-        length = max(1, math.ceil(self.stretch * self.trainer.estimated_stepping_batches))
-        loader = data.train_dataloader()  # a fresh one: the same order
-        epochs = chain.from_iterable(repeat(loader))  # each iter() is an epoch
-        return [self.trainer.strategy.batch_to_device(batch) for batch, *_ in islice(epochs, length)]
-
-    def _bracketed_rate(self, optimizer: Optimizer, batch: Pair) -> float:
-        def validation_loss() -> Tensor:
-            self.passes += _samples(batch["val"]) / _samples(batch["train"])
-            return self.loss(batch["val"])
-
-        with no_trace(self.network, batch_statistics=True):
-            return starting_rate(validation_loss, optimizer) * math.sqrt(_samples(batch["train"]) / REFERENCE_BATCH)
-
-    def _stretch(self, optimizer: Optimizer, start: Any, rate: float, batches: list[Pair]) -> float:
-        """Train from `start` over `batches` and return the validation loss at the average of the second half."""
-        self._set(optimizer, start, rate)
-        params: list[Tensor] = list(self.network.parameters())
-        average = [p.detach().clone() for p in params]
-        with torch.random.fork_rng():  # dropout draws what the run will draw, and the run still does
-            for step, batch in enumerate(batches, 1):
-                optimizer.zero_grad()
-                loss = self.loss(batch["train"])
-                if not loss.isfinite():
-                    return math.inf
-                loss.backward()
-                self.passes += 1
-                self._shrink()
-                optimizer.step()
-                torch._foreach_lerp_(average, [p.detach() for p in params], 1 / max(1, step / 2))
-        with torch.no_grad(), no_trace(self.network, batch_statistics=True):
-            torch._foreach_copy_(params, average)
-            return self._validation_loss(batches)
-
-    def _validation_loss(self, batches: list[Pair]) -> float:
-        """Return the mean loss over the first validation batches, about LOOK samples."""
-        looks = [batch["val"] for batch in batches]
-        looks = looks[: math.ceil(LOOK / _samples(looks[0]))]
-        self.passes += sum(map(_samples, looks)) / _samples(batches[0]["train"]) / 3  # a forward pass is a third
-        return float(sum(self.loss(look) for look in looks) / len(looks))
-
-    def _set(self, optimizer: Optimizer, start: Any, rate: float) -> None:
-        network, state = copy.deepcopy(start)
-        self.network.load_state_dict(network)
-        optimizer.load_state_dict(state)
-        optimizer.zero_grad()
-        _set_rate(optimizer, rate)
-
-
-def _set_rate(optimizer: Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def _samples(batch: Batch) -> int:
-    return len(batch[1])
+    def _hypergradient(self, batch: Pair) -> Tensor:
+        averages = [callback.average for callback in self.trainer.callbacks if hasattr(callback, "average")]  # type: ignore[attr-defined]
+        average = averages[0] if averages else self
+        params = [p for p in average.network.parameters() if p.requires_grad]
+        with torch.enable_grad(), no_trace(average.network, batch_statistics=True):
+            gradient = torch.autograd.grad(average.loss(batch["val"]), params, materialize_grads=True)
+        weights = (p.detach() for p in self.network.parameters() if p.requires_grad)
+        pairs = zip(gradient, weights, strict=True)
+        return -self.shrink({}) * sum((torch.sum(g * p) for g, p in pairs), torch.zeros_like(self.k))

@@ -22,8 +22,8 @@ def test_the_best_rate_is_found_from_anywhere(start: float) -> None:
     assert search_rate(stretch, start, trust=0.0) == pytest.approx(0.03)  # a parabola in log rate: its vertex is exact
 
 
-def test_a_trusted_start_stays_unless_another_rate_is_better_by_a_tenth() -> None:
-    near, far = {1.0: 1.0, 3.0: 0.95, 9.0: 2.0, 1 / 3: 2.0}, {1.0: 1.0, 3.0: 0.5, 9.0: 1.0, 1 / 3: 2.0}
+def test_a_trusted_start_stays_unless_another_rate_is_better_by_a_twentieth() -> None:
+    near, far = {1.0: 1.0, 3.0: 0.96, 9.0: 2.0, 1 / 3: 2.0}, {1.0: 1.0, 3.0: 0.5, 9.0: 1.0, 1 / 3: 2.0}
     assert search_rate(lambda rate: near[rate], 1.0) == 1.0
     assert search_rate(lambda rate: far[rate], 1.0) == 3.0
 
@@ -41,8 +41,13 @@ def test_rates_that_diverge_are_left_downwards() -> None:
     assert 0.01 < search_rate(stretch, 10.0, trust=0.0) < 0.1
 
 
+def test_a_stretch_that_ends_worse_than_it_began_is_left_downwards() -> None:
+    losses = {1.0: 2.4, 3.0: 2.35, 1 / 3: 2.2, 1 / 9: 2.25}  # chance is 2.3
+    assert 1 / 9 < search_rate(losses.__getitem__, 1.0, trust=0.0, untrained=2.3) < 1
+
+
 def test_a_training_that_diverges_at_every_rate_is_refused() -> None:
-    with pytest.raises(ValueError, match="Training diverged at every rate from 1 down to"):
+    with pytest.raises(ValueError, match="Training lowers the validation loss at no rate from 1 down to"):
         search_rate(lambda _: math.inf, 1.0)
 
 

@@ -7,6 +7,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 import train
+from callbacks import TailAverage
 from data import MNIST1DDataModule
 from lightning_modules import MLP, Classifier, MetaClassifier
 from lightning_modules.classifier import Pair
@@ -21,7 +22,7 @@ def rate(model: MetaClassifier) -> float:
 
 
 def plain(lr: float, bracket: bool = False, stretch: float = 0.0, memory: float = math.inf) -> MetaClassifier:
-    return MetaClassifier(network(), lr=lr, bracket=bracket, stretch=stretch, memory=memory)
+    return MetaClassifier(network(), lr=lr, bracket=bracket, stretch=stretch, memory=memory, meta_lr=0.0)
 
 
 @pytest.mark.parametrize("options", [{}, {"stretch": 0.2}, {"bracket": True, "stretch": 0.2}])
@@ -84,27 +85,27 @@ def test_a_stretch_has_the_batches_that_the_run_begins_with_beyond_the_first_epo
 
 def test_what_the_search_cost_is_in_mlflow() -> None:
     cli = train.main(["--optimizer", "meta", "--model.stretch=0.1", *SHORT])  # 80 steps: stretches of 8
-    [(_, passes)] = history(str(cli.run_id), "search/passes")
+    (_, passes), _ = history(str(cli.run_id), "search/passes")  # after the search, and at the end
     [(_, found)] = history(str(cli.run_id), "search/rate")
-    stretches = (passes - 15 * 256 / 200) / (8 + 4 * 256 / 200 / 3)  # about 20 looks of the bracket, of 256 samples
+    stretches = (passes - 20 * 128 / 200) / (8 + 8 * 128 / 200 / 3)  # about 20 looks of the bracket, of 128 samples
     assert 2 < stretches < 6
     assert found == history(str(cli.run_id), "lr")[0][1]
 
 
 def test_a_resumed_run_does_not_search_again_and_is_the_uninterrupted_one(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    start = MetaClassifier(MLP(), stretch=0.1)
+    start = MetaClassifier(MLP(), stretch=0.0, every=1000)
     whole, part, resumed = (copy.deepcopy(start) for _ in range(3))
     fit(whole, tmp_path / "whole", max_epochs=3)
     first = fit(part, tmp_path / "part", max_epochs=2)
-    rate_of_part = rate(part)
     fit(resumed, tmp_path / "rest", str(first.checkpoint_callback.best_model_path), max_epochs=3)  # type: ignore[union-attr]
-    assert resumed.passes == 0
-    assert rate(resumed) == rate_of_part
+    assert rate(resumed) == rate(part) == rate(whole)
+    assert resumed.log_scale == whole.log_scale != 0
+    assert same(whole, resumed)
 
 
 def test_a_run_without_an_end_or_without_a_datamodule_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(MisconfigurationException, match="A run without an end has no twentieth"):
+    with pytest.raises(MisconfigurationException, match="A stretch is part of a run that ends"):
         fit(MetaClassifier(MLP()), tmp_path, max_epochs=-1)
     data = MNIST1DDataModule()
     data.setup("fit")
@@ -122,8 +123,33 @@ def test_lightnings_clipping_and_accumulation_are_there() -> None:
 @pytest.mark.parametrize(("memory", "direction"), [(0.5, -1), (1000.0, 1)])
 def test_the_adapted_shrink_moves_towards_its_place(memory: float, direction: int) -> None:
     options = [f"--model.memory={memory}", "--model.stretch=0", "--model.every=200", "--trainer.max_epochs=20"]
-    cli = train.main(["--optimizer", "meta_shrink", *options, *SHORT[1:]])
+    cli = train.main(["--optimizer", "meta", *options, *SHORT[1:]])
     values = [value for _, value in history(str(cli.run_id), "shrink")]
     assert direction * (values[-1] - values[0]) > 0
     before, after = (value for _, value in history(str(cli.run_id), "search/passes"))
-    assert after - before == pytest.approx(20 * 20 * 256 / 200, rel=0.01)  # a look a step, of 256 for 200 samples
+    assert after - before == pytest.approx(20 * 20 * 128 / 200, rel=0.01)  # a look a step, of 128 for 200 samples
+
+
+def test_the_shrinks_hypergradient_is_the_finite_difference(tmp_path: Path) -> None:
+    """Of the validation loss at the average A, as a step takes η θ more or less from the weights."""
+    meta = MetaClassifier(MLP(), stretch=0.0, memory=2.0)
+    fitting = fit(meta, tmp_path, callbacks=[TailAverage(window=1.0)])
+    [average] = [callback.average for callback in fitting.callbacks if isinstance(callback, TailAverage)]  # type: ignore[attr-defined]
+    torch.manual_seed(1)
+    assert isinstance(average, MetaClassifier)
+    average.load_state_dict(MetaClassifier(MLP()).state_dict())  # A is another point than θ
+    meta.double(), average.double()
+    x, y = fitting.datamodule.val  # type: ignore[attr-defined]
+    batch = {"val": (x.double(), y)}
+    point = [p.detach().clone() for p in average.network.parameters()]
+
+    def loss(log_eta: float) -> float:
+        eta = meta.shrink({}) * math.exp(log_eta)
+        with torch.no_grad():
+            for a, p, theta in zip(average.network.parameters(), point, meta.network.parameters(), strict=True):
+                a.copy_(p - eta * theta)
+            return float(average.loss(batch["val"]))
+
+    finite = (loss(1e-4) - loss(-1e-4)) / 2e-4
+    loss(0.0)  # A, one step on
+    assert meta._hypergradient(batch).item() == pytest.approx(finite, rel=1e-5)

@@ -1,0 +1,146 @@
+"""A classifier that finds its learning rate before the first step, by hypothetical steps."""
+
+import copy
+import math
+from itertools import chain, islice, repeat
+from typing import Any
+
+import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hypergradient import check_supported, no_trace, search_rate, starting_rate
+from lightning_modules.classifier import Batch, Classifier, OptimizerFactory, Pair
+
+REFERENCE_BATCH = 64  # samples: the batch at which the bracket's rate is right as it is
+JUDGES = 1024  # validation samples that judge a stretch
+TRUST = 0.05  # in the bracket: another rate must be better by a twentieth
+
+
+class SearchClassifier(Classifier):
+    """A classifier that needs no learning rate: the validation loss of hypothetical steps gives it, before step 1.
+
+        bracket       s                    where the hypergradient of the first step changes sign
+        rate          α = s √(b / 64)      b: samples a batch
+        stretches     α ← the best of α/3, α, 3α, ... after a twelfth of the run, tried from θ₀
+
+    A stretch is training as it will be: hooks `on_before_optimizer_step` take part.
+
+    Args:
+        network: (batch, ...) inputs -> (batch, classes) logits.
+        lr: the learning rate to start from where `bracket` is off; not read otherwise.
+        bracket: start at the rate at which the hypergradient changes sign.
+        stretch: the length of a hypothetical stretch as a fraction of the run; 0 for none.
+        optimizer: makes the optimizer from the parameters and the rate.
+
+    Raises:
+        ValueError: an argument is out of range, or the optimizer's step is not proportional to its rate.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        lr: float = 1e-3,
+        bracket: bool = True,
+        stretch: float = 0.08,
+        optimizer: OptimizerFactory = torch.optim.Adam,
+    ) -> None:
+        super().__init__(network, lr, optimizer)
+        if not 0 <= stretch < 1:
+            raise ValueError(f"--model.stretch is a fraction of the run, 0 or more and below 1, got {stretch}.")
+        check_supported(self.inner_optimizer())
+        self.bracket, self.stretch = bracket, stretch
+        self.passes = 0.0  # forward-backward passes spent on looks, of a training batch each
+
+    def on_train_start(self) -> None:
+        """Find the rate, unless the run is resumed: then the optimizer has it."""
+        if self.trainer.global_step:
+            return
+        [optimizer] = self.trainer.optimizers
+        try:
+            rate = self._search(optimizer, self._first_batches())
+        except ValueError as error:  # before step 1, so it is the set-up that is at fault
+            raise MisconfigurationException(str(error)) from error
+        _set_rate(optimizer, rate)
+        if self.logger:
+            self.logger.log_metrics({"search/rate": rate, "search/passes": self.passes}, step=0)
+
+    def _search(self, optimizer: Optimizer, batches: list[Pair]) -> float:
+        """Return the rate; network and optimizer are left as they were."""
+        rate = self._bracketed_rate(optimizer, batches[0]) if self.bracket else self.lr
+        if not self.stretch:
+            return rate
+        start = copy.deepcopy((self.network.state_dict(), optimizer.state_dict()))
+        trust = TRUST if self.bracket else 0.0
+        try:
+            untrained = self._validation_loss(batches)
+            return search_rate(lambda tried: self._stretch(optimizer, start, tried, batches), rate, trust, untrained)
+        finally:
+            self._set(optimizer, start, self.lr)
+
+    def _first_batches(self) -> list[Pair]:
+        """Return the batches that the run begins with, on its device: one, or those of a stretch."""
+        if math.isinf(self.trainer.estimated_stepping_batches):
+            raise ValueError("A stretch is part of a run that ends: give --trainer.max_epochs or --trainer.max_steps.")
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            name = type(self).__name__
+            raise ValueError(f"{name} reads the first batches twice, so it needs a datamodule: fit(datamodule=).")
+        length = max(1, math.ceil(self.stretch * self.trainer.estimated_stepping_batches))
+        loader = data.train_dataloader()  # a fresh one: the same order
+        epochs = chain.from_iterable(repeat(loader))  # each iter() is an epoch
+        return [self.trainer.strategy.batch_to_device(batch) for batch, *_ in islice(epochs, length)]
+
+    def _bracketed_rate(self, optimizer: Optimizer, batch: Pair) -> float:
+        def validation_loss() -> Tensor:
+            self.passes += _samples(batch["val"]) / _samples(batch["train"])
+            return self.loss(batch["val"])
+
+        with no_trace(self.network, batch_statistics=True):
+            return starting_rate(validation_loss, optimizer) * math.sqrt(_samples(batch["train"]) / REFERENCE_BATCH)
+
+    def _stretch(self, optimizer: Optimizer, start: Any, rate: float, batches: list[Pair]) -> float:
+        """Train from `start` over `batches` and return the validation loss at the average of the second half."""
+        self._set(optimizer, start, rate)
+        params: list[Tensor] = list(self.network.parameters())
+        average = [p.detach().clone() for p in params]
+        with torch.random.fork_rng():  # dropout draws what the run will draw, and the run still does
+            for step, batch in enumerate(batches, 1):
+                optimizer.zero_grad()
+                loss = self.loss(batch["train"])
+                if not loss.isfinite():
+                    return math.inf
+                loss.backward()
+                self.passes += 1
+                self.on_before_optimizer_step(optimizer)
+                optimizer.step()
+                torch._foreach_lerp_(average, [p.detach() for p in params], 1 / max(1, step / 2))
+        with torch.no_grad():
+            torch._foreach_copy_(params, average)
+        return self._validation_loss(batches)
+
+    @torch.no_grad()
+    def _validation_loss(self, batches: list[Pair]) -> float:
+        """Return the mean loss over the first validation batches, about JUDGES samples."""
+        looks = [batch["val"] for batch in batches]
+        looks = looks[: math.ceil(JUDGES / _samples(looks[0]))]
+        self.passes += sum(map(_samples, looks)) / _samples(batches[0]["train"]) / 3  # a forward pass is a third
+        with no_trace(self.network, batch_statistics=True):
+            return float(sum(self.loss(look) for look in looks) / len(looks))
+
+    def _set(self, optimizer: Optimizer, start: Any, rate: float) -> None:
+        network, state = copy.deepcopy(start)
+        self.network.load_state_dict(network)
+        optimizer.load_state_dict(state)
+        optimizer.zero_grad()
+        _set_rate(optimizer, rate)
+
+
+def _set_rate(optimizer: Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _samples(batch: Batch) -> int:
+    return len(batch[1])
