@@ -1,7 +1,8 @@
 """Where runs are kept: MLflow's own default, `mlflow.db` and `mlruns/` beside it, anchored at the root of the clone."""
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,17 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while mlflow i
 
 from filelock import FileLock
 from mlflow import MlflowClient
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from pytorch_lightning.loggers import MLFlowLogger
+from pytorch_lightning.utilities import rank_zero_only
 from sqlalchemy.exc import SQLAlchemyError
 
 from options import ROOT
 
 EXPERIMENT = "mnist1d"
+LARGEST_BATCH = 1_000  # points that MLflow takes in one call
+PATIENCE = 5.0  # seconds that points may wait
 OWN_URI = f"sqlite:///{ROOT / 'mlflow.db'}"
 
 
@@ -41,7 +46,7 @@ def artifact_dir() -> Path:
 
 
 class Tracker(MLFlowLogger):
-    """Lightning's MLFlowLogger on the store of this project.
+    """Lightning's MLFlowLogger on the store of this project; points wait a few seconds, and go together.
 
     Args:
         experiment_name: made where it does not exist.
@@ -59,6 +64,28 @@ class Tracker(MLFlowLogger):
     ) -> None:
         open_experiment(experiment_name)
         super().__init__(experiment_name, run_name, tracking_uri(), tags, log_model=True, run_id=run_id)
+        self.points: list[Metric] = []
+        self.sent = time.monotonic()
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Collect the points: to send them costs as much as many steps."""
+        when = int(1000 * time.time())
+        self.points += [Metric(name, float(value), when, step or 0) for name, value in metrics.items()]
+        if time.monotonic() - self.sent > PATIENCE:
+            self.send()
+
+    def send(self) -> None:
+        """Send what has waited."""
+        points, self.points, self.sent = self.points, [], time.monotonic()
+        for start in range(0, len(points), LARGEST_BATCH):
+            self.experiment.log_batch(self.run_id, metrics=points[start : start + LARGEST_BATCH])
+
+    @rank_zero_only
+    def finalize(self, status: str = "success") -> None:
+        """Send what has waited, and end the run."""
+        self.send()
+        super().finalize(status)
 
     @property
     def save_dir(self) -> str:

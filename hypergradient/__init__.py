@@ -2,8 +2,17 @@
 
 from hypergradient.search import search_rate
 from hypergradient.start import starting_rate
-from hypergradient.step import hypergradient, lookahead, real_step
+from hypergradient.step import hypergradient, lookahead, real_step, scaled
 from hypergradient.support import check_supported
 from hypergradient.trace import no_trace
 
-__all__ = ["check_supported", "hypergradient", "lookahead", "no_trace", "real_step", "search_rate", "starting_rate"]
+__all__ = [
+    "check_supported",
+    "hypergradient",
+    "lookahead",
+    "no_trace",
+    "real_step",
+    "scaled",
+    "search_rate",
+    "starting_rate",
+]

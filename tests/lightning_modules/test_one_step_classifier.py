@@ -1,4 +1,5 @@
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,14 @@ def test_the_real_step_is_the_plain_step_at_the_rate_that_is_reported(tmp_path: 
     fit(plain, tmp_path / "plain", max_steps=1)
     assert rates.seen[0] == pytest.approx(0.01 * 2.0137, rel=1e-3)  # exp(0.7), Adam's first step
     torch.testing.assert_close(meta.network.state_dict(), plain.network.state_dict(), rtol=0, atol=1e-6)
+
+
+def test_the_rate_moves_in_every_kth_step_alone(tmp_path: Path) -> None:
+    rates = Rates()
+    fit(OneStepClassifier(network(), lr=1e-3, every=4), tmp_path, callbacks=[rates])
+    changes = torch.tensor([1e-3, *rates.seen]).diff() != 0
+    assert changes.nonzero().flatten().tolist() == [0, 4, 8, 12]
+    assert not math.isclose(rates.seen[0], 1e-3, rel_tol=0.01)
 
 
 def test_a_batch_counts_once(tmp_path: Path) -> None:
