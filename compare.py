@@ -68,7 +68,8 @@ def read_run(run_id: str) -> dict[str, Any]:
     if "search/passes" in metrics:
         passes = 1 + metrics["search/passes"] / len(lrs)
     elif "hypergradient" in metrics:
-        passes = 1 + int(params["data.val_batch_size"]) / int(params["data.batch_size"])
+        looks = len(client().get_metric_history(run_id, "hypergradient")) / len(lrs)
+        passes = 1 + looks * int(params["data.val_batch_size"]) / int(params["data.batch_size"])
     else:
         passes = 1.0
     return {

@@ -45,8 +45,8 @@ class MetaClassifier(SearchClassifier):
         bracket: bool = True,
         stretch: float = 0.08,
         memory: float = 12.0,
-        meta_lr: float = 0.4,
-        every: int = 2560,
+        meta_lr: float = 0.6,
+        every: int = 4096,
         optimizer: OptimizerFactory = torch.optim.Adam,
     ) -> None:
         super().__init__(network, lr, bracket, stretch, optimizer)
