@@ -54,6 +54,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "looks × 3": ("--model.every=1365",),
     "stretch ÷ 3": ("--model.stretch=0.0267",),
     "stretch × 3": ("--model.stretch=0.24",),
+    "trust ÷ 3": ("--model.trust=0.0333",),
+    "trust × 3": ("--model.trust=0.3",),
     "validation batches ÷ 2": ("--data.val_batch_size=64",),
     "validation batches × 2": ("--data.val_batch_size=256",),
     "window ÷ 3": ("--config", str(CONFIGS / "ablation" / "window_third.yaml")),

@@ -2,7 +2,7 @@
 
 One step ahead is blind to what a rate does later (Wu et al. 2018, arXiv 1803.02021). A stretch of a twelfth of the
 run, judged at averaged weights, nearly is not: averaging takes away most of the noise that makes short looks prefer
-small rates; what is left of that preference, `trust` in the start outweighs.
+small rates; what is left of that preference, `trust` outweighs.
 """
 
 import math
@@ -13,18 +13,18 @@ MOST = 30  # stretches, should the loss fall for ever
 
 
 def search_rate(
-    stretch: Callable[[float], float], start: float, trust: float = 0.05, untrained: float = math.inf
+    stretch: Callable[[float], float], start: float, trust: float = 0.1, untrained: float = math.inf
 ) -> float:
     """Return the best learning rate, from hypothetical stretches of training at `start` times powers of 3.
 
-    Upwards while the loss falls, else downwards. `start` itself stays unless another rate's loss is lower by the
-    fraction `trust`; with trust 0, and where it does not stay, the rate is the vertex of the parabola through the best
-    rate and its neighbours, in log rate.
+    Upwards while the loss falls, else downwards. Short stretches prefer small rates: one below `start` must be better by
+    the fraction `trust`, and `start` itself stays where it is the best. Elsewhere, and with trust 0, the rate is the
+    vertex of the parabola through the best rate and its neighbours, in log rate.
 
     Args:
         stretch: rate -> validation loss after the stretch; not finite where it diverged.
         start: the rate to begin with.
-        trust: in `start`, 0 ... 1.
+        trust: in `start` against smaller rates, 0 ... 1.
         untrained: the loss before training; a stretch that ends above it has diverged too.
 
     Raises:
@@ -43,7 +43,7 @@ def search_rate(
             f"Training lowers the validation loss at no rate from {start:g} down to {lowest:g}. Check the "
             "data, or give the rate yourself (bracket false, stretch 0)."
         )
-    if trust and (1 - trust) * loss[0] <= loss[best]:
+    if trust and best <= 0 and (1 - trust) * loss[0] <= loss[best]:
         return start
     return float(start * FACTOR ** (best + _vertex(*(loss.get(k, math.inf) for k in (best - 1, best, best + 1)))))
 

@@ -25,6 +25,7 @@ class MetaClassifier(SearchClassifier):
         lr: the learning rate to start from where `bracket` is off; not read otherwise.
         bracket: start at the rate at which the hypergradient changes sign.
         stretch: the length of a hypothetical stretch as a fraction of the run; 0 for none.
+        trust: in the bracket: a smaller rate must be better by this fraction of the validation loss.
         memory: epochs after which, at first, a weight has forgotten 63 % of its past; inf for no shrink.
         meta_lr: the greatest relative change of η at the first look; 0 for no look.
         every: training samples between looks.
@@ -44,12 +45,13 @@ class MetaClassifier(SearchClassifier):
         lr: float = 1e-3,
         bracket: bool = True,
         stretch: float = 0.08,
+        trust: float = 0.1,
         memory: float = 12.0,
         meta_lr: float = 0.6,
         every: int = 4096,
         optimizer: OptimizerFactory = torch.optim.Adam,
     ) -> None:
-        super().__init__(network, lr, bracket, stretch, optimizer)
+        super().__init__(network, lr, bracket, stretch, trust, optimizer)
         for name, value in {"memory": memory, "every": every}.items():
             if not value > 0:
                 raise ValueError(f"--model.{name} must be positive, got {value}.")

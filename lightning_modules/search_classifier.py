@@ -15,7 +15,6 @@ from lightning_modules.classifier import Batch, Classifier, OptimizerFactory, Pa
 
 REFERENCE_BATCH = 64  # samples: the batch at which the bracket's rate is right as it is
 JUDGES = 1024  # validation samples that judge a stretch
-TRUST = 0.05  # in the bracket: another rate must be better by a twentieth
 
 
 class SearchClassifier(Classifier):
@@ -23,7 +22,7 @@ class SearchClassifier(Classifier):
 
         bracket       s                    where the hypergradient of the first step changes sign
         rate          α = s √(b / 64)      b: samples a batch
-        stretches     α ← the best of α/3, α, 3α, ... after a twelfth of the run, tried from θ₀
+        stretches     α ← the best of α/3, α, 3α, ... after a twelfth of the run, from θ₀; a smaller one by a tenth
 
     A stretch is training as it will be: hooks `on_before_optimizer_step` take part.
 
@@ -32,6 +31,7 @@ class SearchClassifier(Classifier):
         lr: the learning rate to start from where `bracket` is off; not read otherwise.
         bracket: start at the rate at which the hypergradient changes sign.
         stretch: the length of a hypothetical stretch as a fraction of the run; 0 for none.
+        trust: in the bracket: a smaller rate must be better by this fraction of the validation loss.
         optimizer: makes the optimizer from the parameters and the rate.
 
     Raises:
@@ -44,13 +44,16 @@ class SearchClassifier(Classifier):
         lr: float = 1e-3,
         bracket: bool = True,
         stretch: float = 0.08,
+        trust: float = 0.1,
         optimizer: OptimizerFactory = torch.optim.Adam,
     ) -> None:
         super().__init__(network, lr, optimizer)
         if not 0 <= stretch < 1:
             raise ValueError(f"--model.stretch is a fraction of the run, 0 or more and below 1, got {stretch}.")
+        if not 0 <= trust < 1:
+            raise ValueError(f"--model.trust is a fraction of the validation loss, 0 or more and below 1, got {trust}.")
         check_supported(self.inner_optimizer())
-        self.bracket, self.stretch = bracket, stretch
+        self.bracket, self.stretch, self.trust = bracket, stretch, trust
         self.passes = 0.0  # forward-backward passes spent on looks, of a training batch each
 
     def on_train_start(self) -> None:
@@ -72,7 +75,7 @@ class SearchClassifier(Classifier):
         if not self.stretch:
             return rate
         start = copy.deepcopy((self.network.state_dict(), optimizer.state_dict()))
-        trust = TRUST if self.bracket else 0.0
+        trust = self.trust if self.bracket else 0.0  # who names the rate may be wrong either way
         try:
             untrained = self._validation_loss(batches)
             return search_rate(lambda tried: self._stretch(optimizer, start, tried, batches), rate, trust, untrained)

@@ -22,10 +22,11 @@ def test_the_best_rate_is_found_from_anywhere(start: float) -> None:
     assert search_rate(stretch, start, trust=0.0) == pytest.approx(0.03)  # a parabola in log rate: its vertex is exact
 
 
-def test_a_trusted_start_stays_unless_another_rate_is_better_by_a_twentieth() -> None:
-    near, far = {1.0: 1.0, 3.0: 0.96, 9.0: 2.0, 1 / 3: 2.0}, {1.0: 1.0, 3.0: 0.5, 9.0: 1.0, 1 / 3: 2.0}
-    assert search_rate(lambda rate: near[rate], 1.0) == 1.0
-    assert search_rate(lambda rate: far[rate], 1.0) == 3.0
+def test_a_smaller_rate_must_be_better_by_the_trust_and_a_larger_one_just_better() -> None:
+    near, far = {1.0: 1.0, 3.0: 2.0, 1 / 3: 0.91, 1 / 9: 2.0}, {1.0: 1.0, 3.0: 2.0, 1 / 3: 0.5, 1 / 9: 1.0}
+    assert search_rate(near.__getitem__, 1.0) == 1.0
+    assert 1 / 9 < search_rate(far.__getitem__, 1.0) < 1.0
+    assert search_rate({1.0: 1.0, 3.0: 0.99, 9.0: 1.0}.__getitem__, 1.0) == pytest.approx(3.0)
 
 
 def test_three_stretches_are_enough_beside_the_best_rate() -> None:
