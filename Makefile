@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help train tune compare results ui test check
+.PHONY: help train tune compare results bench ui test check
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -22,6 +22,13 @@ compare: .venv/installed  ## set up, then train the headline arms on 5 seeds and
 
 results: .venv/installed  ## set up, then remake every figure and number of the documents (hours; goes on where it was)
 	$(BIN)/python results.py
+
+.venv/peers: .venv/installed benchmarks/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r benchmarks/requirements.txt
+	@touch $@
+
+bench: .venv/peers  ## set up, then measure speed and memory beside the limit and the peers (10 minutes)
+	$(BIN)/python -m benchmarks
 
 ui: .venv/installed  ## show all runs in MLflow's UI
 	$(BIN)/mlflow ui

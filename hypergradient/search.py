@@ -17,7 +17,7 @@ def search_rate(
 ) -> float:
     """Return the best learning rate, from hypothetical stretches of training at `start` times powers of 3.
 
-    Upwards while the loss falls, else downwards. Short stretches prefer small rates: one below `start` must be better by
+    Upwards while the loss falls, else down. Short stretches prefer small rates: one below `start` must be better by
     the fraction `trust`, and `start` itself stays where it is the best. Elsewhere, and with trust 0, the rate is the
     vertex of the parabola through the best rate and its neighbours, in log rate.
 

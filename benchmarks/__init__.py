@@ -1,0 +1,1 @@
+"""Speed and precision, measured beside the limit and the peers: `make bench`. Never a timed test."""

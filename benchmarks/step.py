@@ -1,0 +1,144 @@
+"""What one adapted step costs, beside a plain step, the limit and the peers: `python -m benchmarks.step`."""
+
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import peers
+from benchmarks.measure import Step, cpu_seconds, peak_bytes, ratio
+from benchmarks.workloads import LR, META_LR, WORKLOADS, Workload, loss
+from hypergradient import hypergradient, lookahead, no_trace, real_step, scaled
+
+Make = Callable[[Workload, torch.dtype], Step]
+
+
+def plain(workload: Workload, dtype: torch.dtype, **options: Any) -> Step:
+    """A step of torch.optim.Adam."""
+    network, train, _ = workload.build(dtype)
+    optimizer = torch.optim.Adam(network.parameters(), lr=LR, **options)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(network, train).backward()
+        optimizer.step()
+
+    return step
+
+
+def limit(workload: Workload, dtype: torch.dtype, **options: Any) -> Step:
+    """The same, and one validation gradient: less no exact hypergradient can do."""
+    network, train, look = workload.build(dtype)
+    optimizer, params = torch.optim.Adam(network.parameters(), lr=LR, **options), list(network.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(network, train).backward()
+        optimizer.step()
+        torch.autograd.grad(loss(network, look), params)
+
+    return step
+
+
+def ours(workload: Workload, dtype: torch.dtype, every: int = 1, name: str = "Adam", **options: Any) -> Step:
+    """The adapted step of `OneStepClassifier`, in every k-th step."""
+    network, train, look = workload.build(dtype)
+    optimizer = getattr(torch.optim, name)(network.parameters(), lr=LR, **options)
+    log_scale, count = torch.zeros((), dtype=dtype), 0
+
+    def step() -> Tensor | None:
+        nonlocal count
+        count += 1
+        optimizer.zero_grad()
+        loss(network, train).backward()
+        scale = log_scale.exp()
+        if (count - 1) % every:
+            with scaled(optimizer, scale):
+                optimizer.step()
+            return None
+        update = lookahead(optimizer, scale)
+        optimizer.zero_grad()
+        with no_trace(network):
+            h = hypergradient(loss(network, look), optimizer, update).sum()
+        log_scale.sub_(META_LR * h)
+        real_step(optimizer, update, log_scale.exp() / scale)
+        return h
+
+    return step
+
+
+CANDIDATES: dict[str, Make] = {
+    "plain Adam": plain,
+    "plain Adam, fused": partial(plain, fused=True),
+    "limit: plain + a validation gradient": limit,
+    "limit, fused": partial(limit, fused=True),
+    "ours": ours,
+    "ours, fused": partial(ours, fused=True),
+    "ours, every 4th step": partial(ours, every=4),
+    "ours, every 16th step": partial(ours, every=16),
+    **peers.PEERS,
+}
+BASE = "plain Adam"
+
+
+def check() -> dict[str, float]:
+    """Return the greatest relative difference of each peer's hypergradient from ours, over five steps in float64.
+
+    Raises:
+        AssertionError: one is above 1e-8, so that something else would be timed.
+    """
+    torch.set_default_dtype(torch.float64)  # else some count their steps in float32
+    workload, found = WORKLOADS["MLP 40-100-10, batch 128"], {}
+    for name, make in peers.EXACT.items():
+        options: dict[str, Any] = {"name": "SGD"} if name.startswith("higher") else {}  # its Adam puts eps elsewhere
+        steps = make(workload, torch.float64, **options), ours(workload, torch.float64, **options)
+        pairs = [(float(theirs()), float(our())) for theirs, our in [steps] * 5]
+        found[name] = max(abs(theirs / our - 1) for theirs, our in pairs)
+    torch.set_default_dtype(torch.float32)
+    if max(found.values()) > 1e-8:
+        raise AssertionError(f"Not the same hypergradient: {found}")
+    return found
+
+
+def run(budget: float) -> dict[str, Any]:
+    """Measure time and memory of every candidate on every workload, as ratios to the plain step.
+
+    budget: seconds a workload.
+    """
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", module="higher|torchopt")
+    results: dict[str, Any] = {"agreement": check()}
+    for title, workload in WORKLOADS.items():
+        steps = {name: _made(make, workload) for name, make in CANDIDATES.items()}
+        able = {name: step for name, step in steps.items() if step}
+        seconds = cpu_seconds(able, budget)
+        base = peak_bytes(lambda w=workload: plain(w, torch.float32))  # type: ignore[misc]
+        results[title] = {
+            name: {
+                "time": ratio(seconds, name, BASE),
+                "memory": peak_bytes(lambda n=name, w=workload: CANDIDATES[n](w, torch.float32)) / base,  # type: ignore[misc]
+                "milliseconds": 1000 * min(seconds[name]),
+            }
+            for name in able
+        }
+    return results
+
+
+def _made(make: Make, workload: Workload) -> Step | None:
+    """Return the step, None where the peer cannot do it."""
+    try:
+        step = make(workload, torch.float32)
+        step()
+    except Exception:  # whatever a package from elsewhere raises on a network that it does not take
+        return None
+    return step
+
+
+if __name__ == "__main__":
+    for title, rows in run(40.0).items():
+        print(title)
+        for name, row in rows.items():
+            print("   ", name, row)
