@@ -74,7 +74,8 @@ class MetaClassifier(SearchClassifier):
     def on_train_batch_end(self, outputs: Any, batch: Pair, batch_idx: int) -> None:
         """Look, every so many samples, and move the shrink."""
         size = len(batch["train"][1])
-        if not self.meta_lr or (self.trainer.global_step * size) % self.every >= size:
+        batches = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1  # not steps: gradients may be accumulated
+        if not self.meta_lr or (batches * size) % self.every >= size:
             return
         h = self._hypergradient(batch)
         self.batch_size = max(self.batch_size, size)  # an epoch's last batch may be smaller: a pass is of a whole one
