@@ -83,14 +83,22 @@ def test_tuning_that_was_killed_goes_on() -> None:
     assert len([run for run in runs() if run.info.run_name == "tune adam"]) == 1
 
 
+def heed() -> None:
+    """Take Ctrl-C: a suite that runs in the background of a shell inherits that it is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_tuning_cleanly_and_it_goes_on() -> None:
     command = [sys.executable, str(ROOT / "tune.py"), "--optimizer", "adam", "--trials", "50"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     deadline = time.monotonic() + 120
     while len(runs()) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    errors = process.communicate(timeout=60)[1]
+    try:
+        errors = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert errors.splitlines()[-1] == "tune.py: interrupted; what was done is kept."
     assert "Traceback" not in errors
