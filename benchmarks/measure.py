@@ -13,20 +13,21 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+CYCLE = 16  # calls after which a step that adapts every 4th or 16th time has done what it does
 Step = Callable[[], Any]
 PACKAGES = ("torch", "pytorch-lightning", "mlflow", "higher", "torchopt", "gradient-descent-the-ultimate-optimizer")
 
 
-def cpu_seconds(steps: Mapping[str, Step], budget: float = 8.0, rounds: int = 25) -> dict[str, list[float]]:
+def cpu_seconds(steps: Mapping[str, Step], budget: float, rounds: int = 9) -> dict[str, list[float]]:
     """Return the CPU seconds of one call of each, a value a round; the rounds interleave what is compared.
 
-    budget: seconds in all, about; it sets how many calls a round takes.
+    budget: seconds in all, about; it sets how many calls a round takes, a multiple of CYCLE.
     """
     for step in steps.values():
         for _ in range(5):
             step()
     once = sum(_time(step, 3) for step in steps.values())
-    calls = max(1, int(budget / rounds / once))
+    calls = CYCLE * max(1, round(budget / rounds / once / CYCLE))
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
