@@ -10,8 +10,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import torch
 from jsonargparse import Namespace
 from jsonargparse._actions import ActionConfigFile
+from jsonargparse.typing import PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers.logger import DummyLogger
@@ -89,6 +91,7 @@ class TrainCLI(LightningCLI):
         """Put ours before the Trainer's, so that the first screen of the help shows them."""
         parser.add_argument("--optimizer", action=Preset, choices=ARMS, help=f"the arm, {DEFAULT_ARM} by default")
         parser.add_argument("--task", action=Preset, choices=TASKS, help="the data and the network, mlp by default")
+        parser.add_argument("--threads", type=PositiveInt, default=1, help="of a run; another count gives other last digits")
         parser.add_lightning_class_args(Classifier, "model", subclass_mode=True)
         parser.add_lightning_class_args(TensorDataModule, "data", subclass_mode=True)
         parser.add_lightning_class_args(self.trainer_class, "trainer")
@@ -123,6 +126,7 @@ class TrainCLI(LightningCLI):
         command = self.config[self.subcommand]
         files = [Path(str(file)) for file in command.config or []]
         arm = command.optimizer or next(file.stem for file in reversed(files) if file.parent.name != "tasks")
+        torch.set_num_threads(command.threads)
         self._dump_config()
         self.digest = digest(self.config_dump)
         tags = {
@@ -200,7 +204,7 @@ def digest(config: dict[str, Any]) -> str:
     """Identify what a run computes: its configuration less what only shows or stores it."""
     aside = {"logger", "enable_progress_bar", "enable_model_summary", "default_root_dir"}
     trainer = {key: value for key, value in config["trainer"].items() if key not in aside}
-    facts = {key: config[key] for key in ("seed_everything", "model", "data")} | {"trainer": trainer}
+    facts = {key: config[key] for key in ("seed_everything", "threads", "model", "data")} | {"trainer": trainer}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

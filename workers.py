@@ -15,11 +15,9 @@ CORES = os.cpu_count() or 1
 def _prepare() -> None:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # and the parent says what came out
     import optuna
-    import torch
 
     import train
 
-    torch.set_num_threads(1)
     train.quiet()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

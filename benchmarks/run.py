@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,8 @@ def whole_runs(rounds: int = 3) -> dict[str, Any]:
         for _ in range(rounds):
             seconds = {}
             for epochs in (SHORT, LONG):
-                seconds["raw", epochs], raw_loss = cpu_seconds(lambda e=epochs, a=arm: theirs(a, e))  # type: ignore[misc]
-                seconds["ours", epochs], our_loss = cpu_seconds(lambda e=epochs, a=arm: ours(a, e))  # type: ignore[misc]
+                seconds["raw", epochs], raw_loss = cpu_seconds(partial(theirs, arm, epochs))
+                seconds["ours", epochs], our_loss = cpu_seconds(partial(ours, arm, epochs))
                 if abs(our_loss - raw_loss) > 1e-6:
                     raise AssertionError(f"{arm}, {epochs} epochs: {our_loss} is not the raw loop's {raw_loss}")
             count = 32 * (LONG - SHORT)

@@ -115,11 +115,11 @@ def run(budget: float) -> dict[str, Any]:
         steps = {name: _made(make, workload) for name, make in CANDIDATES.items()}
         able = {name: step for name, step in steps.items() if step}
         seconds = cpu_seconds(able, budget)
-        base = peak_bytes(lambda w=workload: plain(w, torch.float32))  # type: ignore[misc]
+        base = peak_bytes(partial(plain, workload, torch.float32))
         results[title] = {
             name: {
                 "time": ratio(seconds, name, BASE),
-                "memory": peak_bytes(lambda n=name, w=workload: CANDIDATES[n](w, torch.float32)) / base,  # type: ignore[misc]
+                "memory": peak_bytes(partial(CANDIDATES[name], workload, torch.float32)) / base,
                 "milliseconds": 1000 * min(seconds[name]),
             }
             for name in able

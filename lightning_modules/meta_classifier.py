@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hypergradient import no_trace
-from lightning_modules.classifier import OptimizerFactory, Pair
+from lightning_modules.classifier import Pair
 from lightning_modules.search_classifier import SearchClassifier
 
 
@@ -20,16 +20,12 @@ class MetaClassifier(SearchClassifier):
 
     Meant to return averaged weights: `callbacks.TailAverage`. Without it, A is θ.
 
+    Takes the options of `SearchClassifier`, and:
+
     Args:
-        network: (batch, ...) inputs -> (batch, classes) logits.
-        lr: the learning rate to start from where `bracket` is off; not read otherwise.
-        bracket: start at the rate at which the hypergradient changes sign.
-        stretch: the length of a hypothetical stretch as a fraction of the run; 0 for none.
-        trust: in the bracket: a smaller rate must be better by this fraction of the validation loss.
         memory: epochs after which, at first, a weight has forgotten 63 % of its past; inf for no shrink.
         meta_lr: the greatest relative change of η at the first look; 0 for no look.
         every: training samples between looks.
-        optimizer: makes the optimizer from the parameters and the rate.
 
     Raises:
         ValueError: an argument is out of range, or the optimizer's step is not proportional to its rate.
@@ -40,18 +36,9 @@ class MetaClassifier(SearchClassifier):
     log_scale: Tensor
 
     def __init__(
-        self,
-        network: nn.Module,
-        lr: float = 1e-3,
-        bracket: bool = True,
-        stretch: float = 0.08,
-        trust: float = 0.1,
-        memory: float = 12.0,
-        meta_lr: float = 0.6,
-        every: int = 4096,
-        optimizer: OptimizerFactory = torch.optim.Adam,
+        self, network: nn.Module, memory: float = 12.0, meta_lr: float = 0.6, every: int = 4096, **options: Any
     ) -> None:
-        super().__init__(network, lr, bracket, stretch, trust, optimizer)
+        super().__init__(network, **options)
         for name, value in {"memory": memory, "every": every}.items():
             if not value > 0:
                 raise ValueError(f"--model.{name} must be positive, got {value}.")
