@@ -91,7 +91,7 @@ class TrainCLI(LightningCLI):
         """Put ours before the Trainer's, so that the first screen of the help shows them."""
         parser.add_argument("--optimizer", action=Preset, choices=ARMS, help=f"the arm, {DEFAULT_ARM} by default")
         parser.add_argument("--task", action=Preset, choices=TASKS, help="the data and the network, mlp by default")
-        parser.add_argument("--threads", type=PositiveInt, default=1, help="of a run; another count gives other last digits")
+        parser.add_argument("--threads", type=PositiveInt, default=1, help="another count gives other last digits")
         parser.add_lightning_class_args(Classifier, "model", subclass_mode=True)
         parser.add_lightning_class_args(TensorDataModule, "data", subclass_mode=True)
         parser.add_lightning_class_args(self.trainer_class, "trainer")

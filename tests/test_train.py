@@ -151,7 +151,7 @@ BAD_INPUT = {
     "--trainer.accelerator abacus": r"accelerator.*abacus",
     "--seed_everything -1": r"--seed_everything: -1 is not in bounds",
     "--optimizer adam --model.optimizer.betas [0.5,2]": r"Invalid beta parameter at index 1: 2.0",
-    "--threads 0": r"--threads.* 0",
+    "--threads 0": r"threads.* 0 does not conform",
     "--seed_everything x": r"seed_everything.* x",
     "--ckpt_path nowhere.ckpt": r"--ckpt_path: there is no file nowhere.ckpt",
     "test --ckpt_path nowhere.ckpt": r"--ckpt_path: there is no file nowhere.ckpt",
