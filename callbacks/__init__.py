@@ -1,9 +1,18 @@
 """What watches a run. A callback knows a module by what its training_step returns and logs, never by class."""
 
 from callbacks.average import TailAverage
+from callbacks.checkpoint import LastCheckpoint
 from callbacks.config import SaveConfigArtifact
 from callbacks.divergence import DivergenceError, StopOnDivergence
 from callbacks.schedule_free import ScheduleFree
 from callbacks.trajectory import Trajectory
 
-__all__ = ["DivergenceError", "SaveConfigArtifact", "ScheduleFree", "StopOnDivergence", "TailAverage", "Trajectory"]
+__all__ = [
+    "DivergenceError",
+    "LastCheckpoint",
+    "SaveConfigArtifact",
+    "ScheduleFree",
+    "StopOnDivergence",
+    "TailAverage",
+    "Trajectory",
+]

@@ -4,8 +4,10 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 HOPELESS = 1_000.0  # times the first loss: well above what a rate on its way down passes through
+EVERY = 16  # steps between two looks at the loss, each of which waits for the device
 
 
 class DivergenceError(Exception):
@@ -15,22 +17,24 @@ class DivergenceError(Exception):
 class StopOnDivergence(Callback):
     """Raise DivergenceError where the loss is not finite, or a thousand times the first one.
 
-    Before that, the weights of the last validation are put back: the checkpoint holds finite ones.
+    Before that, the weights of the last validation are put back: the checkpoint holds finite ones. The losses are read
+    in every 16th step and at an epoch's end, all of them: the message names the step where it began.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights the run starts from."""
-        self._first: float | None = None
+        self._first: Tensor | None = None
+        self._losses: list[tuple[int, Tensor]] = []
         self._keep(pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the loss of the step."""
-        loss = float(outputs["loss"] if isinstance(outputs, dict) else outputs)
-        self._first = loss if self._first is None else self._first
-        if not loss <= HOPELESS * max(abs(self._first), 1e-3):
-            self._stop(trainer, pl_module, f"the training loss is {loss:.3g} and was {self._first:.3g} at first")
+        """Note the loss of the step; look, if it is time."""
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        self._losses.append((trainer.global_step, loss.detach()))
+        if len(self._losses) == EVERY:
+            self._look(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the weights before a checkpoint may be saved: the last step may have spoilt them unseen."""
@@ -41,18 +45,28 @@ class StopOnDivergence(Callback):
         """Look at the weights where there is no validation."""
         self._keep_or_stop(trainer, pl_module)
 
+    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        steps, losses = zip(*self._losses, strict=True)
+        self._losses.clear()
+        self._first = losses[0] if self._first is None else self._first
+        hopeless = ~(torch.stack(losses) <= HOPELESS * self._first.abs().clamp(min=1e-3))  # not finite too
+        if hopeless.any():
+            begun = int(hopeless.int().argmax())
+            reason = f"the training loss is {losses[begun]:.3g} and was {self._first:.3g} at first"
+            self._stop(pl_module, steps[begun], reason)
+
     def _keep_or_stop(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._losses:
+            self._look(trainer, pl_module)
         if all(bool(p.isfinite().all()) for p in pl_module.parameters()):
             self._keep(pl_module)
         else:
-            self._stop(trainer, pl_module, "a weight is not finite")
+            self._stop(pl_module, trainer.global_step, "a weight is not finite")
 
     def _keep(self, pl_module: LightningModule) -> None:
         self._weights = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
 
-    def _stop(self, trainer: Trainer, pl_module: LightningModule, reason: str) -> None:
+    def _stop(self, pl_module: LightningModule, step: int, reason: str) -> None:
         with torch.no_grad():
             pl_module.load_state_dict(self._weights)
-        raise DivergenceError(
-            f"Training diverged at step {trainer.global_step}: {reason}. Lower --model.lr (or --model.meta_lr)."
-        )
+        raise DivergenceError(f"Training diverged at step {step}: {reason}. Lower --model.lr (or --model.meta_lr).")

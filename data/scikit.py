@@ -1,7 +1,6 @@
 """Two small tasks of another kind, from scikit-learn: nothing is downloaded."""
 
 import torch
-from sklearn.datasets import load_digits, make_friedman1
 from torch import Tensor
 
 from data.tensors import Samples, TensorDataModule
@@ -21,6 +20,8 @@ class DigitsDataModule(TensorDataModule):
 
     def samples(self) -> tuple[Samples, Samples, Samples]:
         """Read them from the package."""
+        from sklearn.datasets import load_digits  # late: other tasks do not wait for it
+
         pixels, digits = load_digits(return_X_y=True)
         x, y = torch.tensor(pixels / 16).float(), torch.tensor(digits)
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(self.draw))
@@ -42,6 +43,8 @@ class FriedmanDataModule(TensorDataModule):
 
     def samples(self) -> tuple[Samples, Samples, Samples]:
         """Generate them."""
+        from sklearn.datasets import make_friedman1  # late: other tasks do not wait for it
+
         inputs, values = make_friedman1(4_000, n_features=20, noise=3.0, random_state=self.draw)
         x, y = torch.tensor((inputs - 0.5) * 12**0.5).float(), torch.tensor(values).float()
         return _cut(x, (y - y[:1_000].mean()) / y[:1_000].std(), 1_000, 500)

@@ -49,3 +49,18 @@ def test_weights_that_the_last_step_of_an_epoch_spoilt_are_not_saved(validate: b
         trainer.fit(model, data, data if validate else None)
     assert model.weight == 1
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("begins", [1, 20, 40])
+def test_the_message_names_the_step_at_which_it_began(begins: int, tmp_path: Path) -> None:
+    class Breaks(Spoilt):
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return self.weight.sum() * (torch.nan if batch_idx + 1 >= begins else 1.0)
+
+    data = TensorLoader(torch.zeros(50, 1), batch_size=1)
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=1, default_root_dir=tmp_path, callbacks=[StopOnDivergence()], **quiet
+    )
+    with pytest.raises(DivergenceError, match=f"diverged at step {begins}: the training loss is nan and was "):
+        trainer.fit(Breaks(), data, data)

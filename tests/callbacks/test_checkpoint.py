@@ -1,0 +1,64 @@
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import LightningModule, Trainer
+
+from callbacks import LastCheckpoint
+from data import MNIST1DDataModule
+from lightning_modules import MLP, Classifier
+
+
+class Ends(Exception):  # noqa: N818  # not an error: the test's own end of a run
+    pass
+
+
+class Dies(Classifier):
+    """Breaks off in the third epoch."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.current_epoch == 2:
+            raise Ends
+
+
+class Counts(LastCheckpoint):
+    """Notes the step of every write."""
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        written.append(trainer.global_step)
+
+
+written: list[int] = []
+
+
+def steps_kept(folder: Path, seconds: float, module: LightningModule, ends: dict[str, Any]) -> list[int]:
+    written.clear()
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    trainer = Trainer(accelerator="cpu", default_root_dir=folder, callbacks=[Counts(seconds)], **quiet, **ends)
+    with suppress(Ends):
+        trainer.fit(module, datamodule=MNIST1DDataModule(batch_size=1000))
+    [path] = folder.rglob("*.ckpt")
+    assert torch.load(path, weights_only=True)["global_step"] == written[-1]
+    return written
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ends", "steps"),
+    [
+        (0.0, {"max_epochs": 3}, [4, 8, 12]),
+        (60.0, {"max_epochs": 3}, [12]),
+        (60.0, {"max_steps": 6}, [6]),
+        (60.0, {"max_steps": 8}, [8]),
+    ],
+)
+def test_the_end_of_a_run_is_kept_and_short_epochs_before_it_are_not(
+    seconds: float, ends: dict[str, int], steps: list[int], tmp_path: Path
+) -> None:
+    assert steps_kept(tmp_path, seconds, Classifier(MLP()), ends) == steps
+
+
+def test_a_run_that_breaks_off_is_kept_where_it_did(tmp_path: Path) -> None:
+    assert steps_kept(tmp_path, 60.0, Dies(MLP()), {"max_epochs": 4}) == [8]
