@@ -5,6 +5,7 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -18,7 +19,7 @@ from options import ARMS, HEADLINE, QUIET, ROOT, parse_sweep, positive, sweep_pa
 from plots import line_figure
 from tables import conditions, paired_table
 from tracking import client, how_to_see, open_experiment, parent_run
-from workers import CORES, each
+from workers import CORES, each, worker_pool
 
 RESULTS = ROOT / "results"
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
@@ -48,11 +49,11 @@ def run(job: Job) -> str | None:
     return train.main(job.args(), reuse=True).run_id
 
 
-def run_all(jobs: Sequence[Job], workers: int = CORES, name: str = "compare") -> pd.DataFrame:
+def run_all(jobs: Sequence[Job], pool: Executor | None = None, name: str = "compare") -> pd.DataFrame:
     """Train what MLflow does not have yet and return a row a run, in the order of the jobs, with what MLflow holds."""
     ids: dict[int, str] = {}
     with tqdm(total=len(jobs), desc=name, unit="run") as bar:
-        for number, run_id in each(run, jobs, workers):
+        for number, run_id in each(run, jobs, pool):
             ids[number] = run_id
             bar.set_postfix_str(f"{jobs[number].label}, seed {jobs[number].seed}")
             bar.update()
@@ -151,7 +152,8 @@ def main(args: list[str] | None = None) -> pd.DataFrame:
     grid = product(range(own.draws), range(1, own.seeds + 1), own.optimizers, own.initial_lrs or [None])
     jobs = [Job(arm, arm, seed, draw, lr, tuple(rest)) for draw, seed, arm, lr in grid]
     with parent_run("compare", {"mlflow.note.content": f"`{command}`"}) as parent:
-        runs = run_all(jobs, own.workers)
+        with worker_pool(own.workers) as pool:
+            runs = run_all(jobs, pool)
         own.output.mkdir(parents=True, exist_ok=True)
         if own.initial_lrs:
             draw_sensitivity(runs, own.output)

@@ -20,7 +20,7 @@ from compare import RESULTS, Job, draw_courses, draw_sensitivity, keep, run_all,
 from options import CONFIGS, ROOT, positive
 from tables import conditions, markdown, paired_table, with_interval
 from tracking import artifact_dir, client, open_experiment, parent_run
-from workers import CORES, each
+from workers import CORES, each, worker_pool
 
 PLAIN = ["adam", "cosine", "adamw", "adamw_cosine"]
 FAMILIES = PLAIN + [f"{arm}_average" for arm in PLAIN]  # tuned on every draw
@@ -100,10 +100,12 @@ def tuned(
     keys = list(product(arms, range(len(cases))))
     aside = ("--output", str(artifact_dir() / "tuned.yaml"))  # the arm's own file is for the published draw
     places = [aside if case or own.output != RESULTS else () for case in cases]
-    jobs = [("--optimizer", arm, f"--trials={own.trials}", *cases[case], *places[case]) for arm, case in keys]
+    jobs = [
+        ("--optimizer", arm, f"--trials={own.trials}", "--workers=1", *cases[case], *places[case]) for arm, case in keys
+    ]
     found = {}
     with tqdm(total=len(jobs), desc="tune", unit="study") as bar:
-        for number, trials in each(tune_one, jobs, own.workers):
+        for number, trials in each(tune_one, jobs, own.pool):
             found[keys[number]] = trials
             bar.update()
     return found
@@ -127,7 +129,7 @@ def main_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:
     for draw, seed in product(range(own.draws), range(1, own.seeds + 1)):
         jobs += [Job(arm, arm, seed, draw) for arm in ("meta", "meta_onestep")]
         jobs += [Job(arm, arm, seed, draw, options=best_options(studies[arm, draw])) for arm in FAMILIES]
-    runs = run_all(jobs, own.workers, "main")
+    runs = run_all(jobs, own.pool, "main")
     shown = runs[runs.arm.isin(["meta", "meta_onestep", "adam", "cosine", "adamw_average"]) & (runs.draw == 0)]
     draw_courses(shown, own.output)
     text = paired_table(runs, tuning=dict.fromkeys(FAMILIES, own.trials))
@@ -175,7 +177,7 @@ def starts_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:
     }
     cells = product(range(1, 4), arms.items(), STARTS)
     jobs = [Job(label, arm, seed, 0, lr, options) for seed, (label, (arm, options)), lr in cells]
-    runs = run_all(jobs, own.workers, "starts")
+    runs = run_all(jobs, own.pool, "starts")
     draw_sensitivity(runs, own.output)
     means = runs.pivot_table(index="arm", columns="start_lr", values="test_loss", aggfunc="mean", sort=False)
     rows = [[f"`{arm}`", *(f"{value:.3f}" for value in means.loc[arm])] for arm in arms]
@@ -186,7 +188,7 @@ def ablation_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:
     """What each part adds, and what each constant bears."""
     cells = list(product(range(min(2, own.draws)), range(1, 4)))
     jobs = [Job(label, "meta", seed, draw, options=given) for label, given in VARIANTS.items() for draw, seed in cells]
-    runs = run_all(jobs, own.workers, "ablation")
+    runs = run_all(jobs, own.pool, "ablation")
     base = runs[runs.arm == "meta"].test_loss.mean()
     rows = []
     for label in VARIANTS:
@@ -206,7 +208,7 @@ def tasks_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:
         for label, (arm, options) in ON_TASKS.items():
             given = best if arm == "adamw_cosine" else options
             jobs.append(Job(f"{task}: {label}", arm, seed, options=(*cases[number], *given)))
-    runs = run_all(jobs, own.workers, "tasks")
+    runs = run_all(jobs, own.pool, "tasks")
     grouped = runs.groupby("arm")
     losses, accuracy = grouped.test_loss, grouped.test_accuracy.mean()
     rows = []
@@ -226,12 +228,12 @@ def rivals_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:
     jobs = [Job(arm, arm, seed, options=best_options(studies[arm, 0])) for arm in RIVALS for seed in seeds]
     jobs += [Job(arm, arm, seed) for arm in ("meta", "prodigy", "dadaptation") for seed in seeds]
     jobs += [Job("adam_all", "adam_all", seed, options=best_options(studies["adam", 0])) for seed in seeds]
-    runs = run_all(jobs, own.workers, "rivals")
+    runs = run_all(jobs, own.pool, "rivals")
     replays = []
     for row in runs[runs.arm == "meta"].itertuples():
         path = client().download_artifacts(str(row.run_id), "schedule.csv")
         replays.append(Job("replay", "replay", int(row.seed), options=(f"--model.schedule.path={path}",)))
-    runs = pd.concat([runs, run_all(replays, own.workers, "replay")], ignore_index=True)
+    runs = pd.concat([runs, run_all(replays, own.pool, "replay")], ignore_index=True)
     return runs, paired_table(runs, tuning=dict.fromkeys(RIVALS, own.trials) | {"adam_all": own.trials})
 
 
@@ -246,7 +248,7 @@ def budget_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:
         for arm, budget, draw, seed in cells
     ]
     jobs += [Job("meta, 0", "meta", seed, draw) for draw, seed in product(range(own.draws), range(1, 4))]
-    runs = run_all(jobs, own.workers, "budget")
+    runs = run_all(jobs, own.pool, "budget")
     mean = runs.groupby("arm").test_loss.mean()
     rows = [[f"`{arm}`", *(f"{mean[f'{arm}, {budget}']:.3f}" for budget in budgets)] for arm in arms]
     table = markdown(["trials", *map(str, budgets)], rows)
@@ -257,7 +259,7 @@ def paper_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:
     """Check of the set-up: the accuracies that the mnist1d paper gives, with Adam at 1e-2."""
     shared = ("--model.lr=0.01", "--data.batch_size=100", "--trainer.max_epochs=200")
     jobs = [Job(name, "adam", 1, options=(*given, *shared)) for name, (_, given) in PAPER.items()]
-    runs = run_all(jobs, own.workers, "paper").set_index("arm", drop=False)
+    runs = run_all(jobs, own.pool, "paper").set_index("arm", drop=False)
     rows = [
         [name, f"{published} %", f"{100 * runs.test_accuracy[name]:.0f} %"] for name, (published, _) in PAPER.items()
     ]
@@ -290,16 +292,22 @@ def main(args: list[str] | None = None) -> None:
     command = f"python results.py {shlex.join(sys.argv[1:] if args is None else args)}".strip()
     own.output.mkdir(parents=True, exist_ok=True)
     open_experiment()
-    for name in own.stages:
-        with parent_run(f"results: {name}", {"mlflow.note.content": f"`{command}`"}) as parent:
-            runs, table = STAGES[name](own)
-            folder = own.output / name
-            folder.mkdir(exist_ok=True)
-            text = f"{table}\n\n{conditions(runs, command)}\n"
-            keep(runs, text, folder, parent)
-            if own.output == RESULTS:
-                publish(name, text, [ROOT / "README.md", ROOT / "docs" / "method.md"])
-            print(f"\n{name}\n{text}")
+    with worker_pool(own.workers) as own.pool:
+        for name in own.stages:
+            run_stage(name, own, command)
+
+
+def run_stage(name: str, own: argparse.Namespace, command: str) -> None:
+    """Run a stage, keep what came out, and put its table into the documents."""
+    with parent_run(f"results: {name}", {"mlflow.note.content": f"`{command}`"}) as parent:
+        runs, table = STAGES[name](own)
+        folder = own.output / name
+        folder.mkdir(exist_ok=True)
+        text = f"{table}\n\n{conditions(runs, command)}\n"
+        keep(runs, text, folder, parent)
+        if own.output == RESULTS:
+            publish(name, text, [ROOT / "README.md", ROOT / "docs" / "method.md"])
+        print(f"\n{name}\n{text}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ from tqdm import tqdm
 import train
 from options import ARMS, CONFIGS, QUIET, parse_sweep, positive, sweep_parser
 from tracking import artifact_dir, client, how_to_see, open_experiment, parent_run
+from workers import CORES, each, worker_pool
+
+TOGETHER = 4  # trials proposed at once, however many workers there are: the result does not depend on their number
 
 RATE = {"model.lr": (1e-5, 1e-1)}
 WITH_DECAY = {"model.lr": (1e-4, 1e-1), "model.optimizer.weight_decay": (1e-3, 1.0)}
@@ -34,6 +37,7 @@ def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--optimizer", required=True, choices=ARMS, help="the arm")
     parser.add_argument("--trials", type=positive, default=20, help="in all, those of an interrupted run included")
     parser.add_argument("--seed", type=int, default=0, help="of Optuna's sampler (default: 0)")
+    parser.add_argument("--workers", type=positive, default=CORES, help="processes (default: the cores)")
     parser.add_argument(
         "--search",
         type=interval,
@@ -81,11 +85,9 @@ def open_study(own: argparse.Namespace, rest: list[str]) -> optuna.Study:
         study_name=" ".join([own.optimizer, f"seed={own.seed}", facts, str(own.search), *rest]),
         load_if_exists=True,
     )
-    for trial in study.get_trials(states=[TrialState.RUNNING]):  # of a run that was killed
+    for trial in study.get_trials(states=[TrialState.RUNNING]):  # of a run that was stopped: the same again
         study.tell(trial.number, state=TrialState.FAIL)
-    # another seed after a resume: the same one would propose the same first points again; half of 20 trials at random,
-    # the default, is too much
-    study.sampler = optuna.samplers.TPESampler(seed=own.seed + len(study.trials), n_startup_trials=5)
+        study.enqueue_trial(trial.params)
     return study
 
 
@@ -94,18 +96,23 @@ def options(params: dict[str, float]) -> list[str]:
     return [f"--{option}={value}" for option, value in params.items()]
 
 
-def run_trial(study: optuna.Study, space: Space, arm: list[str], parent: str) -> None:
-    """Train with one more set of values; its own is the last validation loss, infinite where it diverged."""
-    trial = study.ask()
-    try:
-        params = {option: trial.suggest_float(option, low, high, log=True) for option, (low, high) in space.items()}
-        own = [*options(params), f"--trainer.logger.run_name={arm[1]} trial {trial.number}", QUIET]
-        cli = train.main([*arm, *own], {"mlflow.parentRunId": parent}, test=False)
-        trial.set_user_attr("run_id", cli.run_id)
-        study.tell(trial, math.inf if cli.diverged else cli.trainer.callback_metrics["val/loss"].item())
-    except BaseException:
-        study.tell(trial, state=TrialState.FAIL)
-        raise
+def ask(study: optuna.Study, own: argparse.Namespace, done: int) -> list[optuna.Trial]:
+    """Return the trials that come after the `done` complete ones."""
+    # a seed for each call: a study that was stopped goes on as if it had not been. The first four are random: of ten,
+    # the default, half of 20 would be.
+    study.sampler = optuna.samplers.TPESampler(seed=own.seed + done, n_startup_trials=TOGETHER, constant_liar=True)
+    trials = [study.ask() for _ in range(min(TOGETHER - done % TOGETHER, own.trials - done))]
+    for trial in trials:
+        for option, (low, high) in own.search.items():
+            trial.suggest_float(option, low, high, log=True)
+    return trials
+
+
+def run_trial(job: tuple[list[str], str]) -> tuple[str | None, float]:
+    """Train, and return the run and its last validation loss, infinite where it diverged."""
+    args, parent = job
+    cli = train.main(args, {"mlflow.parentRunId": parent}, test=False)
+    return cli.run_id, math.inf if cli.diverged else cli.trainer.callback_metrics["val/loss"].item()
 
 
 def describe(study: optuna.Study, space: Space, command: str) -> str:
@@ -163,12 +170,21 @@ def main(args: list[str] | None = None) -> optuna.Study:
 def run_missing_trials(study: optuna.Study, own: argparse.Namespace, arm: list[str], parent: str) -> None:
     """Run trials until there are as many complete ones, with a bar that shows the best so far."""
     done = len(study.get_trials(states=[TrialState.COMPLETE]))
-    with tqdm(total=own.trials, initial=min(done, own.trials), desc=f"tune {arm[1]}", unit="trial") as bar:
-        for _ in range(done, own.trials):
-            run_trial(study, own.search, arm, parent)
-            best = {option.split(".")[-1]: f"{value:.2e}" for option, value in study.best_params.items()}
-            bar.set_postfix(best=f"{study.best_value:.4f}", **best)
-            bar.update()
+    bar = tqdm(total=own.trials, initial=min(done, own.trials), desc=f"tune {arm[1]}", unit="trial")
+    with bar, worker_pool(own.workers) as pool:
+        while done < own.trials:
+            trials = ask(study, own, done)
+            names = [f"--trainer.logger.run_name={arm[1]} trial {trial.number}" for trial in trials]
+            jobs = [
+                ([*arm, *options(trial.params), name, QUIET], parent) for trial, name in zip(trials, names, strict=True)
+            ]
+            for number, (run_id, loss) in each(run_trial, jobs, pool):
+                trials[number].set_user_attr("run_id", run_id)
+                study.tell(trials[number], loss)
+                best = {option.split(".")[-1]: f"{value:.2e}" for option, value in study.best_params.items()}
+                bar.set_postfix(best=f"{study.best_value:.4f}", **best)
+                bar.update()
+            done += len(trials)
 
 
 if __name__ == "__main__":

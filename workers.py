@@ -4,16 +4,49 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import Any
 
 CORES = os.cpu_count() or 1
 
 
+@contextmanager
+def worker_pool(workers: int = CORES) -> Iterator[Executor | None]:
+    """Yield worker processes for `each`; None where one is enough, which is this process."""
+    if workers == 1:
+        yield None
+        return
+    os.environ["TQDM_DISABLE"] = "1"  # in the workers, which inherit it: there is one bar for all
+    spawn = multiprocessing.get_context("spawn")  # a forked torch may hang
+    with ProcessPoolExecutor(workers, spawn, _prepare) as pool:
+        yield pool
+
+
+def each(call: Callable[..., Any], jobs: Sequence[Any], pool: Executor | None) -> Iterator[tuple[int, Any]]:
+    """Call `call(job)` for every job and yield (its number, what it returned), in the order in which they end.
+
+    `call` and what it returns must be picklable.
+    """
+    if pool is None:
+        yield from ((number, call(job)) for number, job in enumerate(jobs))
+        return
+    numbers = {pool.submit(call, job): number for number, job in enumerate(jobs)}
+    try:
+        for done in as_completed(numbers):
+            yield numbers[done], done.result()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+
+
 def _prepare() -> None:
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # and the parent says what came out
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     import optuna
 
     import train
@@ -21,24 +54,10 @@ def _prepare() -> None:
     train.quiet()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
 
 
-def each(call: Callable[..., Any], jobs: Sequence[Any], workers: int = CORES) -> Iterator[tuple[int, Any]]:
-    """Call `call(job)` for every job and yield (its number, what it returned), in the order in which they end.
-
-    One worker means this process. `call` and what it returns must be picklable.
-    """
-    if workers == 1 or len(jobs) < 2:
-        yield from ((number, call(job)) for number, job in enumerate(jobs))
-        return
-    os.environ["TQDM_DISABLE"] = "1"  # in the workers, which inherit it: there is one bar for all
-    spawn = multiprocessing.get_context("spawn")  # a forked torch may hang
-    with ProcessPoolExecutor(min(workers, len(jobs)), spawn, _prepare) as pool:
-        numbers = {pool.submit(call, job): number for number, job in enumerate(jobs)}
-        try:
-            for done in as_completed(numbers):
-                yield numbers[done], done.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()  # killed, it could not tell its workers
+        os._exit(1)

@@ -6,7 +6,7 @@ import pytest
 import results
 from options import ROOT
 from tests.store import runs
-from workers import each
+from workers import each, worker_pool
 
 
 def test_a_stage_tunes_trains_and_writes_and_a_second_call_trains_nothing(
@@ -48,7 +48,8 @@ def test_a_goal_that_is_never_reached_takes_for_ever() -> None:
 
 def test_work_is_done_once_each_and_numbered_in_one_process_and_in_two() -> None:
     for workers in (1, 2):
-        assert dict(each(str.upper, ["a", "b", "c"], workers)) == {0: "A", 1: "B", 2: "C"}
+        with worker_pool(workers) as pool:
+            assert dict(each(str.upper, ["a", "b", "c"], pool)) == {0: "A", 1: "B", 2: "C"}
 
 
 @pytest.mark.parametrize("typed", ["--stages nothing", "--seeds 0", "--draw 3"])
