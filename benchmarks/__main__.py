@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import train
-from benchmarks import run, step
+from benchmarks import experiment, growth, run, step
 from benchmarks.measure import machine
 from compare import write_between_markers
 from options import ROOT
@@ -33,17 +33,33 @@ def step_table(results: dict[str, Any]) -> str:
 
 def run_table(results: dict[str, Any]) -> str:
     """Return a row an arm: CPU time of a step of a run, and of the raw loop."""
-    header = ["arm", "raw loop, ms a step", "train.py, ms a step", "ratio"]
+    header = ["arm", "raw loop, ms a step", "Lightning alone", "train.py", "train.py / raw loop"]
     rows = [
         [
             f"`{arm}`",
             f"{found['raw milliseconds a step']:.2f}",
+            f"{found['bare milliseconds a step']:.2f}" if arm == "adam" else "–",
             f"{found['ours milliseconds a step']:.2f}",
             f"{found['ratio a step']:.2f} ± {found['spread']:.2f}",
         ]
         for arm, found in results.items()
     ]
     return markdown(header, rows)
+
+
+def figures(results: dict[str, float]) -> list[list[str]]:
+    """Return a row a figure."""
+    return [[name, f"{value:.2f}"] for name, value in results.items()]
+
+
+def growth_table(results: dict[str, Any]) -> str:
+    """Return a table for each thing that may grow."""
+    tables = []
+    for what, rows in results.items():
+        columns = list(next(iter(rows.values())))
+        cells = [[size, *(f"{row[column]:.3g}" for column in columns)] for size, row in rows.items()]
+        tables.append(markdown([what, *columns], cells))
+    return "\n\n".join(tables)
 
 
 def main() -> None:
@@ -56,14 +72,19 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"  # a store of its own
-        results = {"machine": machine(), "starts": run.starts(), "runs": run.whole_runs()}
+        results: dict[str, Any] = {"machine": machine(), "starts": run.starts(), "runs": run.whole_runs()}
+        results["tracking"] = {"milliseconds a step": run.tracking()}
+        results |= {"experiment": experiment.whole(), "growth": growth.all_of_it()}
     results["steps"] = step.run(own.seconds)
     facts = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
     made = f"Made by `make bench` in {(time.monotonic() - began) / 60:.0f} minutes: {facts}."
     tables = {
         "steps": step_table(results["steps"]),
         "runs": run_table(results["runs"]),
-        "starts": markdown(["command", "CPU seconds"], [[k, f"{v:.2f}"] for k, v in results["starts"].items()]),
+        "tracking": markdown(["three values of each step into MLflow", ""], figures(results["tracking"])),
+        "experiment": markdown(["20 trials and four arms", ""], figures(results["experiment"])),
+        "growth": growth_table(results["growth"]),
+        "starts": markdown(["command", "CPU seconds"], figures(results["starts"])),
     }
     Path(ROOT / "benchmarks" / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     for name, table in tables.items():

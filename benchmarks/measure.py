@@ -26,16 +26,17 @@ def cpu_seconds(steps: Mapping[str, Step], budget: float, rounds: int = 9) -> di
     for step in steps.values():
         for _ in range(5):
             step()
-    once = sum(_time(step, 3) for step in steps.values())
+    once = sum(time_a_call(step, 3) for step in steps.values())
     calls = CYCLE * max(1, round(budget / rounds / once / CYCLE))
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
-            seconds[name].append(_time(step, calls))
+            seconds[name].append(time_a_call(step, calls))
     return seconds
 
 
-def _time(step: Step, calls: int) -> float:
+def time_a_call(step: Step, calls: int) -> float:
+    """Return the CPU seconds of one call."""
     start = time.process_time()
     for _ in range(calls):
         step()

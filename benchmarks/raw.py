@@ -18,7 +18,7 @@ from data.mnist1d import PUBLISHED, generate
 from hypergradient import search_rate, starting_rate
 
 Batch = tuple[Tensor, Tensor]
-BATCH, LOOK, EVERY = 128, 128, 4096
+BATCH, LOOK, EVERY, PER_EPOCH = 128, 128, 4096, 32
 
 
 @dataclass
@@ -38,6 +38,12 @@ def batches(data: Batch, size: int, samples: int, seed: int, epoch: int) -> Iter
     orders = [torch.randperm(len(x), generator=draw) for _ in range(-(-samples // len(x)))]
     for rows in torch.cat(orders)[:samples].split(size):
         yield x[rows], y[rows]
+
+
+def pairs(data: dict[str, Batch], seed: int, epoch: int) -> Iterator[tuple[Batch, Batch]]:
+    """Yield an epoch's pairs of a training and a validation batch."""
+    train = batches(data["train"], BATCH, len(data["train"][0]), seed, epoch)
+    return zip(train, batches(data["val"], LOOK, PER_EPOCH * LOOK, seed + 1, epoch), strict=True)
 
 
 def start(seed: int) -> tuple[nn.Module, dict[str, Batch]]:
@@ -64,17 +70,47 @@ def evaluate(network: nn.Module, batch: Batch) -> tuple[float, float]:
     return float(cross_entropy(logits, batch[1])), float((logits.argmax(1) == batch[1]).float().mean())
 
 
-def adam(epochs: int, lr: float, seed: int = 0) -> Record:
-    """Train with Adam."""
+def adam(epochs: int, lr: float, seed: int = 0, cosine: bool = False) -> Record:
+    """Train with Adam, the rate annealed or not."""
     network, data = start(seed)
     optimizer, record = torch.optim.Adam(network.parameters(), lr=lr), Record()
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * PER_EPOCH) if cosine else None
     for epoch in range(epochs):
         for x, y in batches(data["train"], BATCH, len(data["train"][0]), seed, epoch):
             optimizer.zero_grad()
             loss = cross_entropy(network(x), y)
             loss.backward()
             optimizer.step()
-            record.rates.append(lr)
+            record.rates.append(optimizer.param_groups[0]["lr"])
+            record.losses.append(loss.detach())
+            if schedule:
+                schedule.step()
+        record.validation.append(evaluate(network, data["val"]))
+    record.test_loss = evaluate(network, data["test"])[0]
+    return record
+
+
+def onestep(epochs: int, lr: float = 1e-3, meta_lr: float = 0.05, seed: int = 0) -> Record:
+    """Train with Adam at a rate that follows the hypergradient step by step."""
+    network, data = start(seed)
+    params, record = tensors(network), Record()
+    log_scale = torch.zeros(())
+    optimizer, meta_optimizer = torch.optim.Adam(params, lr=lr), torch.optim.Adam([log_scale], lr=meta_lr)
+    for epoch in range(epochs):
+        for (x, y), look in pairs(data, seed, epoch):
+            optimizer.zero_grad()
+            loss = cross_entropy(network(x), y)
+            loss.backward()
+            before, scale = [p.detach().clone() for p in params], log_scale.exp()
+            optimizer.param_groups[0]["lr"] = lr * float(scale)
+            optimizer.step()
+            gradient = torch.autograd.grad(cross_entropy(network(look[0]), look[1]), params)
+            with torch.no_grad():
+                update = torch._foreach_sub(params, before)
+                log_scale.grad = sum(torch.sum(g * u) for g, u in zip(gradient, update, strict=True))  # type: ignore[assignment]
+                meta_optimizer.step()
+                torch._foreach_add_(params, update, alpha=float(log_scale.exp() / scale) - 1)
+            record.rates.append(lr * float(log_scale.exp()))
             record.losses.append(loss.detach())
         record.validation.append(evaluate(network, data["val"]))
     record.test_loss = evaluate(network, data["test"])[0]
@@ -86,11 +122,6 @@ def meta(epochs: int, seed: int = 0, stretch: float = 0.08, memory: float = 12.0
     network, data = start(seed)
     params, record = tensors(network), Record()
     optimizer = torch.optim.Adam(params, lr=1e-3)
-    per_epoch = -(-len(data["train"][0]) // BATCH)
-
-    def pairs(epoch: int) -> Iterator[tuple[Batch, Batch]]:
-        train = batches(data["train"], BATCH, len(data["train"][0]), seed, epoch)
-        return zip(train, batches(data["val"], LOOK, per_epoch * LOOK, seed + 1, epoch), strict=True)
 
     def shrunk_step(x: Tensor, y: Tensor, eta: float) -> Tensor:
         optimizer.zero_grad()
@@ -101,21 +132,21 @@ def meta(epochs: int, seed: int = 0, stretch: float = 0.08, memory: float = 12.0
         optimizer.step()
         return loss.detach()
 
-    eta = 1 / (memory * per_epoch)
+    eta = 1 / (memory * PER_EPOCH)
     first: list[tuple[Batch, Batch]] = []
     for epoch in range(math.ceil(stretch * epochs)):
-        first += pairs(epoch)
-    first = first[: math.ceil(stretch * epochs * per_epoch)]
+        first += pairs(data, seed, epoch)
+    first = first[: math.ceil(stretch * epochs * PER_EPOCH)]
     rate = _search(network, optimizer, first, lambda batch: shrunk_step(batch[0], batch[1], eta))
     optimizer.param_groups[0]["lr"] = rate
     average = [p.detach().clone() for p in params]
     averaged = copy.deepcopy(network)
     for p, a in zip(averaged.parameters(), average, strict=True):
         p.data = a
-    log_scale = square = torch.zeros(())
-    k = step = 0
+    log_scale = square = k = torch.zeros(())
+    step = 0
     for epoch in range(epochs):
-        for (x, y), look in pairs(epoch):
+        for (x, y), look in pairs(data, seed, epoch):
             now = float(log_scale.exp()) * eta
             record.losses.append(shrunk_step(x, y, now))
             record.rates.append(rate)
@@ -123,11 +154,11 @@ def meta(epochs: int, seed: int = 0, stretch: float = 0.08, memory: float = 12.0
             with torch.no_grad():
                 torch._foreach_lerp_(average, params, 1 / max(1.0, 0.1 * step))
             if (step * len(x)) % EVERY < len(x):
-                k += 1
+                k = k + 1
                 gradient = torch.autograd.grad(cross_entropy(averaged(look[0]), look[1]), list(averaged.parameters()))
                 h = -now * sum(torch.sum(g * p.detach()) for g, p in zip(gradient, params, strict=True))
                 square = square + 0.1 * (h**2 - square)
-                log_scale = log_scale - meta_lr / k**0.5 * h / (square / (1 - 0.9**k)).sqrt()
+                log_scale = log_scale - meta_lr / k.sqrt() * h / (square / (1 - 0.9**k)).sqrt()
         record.validation.append(evaluate(averaged, data["val"]))
     record.test_loss = evaluate(averaged, data["test"])[0]
     return record

@@ -6,20 +6,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from benchmarks import peers
 from benchmarks.measure import Step, cpu_seconds, peak_bytes, ratio
-from benchmarks.workloads import LR, META_LR, WORKLOADS, Workload, loss
+from benchmarks.workloads import LR, META_LR, WORKLOADS, Batch, Workload, loss
 from hypergradient import hypergradient, lookahead, no_trace, real_step, scaled
 
 Make = Callable[[Workload, torch.dtype], Step]
 
 
-def plain(workload: Workload, dtype: torch.dtype, **options: Any) -> Step:
-    """A step of torch.optim.Adam."""
-    network, train, _ = workload.build(dtype)
-    optimizer = torch.optim.Adam(network.parameters(), lr=LR, **options)
+def plain_step(network: nn.Module, optimizer: Optimizer, train: Batch, _look: Batch) -> Step:
+    """Return a plain step."""
 
     def step() -> None:
         optimizer.zero_grad()
@@ -29,25 +28,9 @@ def plain(workload: Workload, dtype: torch.dtype, **options: Any) -> Step:
     return step
 
 
-def limit(workload: Workload, dtype: torch.dtype, **options: Any) -> Step:
-    """The same, and one validation gradient: less no exact hypergradient can do."""
-    network, train, look = workload.build(dtype)
-    optimizer, params = torch.optim.Adam(network.parameters(), lr=LR, **options), list(network.parameters())
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss(network, train).backward()
-        optimizer.step()
-        torch.autograd.grad(loss(network, look), params)
-
-    return step
-
-
-def ours(workload: Workload, dtype: torch.dtype, every: int = 1, name: str = "Adam", **options: Any) -> Step:
-    """The adapted step of `OneStepClassifier`, in every k-th step."""
-    network, train, look = workload.build(dtype)
-    optimizer = getattr(torch.optim, name)(network.parameters(), lr=LR, **options)
-    log_scale, count = torch.zeros((), dtype=dtype), 0
+def adapted(network: nn.Module, optimizer: Optimizer, train: Batch, look: Batch, every: int = 1) -> Step:
+    """Return the adapted step of `OneStepClassifier`, in every k-th step; a plain one between."""
+    log_scale, count = torch.zeros((), dtype=look[0].dtype), 0
 
     def step() -> Tensor | None:
         nonlocal count
@@ -68,6 +51,33 @@ def ours(workload: Workload, dtype: torch.dtype, every: int = 1, name: str = "Ad
         return h
 
     return step
+
+
+def plain(workload: Workload, dtype: torch.dtype, **options: Any) -> Step:
+    """A step of torch.optim.Adam."""
+    network, train, look = workload.build(dtype)
+    return plain_step(network, torch.optim.Adam(network.parameters(), lr=LR, **options), train, look)
+
+
+def limit(workload: Workload, dtype: torch.dtype, **options: Any) -> Step:
+    """The same, and one validation gradient: less no exact hypergradient can do."""
+    network, train, look = workload.build(dtype)
+    optimizer, params = torch.optim.Adam(network.parameters(), lr=LR, **options), list(network.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(network, train).backward()
+        optimizer.step()
+        torch.autograd.grad(loss(network, look), params)
+
+    return step
+
+
+def ours(workload: Workload, dtype: torch.dtype, every: int = 1, name: str = "Adam", **options: Any) -> Step:
+    """An adapted step over an optimizer of torch."""
+    network, train, look = workload.build(dtype)
+    optimizer = getattr(torch.optim, name)(network.parameters(), lr=LR, **options)
+    return adapted(network, optimizer, train, look, every)
 
 
 CANDIDATES: dict[str, Make] = {
