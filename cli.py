@@ -21,7 +21,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from callbacks import DivergenceError, SaveConfigArtifact
 from data.tensors import TensorDataModule
 from lightning_modules import Classifier
-from options import ARMS, CONFIGS, DEFAULT_ARM, SUBCOMMANDS, TASKS, USAGE
+from options import ARMS, CONFIGS, DEFAULT_ARM, TASKS, USAGE
 from tracking import StoreError, Tracker, client, find_run, how_to_see, open_experiment
 
 
@@ -74,18 +74,23 @@ class TrainCLI(LightningCLI):
     test_metrics: Mapping[str, float] = MappingProxyType({})
 
     def __init__(self, args: list[str], tags: dict[str, str], test: bool, reuse: bool) -> None:
-        self.given, self.tags, self.reads_test_set, self.reuse = args, tags, test, reuse
+        Parser.given, self.tags, self.reads_test_set, self.reuse = args, tags, test, reuse
         command = {"default_config_files": [str(CONFIGS / "base.yaml")], "usage": USAGE}
         super().__init__(
             Classifier,
             TensorDataModule,
             parser_class=Parser,
-            parser_kwargs={name: dict(command) for name in SUBCOMMANDS} | {"allow_abbrev": False},
+            parser_kwargs={args[0]: command, "allow_abbrev": False},
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # its own --optimizer takes torch classes, and overrides the module's
             save_config_callback=SaveConfigArtifact,
         )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the one that was given: parsers for all four cost more than the parsing."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name == Parser.given[0]}
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Put ours before the Trainer's, so that the first screen of the help shows them."""
@@ -98,8 +103,7 @@ class TrainCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse what was given to `main`; refuse what would fail later or do nothing."""
-        Parser.given = self.given
-        self.config = parser.parse_args(self.given)
+        self.config = parser.parse_args(Parser.given)
         command = self.config[self.config.subcommand]
         if command.trainer.max_epochs == 0:
             parser.error("--trainer.max_epochs must be 1 or more, got 0: nothing would be trained.")
