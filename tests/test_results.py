@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 import results
+import stages
 from options import ROOT
 from tests.store import runs
 from workers import each, worker_pool
@@ -13,7 +14,7 @@ def test_a_stage_tunes_trains_and_writes_and_a_second_call_trains_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole way, on one draw and one seed; the stage is the one that decides the claim."""
-    monkeypatch.setattr(results, "FAMILIES", ["adam", "cosine"])
+    monkeypatch.setattr(stages, "FAMILIES", ["adam", "cosine"])
     options = ["--stages", "main", "--seeds", "1", "--draws", "1", "--trials", "1", "--workers", "1"]
     results.main([*options, "--output", str(tmp_path)])
     table = (tmp_path / "main" / "table.md").read_text()
@@ -37,13 +38,13 @@ def test_a_table_goes_into_every_document_that_has_its_place(tmp_path: Path) -> 
 
 def test_every_stage_has_its_place_in_the_document() -> None:
     text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
-    for stage in results.STAGES:
+    for stage in stages.STAGES:
         assert f"<!-- {stage}: begin -->\n" in text
 
 
 def test_a_goal_that_is_never_reached_takes_for_ever() -> None:
-    assert results._first([3.0, 2.0, 1.0], 2.0) == 2
-    assert results._first([3.0, 2.0, 1.0], 0.5) == float("inf")
+    assert stages._first([3.0, 2.0, 1.0], 2.0) == 2
+    assert stages._first([3.0, 2.0, 1.0], 0.5) == float("inf")
 
 
 def test_work_is_done_once_each_and_numbered_in_one_process_and_in_two() -> None:
