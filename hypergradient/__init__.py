@@ -1,5 +1,6 @@
 """The learning rate's own gradient: any `torch.optim` optimizer, one extra backward pass, torch alone."""
 
+from hypergradient.adapter import NotFiniteError, RateAdapter
 from hypergradient.search import search_rate
 from hypergradient.start import starting_rate
 from hypergradient.step import hypergradient, lookahead, real_step, scaled
@@ -7,6 +8,8 @@ from hypergradient.support import check_supported
 from hypergradient.trace import no_trace
 
 __all__ = [
+    "NotFiniteError",
+    "RateAdapter",
     "check_supported",
     "hypergradient",
     "lookahead",

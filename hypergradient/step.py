@@ -22,20 +22,39 @@ Update = dict[Tensor, Tensor]
 """Δ of each parameter that has a gradient: the others do not move."""
 
 
-@contextmanager
-def scaled(optimizer: Optimizer, scale: Tensor) -> Iterator[None]:
-    """Let every group step at `lr * scale` here: an LR schedule goes on from its own value.
+def scale_rates(optimizer: Optimizer, scale: Tensor) -> list[float]:
+    """Set every group's rate to `lr * scale` and return the rates before.
 
     scale: 0-d for one factor on all groups, or (groups,).
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     for group, factor in zip(optimizer.param_groups, _per_group(optimizer, scale), strict=True):
         group["lr"] = group["lr"] * factor
+    return rates
+
+
+@contextmanager
+def scaled(optimizer: Optimizer, scale: Tensor) -> Iterator[None]:
+    """Let every group step at `lr * scale` here: an LR schedule goes on from its own value."""
+    rates = scale_rates(optimizer, scale)
     try:
         yield
     finally:
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+
+
+def weights(optimizer: Optimizer) -> Update:
+    """Return a copy of θ, of the parameters that have a gradient: the others do not move."""
+    return {p: p.detach().clone() for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
+
+
+@torch.no_grad()
+def difference(start: Update) -> Update:
+    """Turn the copy of θ into Δ = θ' - θ, in place: Δ takes no memory of its own."""
+    for p, before in start.items():
+        torch.sub(p, before, out=before)
+    return start
 
 
 @torch.no_grad()
@@ -47,14 +66,12 @@ def lookahead(optimizer: Optimizer, scale: Tensor) -> Update:
     Raises:
         ValueError: no parameter has a gradient.
     """
-    update = {p: p.detach().clone() for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
-    if not update:
+    start = weights(optimizer)
+    if not start:
         raise ValueError("No parameter has a gradient, so there is no step to look ahead to: call backward() first.")
     with scaled(optimizer, scale):
         optimizer.step()
-    for p, before in update.items():
-        torch.sub(p, before, out=before)  # in place: Δ takes no memory of its own
-    return update
+    return difference(start)
 
 
 def hypergradient(lookahead_loss: Tensor, optimizer: Optimizer, update: Update) -> Tensor:

@@ -1,0 +1,190 @@
+"""The plain rule inside an optimizer's own `step()`: whatever loop calls it, the rate is adapted.
+
+before the step    θ is kept, the rates are α = lr · scale; gradients that are not finite are dropped
+after it           θ' = θ + Δ is the lookahead; h, the new scale, and the real step (`hypergradient.step`)
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from hypergradient.step import Update, difference, hypergradient, real_step, scale_rates, weights
+from hypergradient.support import check_supported
+from hypergradient.trace import no_trace
+
+DECAY = 0.9  # of the running mean and square of h, from which its standard error comes
+COUNTS = ("steps", "looks", "skipped", "in_a_row", "began")
+
+
+class NotFiniteError(RuntimeError):
+    """Too many steps in a row were not finite. The message says where it began, and what to look at."""
+
+
+class RateAdapter:
+    """Adapts the learning rate of `optimizer` whenever its `step()` is called. `remove()` ends that.
+
+    With meta_lr 0, training is bit for bit what it is without. In a process group, h is the mean over the processes.
+
+    Args:
+        optimizer: any that `check_supported` takes; schedulers, clipping and scalers around it go on as they were.
+        network: is put into evaluation mode for the look, and back (`no_trace`).
+        validation_loss: the mean loss of a validation batch, 0-d; called at the lookahead.
+        meta_lr: the step of the meta-optimizer (Adam) on the logarithm of the rate.
+        every: look in every k-th step.
+        per_group: learn a factor for each parameter group, not one for all.
+        bounds: of the learned factor on the optimizer's own rate.
+        max_change: of the logarithm of the rate, at one look.
+        patience: so many steps in a row may be not finite; they are skipped and counted.
+
+    Attributes:
+        log_scale: what is learned, 0-d or (groups,), float64.
+        last: of the last look: `lr` (groups,), `hypergradient` (groups,), its `hypergradient_error`, `lookahead_loss`,
+            and `bounded`, whether a bound or `max_change` was active.
+        looks, skipped: how many there were.
+
+    Raises:
+        ValueError: an argument is out of range, or the optimizer cannot be adapted.
+        NotFiniteError: from `optimizer.step()`, when patience is over.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        network: nn.Module,
+        validation_loss: Callable[[], Tensor],
+        meta_lr: float = 0.05,
+        every: int = 1,
+        per_group: bool = False,
+        bounds: tuple[float, float] = (1e-4, 1e4),
+        max_change: float = 0.1,
+        patience: int = 10,
+    ) -> None:
+        _require("meta_lr is a finite number, 0 or more", 0 <= meta_lr < math.inf, meta_lr)
+        _require("every is 1 or more", every >= 1, every)
+        _require("bounds are two positive numbers around 1", 0 < bounds[0] <= 1 <= bounds[1] < math.inf, bounds)
+        _require("max_change is positive", max_change > 0, max_change)
+        _require("patience is 1 or more", patience >= 1, patience)
+        check_supported(optimizer)
+        self.optimizer, self.network, self.validation_loss = optimizer, network, validation_loss
+        self.every, self.bounds, self.max_change, self.patience = every, bounds, max_change, patience
+        shape = (len(optimizer.param_groups),) if per_group else ()
+        self.log_scale = torch.zeros(shape, dtype=torch.float64)
+        self.meta_optimizer = torch.optim.Adam([self.log_scale], lr=meta_lr)
+        self.moments = torch.zeros(2, len(optimizer.param_groups), dtype=torch.float64)  # running mean and square of h
+        self.steps = self.looks = self.skipped = self.in_a_row = self.began = 0
+        self.last: dict[str, Tensor] = {}
+        self._hooks = optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)
+
+    def remove(self) -> None:
+        """Leave the optimizer as it was: from now on it steps at its own rate."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run needs to go on: tensors, numbers and dictionaries alone."""
+        tensors = {"log_scale": self.log_scale, "moments": self.moments}
+        counts = {name: getattr(self, name) for name in COUNTS}
+        return tensors | counts | {"meta_optimizer": self.meta_optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.meta_optimizer.load_state_dict(state["meta_optimizer"])
+        self.log_scale.copy_(state["log_scale"])
+        self.moments.copy_(state["moments"])
+        for name in COUNTS:
+            setattr(self, name, state[name])
+
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        closure = kwargs.pop("closure", None) or (args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._prepare()
+            return None
+
+        def closed() -> Any:  # the gradients come from the closure: what is to be done with them follows it
+            loss = closure()
+            self._prepare()
+            return loss
+
+        return (args[0], closed), kwargs
+
+    def _prepare(self) -> None:
+        self.steps += 1
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        finite = bool(get_total_norm(gradients, math.inf).isfinite())  # of none it is 0
+        if not finite:  # without gradients the step does nothing: the optimizer's state stays clean
+            self.optimizer.zero_grad(set_to_none=True)
+            self._skip("the gradients are")
+        self.start = weights(self.optimizer) if finite and gradients and (self.steps - 1) % self.every == 0 else {}
+        self.rates = scale_rates(self.optimizer, self.log_scale.exp())
+
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate  # its own again: a schedule goes on from it
+        if self.start:
+            self._adapt(difference(self.start))
+            self.start = {}
+
+    def _adapt(self, update: Update) -> None:
+        with torch.enable_grad(), no_trace(self.network):
+            loss = self.validation_loss()
+            h = hypergradient(loss, self.optimizer, update).to(self.log_scale.device, torch.float64)
+        h = _mean_over_processes(h)
+        if not h.isfinite().all():
+            self._skip("the hypergradient is")
+            return
+        self.in_a_row = 0
+        self.looks += 1
+        old = self.log_scale.clone()
+        bounded = self._move(h)
+        real_step(self.optimizer, update, (self.log_scale - old).exp())
+        own = torch.tensor(self.rates, dtype=torch.float64)
+        self.last = {
+            "lr": own * self.log_scale.exp(),
+            "hypergradient": h,
+            "hypergradient_error": self._error(h),
+            "lookahead_loss": loss.detach(),
+            "bounded": torch.tensor(float(bounded)),
+        }
+
+    def _move(self, h: Tensor) -> bool:
+        """Move log scale along h, within the bounds; return whether one was active."""
+        old = self.log_scale.clone()
+        self.log_scale.grad = h if self.log_scale.dim() else h.sum()
+        self.meta_optimizer.step()
+        wanted = self.log_scale.clone()
+        self.log_scale.clamp_(old - self.max_change, old + self.max_change)
+        self.log_scale.clamp_(*map(math.log, self.bounds))
+        return not torch.equal(self.log_scale, wanted)
+
+    def _error(self, h: Tensor) -> Tensor:
+        """Return the standard error of h: how much it varies about its running mean from batch to batch."""
+        self.moments.lerp_(torch.stack([h, h**2]), 1 - DECAY)
+        mean, square = (self.moments / (1 - DECAY**self.looks)).unbind()
+        return (square - mean**2).clamp(min=0).sqrt()
+
+    def _skip(self, what: str) -> None:
+        self.began = self.began if self.in_a_row else self.steps
+        self.skipped += 1
+        self.in_a_row += 1
+        if self.in_a_row >= self.patience:
+            raise NotFiniteError(
+                f"{self.in_a_row} steps in a row were skipped, from step {self.began} on: {what} "
+                "not finite. Look at the batches there, lower the optimizer's lr, or clip the gradients."
+            )
+
+
+def _mean_over_processes(h: Tensor) -> Tensor:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(h)
+        h /= torch.distributed.get_world_size()
+    return h
+
+
+def _require(what: str, true: bool, got: object) -> None:
+    if not true:
+        raise ValueError(f"RateAdapter: {what}, got {got}.")
