@@ -50,6 +50,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "stretch × 3": ("--model.stretch=0.24",),
     "trust ÷ 3": ("--model.trust=0.0333",),
     "trust × 3": ("--model.trust=0.3",),
+    "tie ÷ 3": ("--model.tie=0.02",),
+    "tie × 3": ("--model.tie=0.18",),
     "validation batches ÷ 2": ("--data.val_batch_size=64",),
     "validation batches × 2": ("--data.val_batch_size=256",),
     "window ÷ 3": ("--config", str(CONFIGS / "ablation" / "window_third.yaml")),

@@ -5,8 +5,9 @@ No Lightning, no MLflow, no checkpoint; what stays is the arithmetic, and the re
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
@@ -133,10 +134,11 @@ def meta(epochs: int, seed: int = 0, stretch: float = 0.08, memory: float = 12.0
         return loss.detach()
 
     eta = 1 / (memory * PER_EPOCH)
-    first: list[tuple[Batch, Batch]] = []
-    for epoch in range(math.ceil(stretch * epochs)):
-        first += pairs(data, seed, epoch)
-    first = first[: math.ceil(stretch * epochs * PER_EPOCH)]
+
+    def first(times: int) -> list[tuple[Batch, Batch]]:
+        length = times * math.ceil(stretch * epochs * PER_EPOCH)
+        return list(islice(chain.from_iterable(pairs(data, seed, epoch) for epoch in count()), length))
+
     rate = _search(network, optimizer, first, lambda batch: shrunk_step(batch[0], batch[1], eta))
     optimizer.param_groups[0]["lr"] = rate
     average = [p.detach().clone() for p in params]
@@ -164,21 +166,24 @@ def meta(epochs: int, seed: int = 0, stretch: float = 0.08, memory: float = 12.0
     return record
 
 
-def _search(network: nn.Module, optimizer: torch.optim.Optimizer, first: list[Any], step: Any) -> float:
-    look, params = first[0][1], tensors(network)
+def _search(
+    network: nn.Module, optimizer: torch.optim.Optimizer, first: Callable[[int], list[Any]], step: Any
+) -> float:
+    judges, params = [look for _, look in first(1)[:8]], tensors(network)
+    look = judges[0]
     bracket = starting_rate(lambda: cross_entropy(network(look[0]), look[1]), optimizer) * math.sqrt(BATCH / 64)
     state, fresh = copy.deepcopy(network.state_dict()), copy.deepcopy(optimizer.state_dict())
 
     def judged() -> float:
         with torch.no_grad():
-            return float(sum(cross_entropy(network(x), y) for _, (x, y) in first[:8]) / 8)
+            return float(sum(cross_entropy(network(x), y) for x, y in judges) / 8)
 
-    def stretch(rate: float) -> float:
+    def stretch(rate: float, times: int) -> float:
         network.load_state_dict(state)
         optimizer.load_state_dict(copy.deepcopy(fresh))
         optimizer.param_groups[0]["lr"] = rate
         average = [p.detach().clone() for p in params]
-        for number, (batch, _) in enumerate(first, 1):
+        for number, (batch, _) in enumerate(first(times), 1):
             if not step(batch).isfinite():
                 return math.inf
             torch._foreach_lerp_(average, [p.detach() for p in params], 1 / max(1, number / 2))

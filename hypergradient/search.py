@@ -2,41 +2,52 @@
 
 One step ahead is blind to what a rate does later (Wu et al. 2018, arXiv 1803.02021). A stretch of a twelfth of the
 run, judged at averaged weights, nearly is not: averaging takes away most of the noise that makes short looks prefer
-small rates; what is left of that preference, `trust` outweighs.
+small rates; what is left of that preference, `trust` outweighs. Where a plateau hides what a rate does, a longer
+stretch tells.
 """
 
 import math
 from collections.abc import Callable
 
 FACTOR = 3.0  # between neighbouring rates
-MOST = 30  # stretches, should the loss fall for ever
+MOST = 30  # rates, should the loss fall for ever
+LONGEST = 4  # times the first stretch
+
+Losses = dict[float, float]
+"""Rung k of the ladder, the rate start · 3^k -> the validation loss after its stretch."""
 
 
 def search_rate(
-    stretch: Callable[[float], float], start: float, trust: float = 0.1, untrained: float = math.inf
+    stretch: Callable[[float, int], float],
+    start: float,
+    trust: float = 0.1,
+    tie: float = 0.06,
+    untrained: float = math.inf,
 ) -> float:
     """Return the best learning rate, from hypothetical stretches of training at `start` times powers of 3.
 
-    Upwards while the loss falls, else down. Short stretches prefer small rates: one below `start` must be better by
-    the fraction `trust`, and `start` itself stays where it is the best. Elsewhere, and with trust 0, the rate is the
-    vertex of the parabola through the best rate and its neighbours, in log rate.
+    Upwards while the loss falls, else down; half a rung up beside a rate that diverged. Short stretches prefer small
+    rates: one below `start` must be better by the fraction `trust`, and while larger rates end within the fraction
+    `tie` of the best, these and the best alone go twice as long. `start` itself stays where it is the best. Elsewhere,
+    and with trust 0, the rate is the vertex of the parabola through the best rate and its neighbours, in log rate.
 
     Args:
-        stretch: rate -> validation loss after the stretch; not finite where it diverged.
+        stretch: (rate, times) -> validation loss after a stretch `times` as long; not finite where it diverged.
         start: the rate to begin with.
         trust: in `start` against smaller rates, 0 ... 1.
+        tie: what a stretch does not tell apart, as a fraction of the loss.
         untrained: the loss before training; a stretch that ends above it has diverged too.
 
     Raises:
         ValueError: every stretch diverged.
     """
-    loss: dict[int, float] = {}
-    rung: int | None = 0
-    while rung is not None and len(loss) < MOST:
-        value = stretch(start * FACTOR**rung)
-        loss[rung] = value if value < untrained else math.inf
-        rung = _next(loss)
-    best = min(loss, key=lambda k: (loss[k], k))
+
+    def judged(rung: float, times: int = 1) -> float:
+        loss = stretch(start * FACTOR**rung, times)
+        return loss if loss < untrained else math.inf
+
+    loss = _ladder(judged)
+    best = _best(loss)
     if math.isinf(loss[best]):
         lowest = start * FACTOR ** min(loss)
         raise ValueError(
@@ -44,18 +55,46 @@ def search_rate(
             "data, or give the rate yourself (bracket false, stretch 0)."
         )
     if trust and best <= 0 and (1 - trust) * loss[0] <= loss[best]:
-        return start
+        best = 0
+    raced = _race(judged, loss, best, tie)
+    if raced != best or (trust and best == 0):
+        return float(start * FACTOR**raced)
     return float(start * FACTOR ** (best + _vertex(*(loss.get(k, math.inf) for k in (best - 1, best, best + 1)))))
 
 
-def _next(loss: dict[int, float]) -> int | None:
-    low, high = min(loss), max(loss)
-    best = min(loss, key=lambda k: (loss[k], k))
+def _ladder(judged: Callable[[float], float]) -> Losses:
+    loss: Losses = {}
+    rung: float | None = 0.0
+    while rung is not None and len(loss) < MOST:
+        loss[rung] = judged(rung)
+        rung = _next(loss)
+    return loss
+
+
+def _next(loss: Losses) -> float | None:
+    low, high, best = min(loss), max(loss), _best(loss)
     if math.isinf(loss[best]):
         return low - 1
     if best == high:
         return high + 1
-    return low - 1 if best == low else None
+    if best == low:
+        return low - 1
+    beside_a_cliff = math.isinf(loss.get(best + 1, 0.0)) and best + 0.5 not in loss
+    return best + 0.5 if beside_a_cliff else None
+
+
+def _race(judged: Callable[[float, int], float], loss: Losses, best: float, tie: float) -> float:
+    """Return the best rung when larger ones that tie with it, and it, went twice as long, and twice again."""
+    times = 1
+    while times < LONGEST and len(tied := [k for k in loss if k >= best and loss[k] <= (1 + tie) * loss[best]]) > 1:
+        times *= 2
+        loss = {rung: judged(rung, times) for rung in tied}
+        best = _best(loss)
+    return best
+
+
+def _best(loss: Losses) -> float:
+    return min(loss, key=lambda rung: (loss[rung], rung))
 
 
 def _vertex(below: float, best: float, above: float) -> float:

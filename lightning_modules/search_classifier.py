@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -22,7 +23,8 @@ class SearchClassifier(Classifier):
 
         bracket       s                    where the hypergradient of the first step changes sign
         rate          α = s √(b / 64)      b: samples a batch
-        stretches     α ← the best of α/3, α, 3α, ... after a twelfth of the run, from θ₀; a smaller one by a tenth
+        stretches     α ← the best of α/3, α, 3α, ... after a twelfth of the run, from θ₀; a smaller one by a tenth;
+                      ties go twice as long
 
     A stretch is training as it will be: hooks `on_before_optimizer_step` take part.
 
@@ -31,7 +33,8 @@ class SearchClassifier(Classifier):
         lr: the learning rate to start from where `bracket` is off; not read otherwise.
         bracket: start at the rate at which the hypergradient changes sign.
         stretch: the length of a hypothetical stretch as a fraction of the run; 0 for none.
-        trust: in the bracket: a smaller rate must be better by this fraction of the validation loss.
+        trust: in the bracket's rate: a smaller rate must be better by this fraction of the validation loss.
+        tie: larger rates than the best that end within this fraction of it go on twice as long, with the bracket.
         optimizer: makes the optimizer from the parameters and the rate.
 
     Raises:
@@ -45,6 +48,7 @@ class SearchClassifier(Classifier):
         bracket: bool = True,
         stretch: float = 0.08,
         trust: float = 0.1,
+        tie: float = 0.06,
         optimizer: OptimizerFactory = torch.optim.Adam,
     ) -> None:
         super().__init__(network, lr, optimizer)
@@ -52,8 +56,10 @@ class SearchClassifier(Classifier):
             raise ValueError(f"--model.stretch is a fraction of the run, 0 or more and below 1, got {stretch}.")
         if not 0 <= trust < 1:
             raise ValueError(f"--model.trust is a fraction of the validation loss, 0 or more and below 1, got {trust}.")
+        if not 0 <= tie < math.inf:
+            raise ValueError(f"--model.tie is a fraction of the validation loss, 0 or more, got {tie}.")
         check_supported(self.inner_optimizer())
-        self.bracket, self.stretch, self.trust = bracket, stretch, trust
+        self.bracket, self.stretch, self.trust, self.tie = bracket, stretch, trust, tie
         self.passes = 0.0  # forward-backward passes spent on looks, of a training batch each
 
     def on_train_start(self) -> None:
@@ -75,22 +81,24 @@ class SearchClassifier(Classifier):
         if not self.stretch:
             return rate
         start = copy.deepcopy((self.network.state_dict(), optimizer.state_dict()))
-        trust = self.trust if self.bracket else 0.0  # who names the rate may be wrong either way
+        trust, tie = (
+            (self.trust, self.tie) if self.bracket else (0.0, 0.0)
+        )  # who names the rate may be wrong either way
         try:
             untrained = self._validation_loss(batches)
-            return search_rate(lambda tried: self._stretch(optimizer, start, tried, batches), rate, trust, untrained)
+            return search_rate(partial(self._stretch, optimizer, start), rate, trust, tie, untrained)
         finally:
             self._set(optimizer, start, self.lr)
 
-    def _first_batches(self) -> list[Pair]:
-        """Return the batches that the run begins with, on its device: one, or those of a stretch."""
+    def _first_batches(self, times: int = 1) -> list[Pair]:
+        """Return the batches that the run begins with, on its device: one, or those of a stretch `times` as long."""
         if math.isinf(self.trainer.estimated_stepping_batches):
             raise ValueError("A stretch is part of a run that ends: give --trainer.max_epochs or --trainer.max_steps.")
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             name = type(self).__name__
             raise ValueError(f"{name} reads the first batches twice, so it needs a datamodule: fit(datamodule=).")
-        length = max(1, math.ceil(self.stretch * self.trainer.estimated_stepping_batches))
+        length = max(1, times * math.ceil(self.stretch * self.trainer.estimated_stepping_batches))
         loader = data.train_dataloader()  # a fresh one: the same order
         epochs = chain.from_iterable(repeat(loader))  # each iter() is an epoch
         return [self.trainer.strategy.batch_to_device(batch) for batch, *_ in islice(epochs, length)]
@@ -103,8 +111,9 @@ class SearchClassifier(Classifier):
         with no_trace(self.network, batch_statistics=True):
             return starting_rate(validation_loss, optimizer) * math.sqrt(_samples(batch["train"]) / REFERENCE_BATCH)
 
-    def _stretch(self, optimizer: Optimizer, start: Any, rate: float, batches: list[Pair]) -> float:
-        """Train from `start` over `batches` and return the validation loss at the average of the second half."""
+    def _stretch(self, optimizer: Optimizer, start: Any, rate: float, times: int) -> float:
+        """Train from `start` and return the validation loss at the average of the second half."""
+        batches = self._first_batches(times)
         self._set(optimizer, start, rate)
         params: list[Tensor] = list(self.network.parameters())
         average = [p.detach().clone() for p in params]
