@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hypergradient.adapter import RateAdapter
 
-Loss = Callable[[LightningModule, Any], Tensor]
+Loss = Callable[[Any, Any], Tensor]
 
 
 class AdaptLearningRate(Callback):
@@ -20,7 +20,7 @@ class AdaptLearningRate(Callback):
     the place in the validation batches are in every checkpoint. Logs `lr`, `hypergradient`, ... as Lightning logs.
 
     Args:
-        loss: (module, batch) -> the mean validation loss of the batch, 0-d: `lambda module, batch: module.loss(batch)`.
+        loss: (module, batch) -> the mean validation loss of the batch, 0-d: `MyModule.loss`.
         batches: validation batches, taken in turn, again and again; default: the fit's validation loader.
         options: of `RateAdapter`: meta_lr, every, per_group, bounds, max_change, patience.
 

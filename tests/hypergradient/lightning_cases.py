@@ -1,0 +1,157 @@
+"""What `AdaptLearningRate` is tested under: one list, shown in docs/lightning.md."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.plugins import MixedPrecision
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, TensorDataset
+
+Configure = Callable[[nn.Module], Any]
+
+
+class Plain(LightningModule):
+    """An ordinary module, as its user wrote it."""
+
+    def __init__(self, network: nn.Module, configure: Configure) -> None:
+        super().__init__()
+        self.network, self.configure = network, configure
+
+    def loss(self, batch: Any) -> Tensor:
+        x, y = batch
+        return cross_entropy(self.network(x), y)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.loss(batch)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/loss", self.loss(batch))
+
+    def configure_optimizers(self) -> Any:
+        return self.configure(self.network)
+
+
+class Regression(Plain):
+    def loss(self, batch: Any) -> Tensor:
+        x, y = batch
+        return mse_loss(self.network(x).squeeze(1), y)
+
+
+class Autoencoder(Plain):
+    def loss(self, batch: Any) -> Tensor:
+        (x,) = batch
+        return mse_loss(self.network(x), x)
+
+
+class OfDictionaries(Plain):
+    def loss(self, batch: Any) -> Tensor:
+        return cross_entropy(self.network(batch["inputs"]), batch["labels"])
+
+
+class SeveralLosses(Plain):
+    """Trained on the sum of two losses, adapted by one of them."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, _ = batch
+        small: Tensor = self.network(x).square().mean()
+        return self.loss(batch) + 0.1 * small
+
+
+def mlp(*extra: nn.Module, inputs: int = 6, outputs: int = 3) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(inputs, 8), *extra, nn.ReLU(), nn.Linear(8, outputs))
+
+
+def tied() -> nn.Sequential:
+    shared = nn.Linear(6, 6)
+    return nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(6, 3))
+
+
+def frozen() -> nn.Sequential:
+    network = mlp()
+    network[0].requires_grad_(False)
+    return network
+
+
+def adam(network: nn.Module) -> Optimizer:
+    return torch.optim.Adam(network.parameters(), lr=0.01)
+
+
+def sgd(network: nn.Module) -> Optimizer:
+    return torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+
+
+def two_groups(network: nn.Module) -> Optimizer:
+    first, *rest = list(network.parameters())
+    groups: list[dict[str, Any]] = [{"params": [first], "lr": 0.001}, {"params": rest}]
+    return torch.optim.AdamW(groups, lr=0.01)
+
+
+def warm_up(network: nn.Module) -> dict[str, Any]:
+    optimizer = adam(network)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 5))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def samples(kind: str) -> DataLoader[Any]:
+    draw = torch.Generator().manual_seed(len(kind))
+    x = torch.randn(48, 6, generator=draw)
+    y = x[:, :3].argmax(1)
+    if kind == "values":
+        return DataLoader(TensorDataset(x, x.sum(1)), batch_size=8)
+    if kind == "inputs":
+        return DataLoader(TensorDataset(x), batch_size=8)
+    if kind == "dictionaries":
+        rows: Any = [{"inputs": a, "labels": b} for a, b in zip(x, y, strict=True)]
+        return DataLoader(rows, batch_size=8)
+    return DataLoader(TensorDataset(x, y), batch_size=8)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A module, its optimizer, its data, and options of the Trainer."""
+
+    network: Callable[[], nn.Module] = mlp
+    configure: Configure = adam
+    trainer: Callable[[], dict[str, Any]] = dict
+    module: type[Plain] = Plain
+    data: str = "classes"
+    rtol: float = field(default=0.0)
+
+
+def scaler() -> dict[str, Any]:
+    """A scale so large that the first steps overflow and are skipped."""
+    return {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**20))]}
+
+
+CASES: dict[str, Case] = {
+    "SGD with momentum": Case(configure=sgd),
+    "Adam": Case(),
+    "AdamW": Case(configure=lambda network: torch.optim.AdamW(network.parameters(), lr=0.01)),
+    "RMSprop": Case(configure=lambda network: torch.optim.RMSprop(network.parameters(), lr=0.01)),
+    "BatchNorm": Case(network=lambda: mlp(nn.BatchNorm1d(8))),
+    "dropout": Case(network=lambda: mlp(nn.Dropout(0.5))),
+    "parameter groups with different rates": Case(configure=two_groups),
+    "frozen parameters": Case(network=frozen),
+    "tied parameters": Case(network=tied),
+    "gradient clipping by norm": Case(trainer=lambda: {"gradient_clip_val": 0.1}),
+    "gradient clipping by value": Case(trainer=lambda: {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}),
+    "accumulation over batches": Case(trainer=lambda: {"accumulate_grad_batches": 3}),
+    "precision bf16-mixed": Case(trainer=lambda: {"precision": "bf16-mixed"}),
+    "precision 16-mixed, GradScaler": Case(trainer=scaler),
+    "precision 64-true": Case(trainer=lambda: {"precision": "64-true"}),
+    "deterministic=True": Case(trainer=lambda: {"deterministic": True}),
+    "torch.compile": Case(network=lambda: torch.compile(mlp(), backend="aot_eager")),  # type: ignore[arg-type, return-value]
+    "weight averaging": Case(trainer=lambda: {"callbacks": [EMAWeightAveraging()]}),
+    "LR warm-up": Case(configure=warm_up),
+    "regression": Case(network=lambda: mlp(outputs=1), module=Regression, data="values"),
+    "autoencoder": Case(network=lambda: mlp(outputs=6), module=Autoencoder, data="inputs"),
+    "batches that are dictionaries": Case(module=OfDictionaries, data="dictionaries"),
+    "several losses": Case(module=SeveralLosses),
+}
