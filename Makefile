@@ -1,10 +1,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help train tune compare results bench ui test check
+.PHONY: help train tune compare results bench ui test test-all check
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
 
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
@@ -33,8 +33,11 @@ bench: .venv/peers  ## set up, then measure speed and memory beside the limit an
 ui: .venv/installed  ## show all runs in MLflow's UI
 	$(BIN)/mlflow ui
 
-test: .venv/installed  ## set up, then run the whole test suite
+test: .venv/installed  ## set up, then run the test suite
 	$(BIN)/python -m pytest
+
+test-all: .venv/installed  ## the slow tests too
+	$(BIN)/python -m pytest -m "slow or not slow"
 
 check: .venv/installed test  ## the tests, the linters, the types, and the arrows between the packages
 	$(BIN)/ruff check .

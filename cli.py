@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
+import yaml
 from jsonargparse import Namespace
 from jsonargparse._actions import ActionConfigFile
 from jsonargparse.typing import PositiveInt
@@ -19,10 +20,11 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers.logger import DummyLogger
 
 from callbacks import DivergenceError, SaveConfigArtifact
+from callbacks.config import flat
 from data.tensors import TensorDataModule
 from lightning_modules import Classifier
 from options import ARMS, CONFIGS, DEFAULT_ARM, TASKS, USAGE
-from tracking import StoreError, Tracker, client, find_run, how_to_see, open_experiment
+from tracking import StoreError, Tracker, client, find_run, how_to_see, open_experiment, run_of
 
 
 def one_line(message: str) -> str:
@@ -112,12 +114,30 @@ class TrainCLI(LightningCLI):
             parser.error(f"--ckpt_path: there is no file {command.ckpt_path}. A run prints where its checkpoint lies.")
 
     def _parse_ckpt_path(self) -> None:
-        """Take the model's configuration from the checkpoint."""
+        """Take the model's configuration from the checkpoint; refuse one of another arm than the command line's."""
+        command = self.config[self.config.subcommand]
+        if not command.ckpt_path or not Path(command.ckpt_path).is_file():
+            return
+        said = self._model_params()
         try:
             super()._parse_ckpt_path()
         except Exception as error:  # a file that is none fails in many ways
-            path = self.config[self.config.subcommand].ckpt_path
-            self.parser.error(f"--ckpt_path: {path} cannot be read as a checkpoint: {type(error).__name__}.")
+            self.parser.error(
+                f"--ckpt_path: {command.ckpt_path} cannot be read as a checkpoint: {type(error).__name__}."
+            )
+        has = self._model_params()
+        typed = [argument.split("=")[0][2:] for argument in Parser.given if argument.startswith("--model")]
+        training = ["model", "model.optimizer", "model.schedule"] if self.config.subcommand == "fit" else []
+        for name in training + typed:
+            if said.get(name) != has.get(name):
+                self.parser.error(
+                    f"--ckpt_path: the checkpoint was trained with {name} {has.get(name)}, the command line says "
+                    f"{said.get(name)}. Name the arm and the options of the run that wrote it."
+                )
+
+    def _model_params(self) -> dict[str, Any]:
+        text = self.parser.dump(self.config, skip_none=False, skip_validation=True)
+        return flat("model", yaml.safe_load(text)[self.config.subcommand]["model"])
 
     def _set_seed(self) -> None:
         try:
@@ -143,6 +163,8 @@ class TrainCLI(LightningCLI):
         if isinstance(logger, Namespace) and logger.class_path == "tracking.Tracker":
             logger.init_args.run_name = logger.init_args.run_name or arm
             logger.init_args.tags = (logger.init_args.tags or {}) | tags
+            if self.subcommand == "fit" and command.ckpt_path and not logger.init_args.run_id:
+                logger.init_args.run_id = run_of(str(command.ckpt_path), self.digest)
 
     def instantiate_classes(self) -> None:
         """Build everything before a run begins; a value that a class refuses is the user's to mend."""

@@ -52,7 +52,7 @@ class Tracker(MLFlowLogger):
         experiment_name: made where it does not exist.
         run_name: the arm, where none is given.
         tags: of the run.
-        run_id: an existing run, to be continued.
+        run_id: an existing run, to be continued: the points that it has already are not sent again.
     """
 
     def __init__(
@@ -66,16 +66,20 @@ class Tracker(MLFlowLogger):
         super().__init__(experiment_name, run_name, tracking_uri(), tags, log_model=True, run_id=run_id)
         self.points: list[Metric] = []
         self.sent = time.monotonic()
+        self.kept = last_steps(run_id) if run_id else {}
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Collect the points: to send them costs as much as many steps."""
         when = int(1000 * time.time())
-        self.points += [Metric(name, float(value), when, step or 0) for name, value in metrics.items()]
+        now = step or 0
+        new = {name: value for name, value in metrics.items() if now > self.kept.get(name, -1)}
+        self.points += [Metric(name, float(value), when, now) for name, value in new.items()]
         if time.monotonic() - self.sent > PATIENCE:
-            self.send()
+            self.save()
 
-    def send(self) -> None:
+    @rank_zero_only
+    def save(self) -> None:
         """Send what has waited."""
         points, self.points, self.sent = self.points, [], time.monotonic()
         for start in range(0, len(points), LARGEST_BATCH):
@@ -84,7 +88,7 @@ class Tracker(MLFlowLogger):
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
         """Send what has waited, and end the run."""
-        self.send()
+        self.save()
         super().finalize(status)
 
     @property
@@ -130,6 +134,24 @@ def find_run(experiment: str, config: str) -> str | None:
     runs = client().search_runs([open_experiment(experiment)], f"tags.config = '{config}'")
     done = [run.info.run_id for run in runs if "test/loss" in run.data.metrics or "diverged" in run.data.tags]
     return done[0] if done else None
+
+
+def run_of(checkpoint: str, config: str) -> str | None:
+    """Return the run that wrote the checkpoint and broke off, if it has this configuration (its digest)."""
+    try:
+        run = client().get_run(Path(checkpoint).resolve().parents[1].name)  # .../<run>/checkpoints/<file>
+    except MlflowException:  # from another store, or moved
+        return None
+    goes_on = run.data.tags.get("config") == config and run.info.status != "FINISHED"
+    return str(run.info.run_id) if goes_on else None
+
+
+def last_steps(run_id: str) -> dict[str, int]:
+    """Return the last step of each metric of a run, which goes on."""
+    store = client()
+    store.update_run(run_id, "RUNNING")
+    names = store.get_run(run_id).data.metrics
+    return {name: max(point.step for point in store.get_metric_history(run_id, name)) for name in names}
 
 
 @contextmanager

@@ -1,15 +1,17 @@
 """The checkpoint that a run leaves, and goes on from."""
 
 import time
+from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keep the newest state of a run, written at the end of an epoch, where it breaks off, and when training ends.
+    """Keep the newest state of a run: written every few seconds, where the run breaks off, and when training ends.
 
-    Where epochs are shorter than `seconds`, some are not written: a write costs as much as some steps do.
+    After a step, in mid-epoch: what an epoch logs at its end is then in the logger. (Lightning's own
+    `train_time_interval` does nothing under manual optimization, and does not write the end of a run.)
 
     Args:
         seconds: that may be lost when the process is killed.
@@ -19,10 +21,23 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(save_on_exception=True)
         self.seconds, self.written = seconds, time.monotonic()
 
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write, if it is time; not where gradients accumulate, nor where validation is due: it would be skipped."""
+        between = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
+        if between and time.monotonic() - self.written >= self.seconds:
+            self._write(trainer)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write, if it is time or the last epoch."""
+        """Write, if it is the last epoch."""
         ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        ends = ends or 0 < trainer.max_steps <= trainer.global_step
-        if ends or time.monotonic() - self.written >= self.seconds:
-            super().on_train_epoch_end(trainer, pl_module)
+        if ends or 0 < trainer.max_steps <= trainer.global_step:
+            self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):
+            for logger in trainer.loggers:
+                logger.save()  # first: a run that goes on from here does not log again what came before
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
             self.written = time.monotonic()

@@ -21,9 +21,19 @@ class StopOnDivergence(Callback):
     in every 16th step and at an epoch's end, all of them: the message names the step where it began.
     """
 
+    def __init__(self) -> None:
+        self._first: Tensor | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the first loss."""
+        return {"first": self._first}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with it."""
+        self._first = state_dict["first"]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights the run starts from."""
-        self._first: Tensor | None = None
         self._losses: list[tuple[int, Tensor]] = []
         self._keep(pl_module)
 

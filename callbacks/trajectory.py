@@ -36,6 +36,14 @@ class Trajectory(Callback):
         """Hand over the points of the epoch."""
         self._log(trainer)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was recorded: the schedule of a run that was killed and went on is whole."""
+        return {"points": self.points, "course": self.course}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.points, self.course = state_dict["points"], state_dict["course"]
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Hand over what there is."""
         self._log(trainer)

@@ -93,6 +93,14 @@ class Classifier(LightningModule):
         self.log("train/loss", torch.stack(self.losses).mean())
         self.losses.clear()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the losses of the epoch so far: train/loss of a resumed run is the mean of all."""
+        checkpoint["losses"] = list(self.losses)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with them."""
+        self.losses = list(checkpoint["losses"])
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log val/loss and val/accuracy."""
         self._evaluate("val", batch)

@@ -62,6 +62,16 @@ class SearchClassifier(Classifier):
         self.bracket, self.stretch, self.trust, self.tie = bracket, stretch, trust, tie
         self.passes = 0.0  # forward-backward passes spent on looks, of a training batch each
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the passes too."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["passes"] = self.passes
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with them."""
+        super().on_load_checkpoint(checkpoint)
+        self.passes = checkpoint["passes"]
+
     def on_train_start(self) -> None:
         """Find the rate, unless the run is resumed: then the optimizer has it."""
         if self.trainer.global_step:

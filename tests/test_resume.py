@@ -1,0 +1,120 @@
+"""Runs that are killed for real, and go on."""
+
+import random
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import train
+from options import CONFIGS, QUIET, ROOT
+from tests.store import history, runs
+from tracking import client
+
+KILLS = 20
+
+
+def arm(folder: Path, name: str) -> Path:
+    """The arm's own file, with a checkpoint every few steps: what takes days elsewhere must be seen in seconds."""
+    config = yaml.safe_load((CONFIGS / "base.yaml").read_text())
+    own = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    config["model"]["class_path"] = own["model"]["class_path"]
+    config["model"]["init_args"] = own["model"]["init_args"] | {"network": config["model"].pop("network")}
+    for callback in config["trainer"]["callbacks"]:
+        if callback["class_path"] == "callbacks.LastCheckpoint":
+            callback["init_args"] = {"seconds": 0.02}
+    config["trainer"]["callbacks"] += own.get("trainer", {}).get("callbacks+", [])
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return sorted(
+        folder.glob("mlruns/mnist1d/*/checkpoints/*.ckpt"), key=lambda path: int(path.stem.rsplit("step=")[1])
+    )
+
+
+def live(command: list[str], store: Path, seconds: float) -> bool:
+    """Run until a new checkpoint is there and some time has passed, then kill; return whether it ended before."""
+    before = checkpoints(store)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and checkpoints(store)[-1:] == before[-1:]:
+        time.sleep(0.005)
+    time.sleep(seconds)
+    process.kill()
+    errors = process.communicate()[1]
+    assert process.returncode in (0, -9), errors
+    return process.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "kills"), [("meta", KILLS), ("meta_onestep", 4)])
+def test_a_run_killed_at_random_steps_is_the_one_that_was_never_stopped(
+    name: str, kills: int, store: Path, tmp_path: Path
+) -> None:
+    """To the bit: weights, rates, metrics; and one run in MLflow, with each point once."""
+    options = ["--config", str(arm(tmp_path, name)), QUIET, "--trainer.max_epochs=150"]
+    command, draw, died = [sys.executable, str(ROOT / "train.py"), *options], random.Random(0), 0
+    for _ in range(kills):
+        resume = [f"--ckpt_path={path}" for path in checkpoints(store)[-1:]]
+        died += not live([*command, *resume], store, draw.random() / 10)
+    command.append(f"--ckpt_path={checkpoints(store)[-1]}")
+    last = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert last.returncode == 0, last.stderr
+    assert died == kills
+    [killed] = runs()
+    assert killed.info.status == "FINISHED"
+    final = checkpoints(store)[-1]
+
+    whole = train.main(options)
+    other = client().get_run(str(whole.run_id))
+    assert killed.data.metrics == other.data.metrics
+    for metric in other.data.metrics.keys() - {"epoch"}:  # which Lightning logs twice a step
+        assert history(killed.info.run_id, metric) == history(other.info.run_id, metric), metric
+    schedules = [client().download_artifacts(run.info.run_id, "schedule.csv") for run in (killed, other)]
+    assert Path(schedules[0]).read_text() == Path(schedules[1]).read_text()
+    files = [path for path in checkpoints(store) if path.name == final.name]
+    first, second = (torch.load(path, weights_only=True)["state_dict"] for path in files)
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def test_a_run_that_broke_off_goes_on_in_its_own_run_and_one_that_ended_does_not(store: Path, tmp_path: Path) -> None:
+    options = ["--config", str(arm(tmp_path, "meta")), QUIET, "--trainer.max_epochs=3"]
+    first = train.main(options)
+    [path] = checkpoints(store)
+    assert train.main([*options, "--ckpt_path", str(path)]).run_id != first.run_id
+    client().set_terminated(str(first.run_id), "KILLED")
+    assert train.main([*options, "--ckpt_path", str(path)]).run_id == first.run_id
+    longer = train.main([*options, "--trainer.max_epochs=4", "--ckpt_path", str(path)])
+    assert longer.run_id != first.run_id
+    assert [step for step, _ in history(str(first.run_id), "lr")] == list(range(1, 97))
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("--optimizer adam", "model lightning_modules.MetaClassifier, the command line says lightning_modules.Cl"),
+        (
+            "--optimizer meta --model.network.hidden 7",
+            "model.network.hidden 100, the command line says 7",
+        ),
+        ("--optimizer meta --model.optimizer torch.optim.SGD", r"model.optimizer torch.optim.Adam, .* torch.optim.SGD"),
+    ],
+)
+def test_a_checkpoint_of_another_arm_or_network_is_refused(
+    typed: str, message: str, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train.main(["--optimizer", "meta", QUIET, "--trainer.max_epochs=1"])
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        train.main([*typed.split(), QUIET, "--ckpt_path", str(checkpoints(store)[-1])])
+    [line] = capsys.readouterr().err.splitlines()
+    assert "--ckpt_path: the checkpoint was trained with " in line
+    assert re.search(message, line)
+    assert len(runs()) == 1
