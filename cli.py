@@ -22,7 +22,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from callbacks import DivergenceError, SaveConfigArtifact
 from callbacks.config import flat
 from data.tensors import TensorDataModule
-from lightning_modules import Classifier
+from lightning_modules import Classifier, SearchClassifier
 from options import ARMS, CONFIGS, DEFAULT_ARM, TASKS, USAGE
 from tracking import StoreError, Tracker, client, find_run, how_to_see, open_experiment, run_of
 
@@ -170,8 +170,8 @@ class TrainCLI(LightningCLI):
         """Build everything before a run begins; a value that a class refuses is the user's to mend."""
         try:
             super().instantiate_classes()
-            if self.trainer.world_size > 1:
-                raise ValueError("--trainer.devices must be 1: hypergradients are not averaged over processes yet.")
+            if isinstance(self.model, SearchClassifier):
+                self.model.require_one_process(self.trainer.world_size)
         except (ValueError, StoreError, MisconfigurationException) as error:
             self.parser.error(str(innermost(error)))
 
@@ -210,7 +210,9 @@ class TrainCLI(LightningCLI):
             [self.test_metrics] = self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
 
     def report(self) -> None:
-        """Print what came out, and where it is to be seen."""
+        """Print what came out, and where it is to be seen; of several processes, the first one does."""
+        if not self.trainer.is_global_zero:
+            return
         if self.diverged:
             print(self.diverged, file=sys.stderr)
         logger, run_id = self.trainer.logger, self.run_id

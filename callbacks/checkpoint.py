@@ -26,7 +26,8 @@ class LastCheckpoint(ModelCheckpoint):
     ) -> None:
         """Write, if it is time; not where gradients accumulate, nor where validation is due: it would be skipped."""
         between = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
-        if between and time.monotonic() - self.written >= self.seconds:
+        due = between and time.monotonic() - self.written >= self.seconds
+        if trainer.strategy.reduce_boolean_decision(due, all=False):  # processes write together
             self._write(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

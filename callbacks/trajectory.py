@@ -51,7 +51,7 @@ class Trajectory(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the rate against the step, and keep the schedule."""
         self._log(trainer)
-        if isinstance(trainer.logger, MLFlowLogger) and self.course:
+        if trainer.is_global_zero and isinstance(trainer.logger, MLFlowLogger) and self.course:
             client, run_id = trainer.logger.experiment, trainer.logger.run_id
             rates = [seen["lr"] for seen in self.course.values()]
             figure = line_figure({"learning rate": (list(self.course), rates)}, "step", "learning rate", log=True)

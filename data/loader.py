@@ -20,6 +20,7 @@ class TensorLoader:
         seed: of the order.
         samples: an epoch's; beyond what there is another pass begins, reshuffled. Default: one pass.
         epoch: that the first pass has; a run resumed between two epochs gets no `load_state_dict` from Lightning.
+        share: (rank, processes): this process gets its part of every batch.
     """
 
     def __init__(
@@ -30,10 +31,11 @@ class TensorLoader:
         seed: int = 0,
         samples: int | None = None,
         epoch: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.tensors, self.batch_size, self.shuffle, self.seed = tensors, batch_size, shuffle, seed
         self.samples = samples or len(tensors[0])
-        self.epoch, self.position = epoch - 1, 0
+        self.epoch, self.position, (self.rank, self.processes) = epoch - 1, 0, share
         self._resume_at = 0
 
     def __len__(self) -> int:
@@ -45,7 +47,8 @@ class TensorLoader:
         self.position, self._resume_at = self._resume_at, 0
         for rows in self._order().split(self.batch_size)[self.position :]:
             self.position += 1
-            yield tuple(tensor[rows] for tensor in self.tensors)
+            own = rows[self.rank :: self.processes]
+            yield tuple(tensor[own] for tensor in self.tensors)
 
     def _order(self) -> Tensor:
         size = len(self.tensors[0])

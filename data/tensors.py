@@ -1,5 +1,7 @@
 """A LightningDataModule over whole tensors: what is alike for every task."""
 
+from typing import Any
+
 import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities import CombinedLoader
@@ -18,7 +20,7 @@ class TensorDataModule(LightningDataModule):
     so all arms see the same batches. An epoch is one pass over the training samples.
 
     Args:
-        batch_size: training samples a step.
+        batch_size: training samples a step; several processes share them.
         val_batch_size: validation samples a step, for a look. Validation itself takes the whole set.
         train_on_validation: train on the validation samples too. The validation loss then says nothing.
         train: how many training samples there are.
@@ -47,25 +49,29 @@ class TensorDataModule(LightningDataModule):
 
     def train_dataloader(self) -> CombinedLoader:
         """Pairs of a training and a validation batch; their order follows from `seed_everything`."""
-        seed, trainer = torch.initial_seed(), self.trainer
-        epoch = trainer.fit_loop.epoch_progress.current.processed if trainer else 0  # type: ignore[attr-defined]
-        train = TensorLoader(*self.train, batch_size=self.batch_size, shuffle=True, seed=seed, epoch=epoch)
+        seed = torch.initial_seed()
+        epoch = self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0  # type: ignore[attr-defined]
+        train = self._loader(*self.train, batch_size=self.batch_size, shuffle=True, seed=seed, epoch=epoch)
         size = self.val_batch_size
         samples = len(train) * size  # as many batches as there are of training samples
-        val = TensorLoader(*self.val, batch_size=size, shuffle=True, seed=seed + 1, samples=samples, epoch=epoch)
+        val = self._loader(*self.val, batch_size=size, shuffle=True, seed=seed + 1, samples=samples, epoch=epoch)
         return CombinedLoader({"train": train, "val": val}, "min_size")
+
+    def _loader(self, *tensors: Tensor, **options: Any) -> TensorLoader:
+        share = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return TensorLoader(*tensors, share=share, **options)
 
     def val_dataloader(self) -> TensorLoader:
         """Return the whole validation set as one batch."""
-        return TensorLoader(*self.val, batch_size=len(self.val[0]))
+        return self._loader(*self.val, batch_size=len(self.val[0]))
 
     def test_dataloader(self) -> TensorLoader:
         """Return the whole test set as one batch."""
-        return TensorLoader(*self.test, batch_size=len(self.test[0]))
+        return self._loader(*self.test, batch_size=len(self.test[0]))
 
     def predict_dataloader(self) -> TensorLoader:
         """Return the validation inputs: the test set is read once, by `test`."""
-        return TensorLoader(self.val[0], batch_size=len(self.val[0]))
+        return self._loader(self.val[0], batch_size=len(self.val[0]))
 
 
 def require(name: str, value: int, least: int, most: int) -> None:

@@ -90,7 +90,7 @@ class Classifier(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log train/loss, the mean over the steps of the epoch: `self.log` at each step would cost half a step."""
-        self.log("train/loss", torch.stack(self.losses).mean())
+        self.log("train/loss", torch.stack(self.losses).mean(), sync_dist=True)
         self.losses.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -122,7 +122,7 @@ class Classifier(LightningModule):
             accuracy = multiclass_accuracy(outputs, y, num_classes=outputs.shape[1], average="micro")
             quality = {"accuracy": accuracy}
         metrics = {f"{part}/{name}": value for name, value in ({"loss": objective(outputs, y)} | quality).items()}
-        self.log_dict(metrics, prog_bar=part == "val", batch_size=len(y))
+        self.log_dict(metrics, prog_bar=part == "val", batch_size=len(y), sync_dist=True)
 
 
 def objective(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -40,7 +40,8 @@ class OneStepClassifier(Classifier):
             raise ValueError(f"--model.every must be 1 or more, got {every}.")
         check_supported(self.inner_optimizer())
         self.meta_lr, self.every = meta_lr, every
-        self.log_scale = nn.Parameter(torch.zeros(()))  # of the rate over `lr`; made here, so that checkpoints hold it
+        # of the rate over `lr`; made here, so that checkpoints hold it; has no gradient, which DDP would wait for
+        self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=False)
         self.automatic_optimization = False
 
     def configure_optimizers(self) -> list[Optimizer]:
@@ -69,6 +70,7 @@ class OneStepClassifier(Classifier):
         with no_trace(self.network):
             lookahead_loss = self.loss(batch)
             h = hypergradient(lookahead_loss, optimizer, update).sum()
+        h = self.trainer.strategy.reduce(h, reduce_op="mean")  # over processes: one rate for all
         self.log_scale.grad = h.to(self.log_scale)
         meta_optimizer.optimizer.step()  # unwrapped: a second Lightning step would count this batch twice
         new_scale = self.log_scale.detach().exp()

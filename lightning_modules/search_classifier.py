@@ -72,8 +72,17 @@ class SearchClassifier(Classifier):
         super().on_load_checkpoint(checkpoint)
         self.passes = checkpoint["passes"]
 
+    def require_one_process(self, processes: int) -> None:
+        """Refuse several: stretches are trained outside of what joins their gradients."""
+        if processes > 1:
+            raise MisconfigurationException(
+                f"--trainer.devices must be 1: {type(self).__name__} trains its stretches in one process. In several, "
+                "take --optimizer meta_onestep, or `replay` the schedule that one process found."
+            )
+
     def on_train_start(self) -> None:
         """Find the rate, unless the run is resumed: then the optimizer has it."""
+        self.require_one_process(self.trainer.world_size)
         if self.trainer.global_step:
             return
         [optimizer] = self.trainer.optimizers

@@ -202,6 +202,21 @@ def test_the_command_works_from_any_directory_and_says_last_how_to_see_the_run(t
     assert done.stderr == ""
 
 
+def test_two_processes_share_the_batches_and_one_of_them_writes_the_run(tmp_path: Path) -> None:
+    """The recipe of the README, with gloo: the losses and rates are those of one process."""
+    several = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
+    options = ["--optimizer", "meta_onestep", "--trainer.max_epochs=2", "--trainer.enable_progress_bar=false"]
+    command = [sys.executable, str(ROOT / "train.py"), *options]
+    done = subprocess.run([*command, *several], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=True)
+    assert done.stdout.count("MLflow run") == 1
+    [two] = runs()
+    one = train.main(options)
+    rates, expected = (history(run_id, "lr") for run_id in (two.info.run_id, str(one.run_id)))
+    assert [step for step, _ in rates] == list(range(1, 65))
+    assert [rate for _, rate in rates] == pytest.approx([rate for _, rate in expected], rel=1e-3)
+    assert two.data.metrics["test/loss"] == pytest.approx(one.test_metrics["test/loss"], rel=1e-3)
+
+
 def test_a_run_that_diverges_ends_with_a_message_and_status_1(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "train.py"), "--optimizer", "adam", "--model.lr=1e6", *SHORT]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
