@@ -92,7 +92,7 @@ def tuned(
     keys = list(product(arms, range(len(cases))))
     aside = ("--output", str(artifact_dir() / "tuned.yaml"))  # the arm's own file is for the published draw
     places = [aside if case or study or own.output != RESULTS else () for case in cases]
-    given = (f"--trials={own.trials}", "--workers=1", *study)  # each study in a worker of its own
+    given = (f"--trials={own.trials}", *study)
     jobs = [("--optimizer", arm, *given, *cases[case], *places[case]) for arm, case in keys]
     found = {}
     with tqdm(total=len(jobs), desc="tune", unit="study") as bar:
@@ -230,32 +230,28 @@ def rivals_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:
 
 def budget_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:
     """What 1, 5, 20 and 60 trials buy each baseline."""
-    arms, most = ["adam", "cosine", "adamw_average", "adamw_cosine_average"], 3 * own.trials
-    studies = tuned(own, arms, draws(own))
-    longer = tuned(own, arms, draws(own), (f"--trials={most}", "--seed=1"))
-    budgets = [1, 5, own.trials, most]
-    cells = list(product(arms, budgets, range(own.draws), range(1, 6)))
+    arms, nearest, most = ["adam", "cosine"], ["adamw_average", "adamw_cosine_average"], 3 * own.trials
+    studies = tuned(own, arms + nearest, draws(own))
+    longer = tuned(own, nearest, draws(own), (f"--trials={most}", "--seed=1"))
+    columns = [(budget, studies, arms + nearest) for budget in (1, 5, own.trials)] + [(most, longer, nearest)]
     jobs = [
-        Job(
-            f"{arm}, {budget}",
-            arm,
-            seed,
-            draw,
-            options=best_options((longer if budget == most else studies)[arm, draw], budget),
-        )
-        for arm, budget, draw, seed in cells
+        Job(f"{arm}, {budget}", arm, seed, draw, options=best_options(found[arm, draw], budget))
+        for budget, found, tried in columns
+        for arm, draw, seed in product(tried, range(own.draws), range(1, 6))
     ]
     jobs += [Job("meta", "meta", seed, draw) for draw, seed in product(range(own.draws), range(1, 6))]
     runs = run_all(jobs, own.pool, "budget")
+    losses = {label: with_interval(own_runs.test_loss) for label, own_runs in runs.groupby("arm")}
     rows = []
-    for arm in arms:
-        labels = [f"{arm}, {budget}" for budget in budgets]
-        losses = [with_interval(runs[runs.arm == label].test_loss) for label in labels]
-        paired = differences(runs.assign(start_lr=-1.0), labels[-1], "meta")
-        low, high = bootstrap(paired)
-        rows.append([f"`{arm}`", *losses, f"{np.mean(paired):+.3f} ({low:+.3f} … {high:+.3f})"])
-    table = markdown(["trials", *map(str, budgets), f"{most}, minus `meta` (95 %)"], rows)
-    return runs, f"{table}\n\n`meta`, without a trial: {with_interval(runs[runs.arm == 'meta'].test_loss)}."
+    for arm in arms + nearest:
+        row = [f"`{arm}`", *(losses.get(f"{arm}, {budget}", "–") for budget, *_ in columns), "–"]
+        if arm in nearest:
+            paired = differences(runs.assign(start_lr=-1.0), f"{arm}, {most}", "meta")
+            row[-1] = f"{np.mean(paired):+.3f} ({{:+.3f}} … {{:+.3f}})".format(*bootstrap(paired))
+        rows.append(row)
+    header = ["trials", *(str(budget) for budget, *_ in columns), f"{most}, minus `meta` (95 %)"]
+    table = markdown(header, rows)
+    return runs, f"{table}\n\n`meta`, without a trial: {losses['meta']}."
 
 
 def settings_stage(own: argparse.Namespace) -> tuple[pd.DataFrame, str]:

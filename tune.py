@@ -20,9 +20,7 @@ from tqdm import tqdm
 import train
 from options import ARMS, CONFIGS, QUIET, parse_sweep, positive, sweep_parser
 from tracking import artifact_dir, client, how_to_see, open_experiment, parent_run
-from workers import CORES, each, worker_pool
-
-TOGETHER = 4  # trials proposed at once, however many workers there are: the result does not depend on their number
+from workers import each, worker_pool
 
 RATE = {"model.lr": (1e-5, 1e-1)}
 WITH_DECAY = {"model.lr": (1e-4, 1e-1), "model.optimizer.weight_decay": (1e-3, 1.0)}
@@ -37,7 +35,7 @@ def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--optimizer", required=True, choices=ARMS, help="the arm")
     parser.add_argument("--trials", type=positive, default=20, help="in all, those of an interrupted run included")
     parser.add_argument("--seed", type=int, default=0, help="of Optuna's sampler (default: 0)")
-    parser.add_argument("--workers", type=positive, default=CORES, help="processes (default: the cores)")
+    parser.add_argument("--workers", type=positive, default=1, help="trials at once (default: 1, which finds most)")
     parser.add_argument(
         "--search",
         type=interval,
@@ -88,6 +86,9 @@ def open_study(own: argparse.Namespace, rest: list[str]) -> optuna.Study:
     for trial in study.get_trials(states=[TrialState.RUNNING]):  # of a run that was stopped: the same again
         study.tell(trial.number, state=TrialState.FAIL)
         study.enqueue_trial(trial.params)
+    # another seed after a resume: the same one would propose the same first points again; half of 20 trials at random,
+    # the default, is too much
+    study.sampler = optuna.samplers.TPESampler(seed=own.seed + len(study.trials), n_startup_trials=5)
     return study
 
 
@@ -97,11 +98,8 @@ def options(params: dict[str, float]) -> list[str]:
 
 
 def ask(study: optuna.Study, own: argparse.Namespace, done: int) -> list[optuna.Trial]:
-    """Return the trials that come after the `done` complete ones."""
-    # a seed for each call: a study that was stopped goes on as if it had not been. The first four are random: of ten,
-    # the default, half of 20 would be.
-    study.sampler = optuna.samplers.TPESampler(seed=own.seed + done, n_startup_trials=TOGETHER, constant_liar=True)
-    trials = [study.ask() for _ in range(min(TOGETHER - done % TOGETHER, own.trials - done))]
+    """Return the trials that come after the `done` complete ones: as many as there are workers."""
+    trials = [study.ask() for _ in range(min(own.workers, own.trials - done))]
     for trial in trials:
         for option, (low, high) in own.search.items():
             trial.suggest_float(option, low, high, log=True)

@@ -19,7 +19,7 @@ TRIALS, EPOCHS, SEED = 20, 50, 1
 
 def plain() -> list[float]:
     """Tune Adam and train the four arms by raw loops, all in memory; return the test losses."""
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=tune.TOGETHER))
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=5))
     for _ in range(TRIALS):
         trial = study.ask()
         loss = raw.adam(EPOCHS, trial.suggest_float("lr", 1e-5, 1e-1, log=True)).validation[-1][0]

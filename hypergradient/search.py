@@ -26,10 +26,11 @@ def search_rate(
 ) -> float:
     """Return the best learning rate, from hypothetical stretches of training at `start` times powers of 3.
 
-    Upwards while the loss falls, else down; half a rung up beside a rate that diverged. Short stretches prefer small
-    rates: one below `start` must be better by the fraction `trust`, and while larger rates end within the fraction
-    `tie` of the best, these and the best alone go twice as long. `start` itself stays where it is the best. Elsewhere,
-    and with trust 0, the rate is the vertex of the parabola through the best rate and its neighbours, in log rate.
+    Upwards while the loss falls, else down. Short stretches prefer small rates: one below `start` must be better by the
+    fraction `trust`, and while larger rates end within the fraction `tie` of the best, these and the best alone go
+    twice as long. Beside a rate that diverged, half a rung up must win at four times the length. `start` itself stays
+    where it is the best. Elsewhere, and with trust 0, the rate is the vertex of the parabola through the best rate and
+    its neighbours, in log rate.
 
     Args:
         stretch: (rate, times) -> validation loss after a stretch `times` as long; not finite where it diverged.
@@ -64,7 +65,7 @@ def search_rate(
 
 def _ladder(judged: Callable[[float], float]) -> Losses:
     loss: Losses = {}
-    rung: float | None = 0.0
+    rung: float | None = 0
     while rung is not None and len(loss) < MOST:
         loss[rung] = judged(rung)
         rung = _next(loss)
@@ -77,19 +78,19 @@ def _next(loss: Losses) -> float | None:
         return low - 1
     if best == high:
         return high + 1
-    if best == low:
-        return low - 1
-    beside_a_cliff = math.isinf(loss.get(best + 1, 0.0)) and best + 0.5 not in loss
-    return best + 0.5 if beside_a_cliff else None
+    return low - 1 if best == low else None
 
 
 def _race(judged: Callable[[float, int], float], loss: Losses, best: float, tie: float) -> float:
     """Return the best rung when larger ones that tie with it, and it, went twice as long, and twice again."""
-    times = 1
-    while times < LONGEST and len(tied := [k for k in loss if k >= best and loss[k] <= (1 + tie) * loss[best]]) > 1:
+    rungs, times = [rung for rung in loss if rung >= best and loss[rung] <= (1 + tie) * loss[best]], 1
+    if tie and math.isinf(loss.get(best + 1, 0.0)):  # a cliff: what stands near it must last
+        rungs, times = [*rungs, best + 0.5], LONGEST // 2
+    while times < LONGEST and len(rungs) > 1:
         times *= 2
-        loss = {rung: judged(rung, times) for rung in tied}
+        loss = {rung: judged(rung, times) for rung in rungs}
         best = _best(loss)
+        rungs = [rung for rung in rungs if loss[rung] <= (1 + tie) * loss[best]]
     return best
 
 

@@ -4,7 +4,6 @@ import sys
 import time
 from pathlib import Path
 
-import optuna
 import psutil
 import pytest
 import yaml
@@ -68,11 +67,7 @@ def test_tuning_goes_on_where_it_was_and_the_number_of_trials_is_in_all() -> Non
     assert len(runs()) == 4
 
 
-def rates(study: optuna.Study) -> list[float]:
-    return sorted(trial.params["model.lr"] for trial in study.get_trials(states=[TrialState.COMPLETE]))
-
-
-def test_tuning_that_was_killed_goes_on_and_tries_what_it_would_have_tried() -> None:
+def test_tuning_that_was_killed_goes_on_with_the_trials_that_were_broken_off() -> None:
     """Real processes, killed for real in the middle of a trial; the workers end with their parent."""
     command = [sys.executable, str(ROOT / "tune.py"), *COMMAND[:-2], "--trials", "20", "--workers", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -87,8 +82,9 @@ def test_tuning_that_was_killed_goes_on_and_tries_what_it_would_have_tried() -> 
     assert len(study.get_trials(states=[TrialState.COMPLETE])) == 10
     assert not study.get_trials(states=[TrialState.RUNNING])
     assert len([run for run in runs() if run.info.run_name == "tune adam"]) == 1
-    (artifact_dir() / "optuna.log").unlink()
-    assert rates(tune.main([*COMMAND, "--trials", "10"])) == rates(study)
+    broken_off = {trial.params["model.lr"] for trial in study.get_trials(states=[TrialState.FAIL])}
+    assert 1 <= len(broken_off) <= 2
+    assert broken_off <= {trial.params["model.lr"] for trial in study.get_trials(states=[TrialState.COMPLETE])}
 
 
 def heed() -> None:

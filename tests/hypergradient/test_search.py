@@ -49,8 +49,8 @@ def test_rates_that_diverge_are_left_downwards() -> None:
 
 
 def test_a_stretch_that_ends_worse_than_it_began_is_left_downwards() -> None:
-    losses = {1.0: 2.4, 3.0: 2.35, 3**-0.5: 2.32, 1 / 3: 2.2, 1 / 9: 2.25}  # chance is 2.3
-    assert 1 / 9 < search_rate(table(losses), 1.0, trust=0.0, tie=0.0, untrained=2.3) < 3**-0.5
+    losses = {1.0: 2.4, 3.0: 2.35, 1 / 3: 2.2, 1 / 9: 2.25}  # chance is 2.3
+    assert 1 / 9 < search_rate(table(losses), 1.0, trust=0.0, tie=0.0, untrained=2.3) < 1
 
 
 def test_a_training_that_diverges_at_every_rate_is_refused() -> None:
@@ -86,8 +86,12 @@ def test_a_tie_that_stays_one_ends_at_four_times_the_length() -> None:
     assert lengths[-4:] == [2, 2, 4, 4]
 
 
-def test_half_a_rung_is_tried_beside_a_rate_that_diverged() -> None:
-    def cliff(rate: float, _: int) -> float:
-        return math.inf if rate > 2 else 1 + abs(math.log(rate / 1.7))
+def test_half_a_rung_beside_a_rate_that_diverged_must_win_at_four_times_the_length() -> None:
+    def cliff(rate: float, times: int) -> float:
+        return math.inf if rate > 2 else 1 + abs(math.log(rate / 1.7)) / times
+
+    def crumbling(rate: float, times: int) -> float:
+        return math.inf if rate > (2, 2, 2, 2, 1.5)[times] else 1 + abs(math.log(rate / 1.7))
 
     assert search_rate(cliff, 1.0) == pytest.approx(3**0.5)
+    assert search_rate(crumbling, 1.0) == 1.0

@@ -90,7 +90,7 @@ def test_what_the_search_cost_is_in_mlflow() -> None:
     (_, passes), _ = history(str(cli.run_id), "search/passes")  # after the search, and at the end
     [(_, found)] = history(str(cli.run_id), "search/rate")
     stretches = (passes - 20 * 128 / 200) / (8 + 8 * 128 / 200 / 3)  # about 20 looks of the bracket, of 128 samples
-    assert 2 < stretches < 6
+    assert 2 < stretches < 12  # three of the ladder, and beside a cliff two of four times the length
     assert found == history(str(cli.run_id), "lr")[0][1]
 
 
