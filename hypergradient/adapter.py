@@ -119,7 +119,10 @@ class RateAdapter:
         if not finite:  # without gradients the step does nothing: the optimizer's state stays clean
             self.optimizer.zero_grad(set_to_none=True)
             self._skip("the gradients are")
-        self.start = weights(self.optimizer) if finite and gradients and (self.steps - 1) % self.every == 0 else {}
+        look = finite and bool(gradients) and (self.steps - 1) % self.every == 0
+        self.start = weights(self.optimizer) if look else {}
+        if finite and not look:
+            self.in_a_row = 0  # where there is a look, what it finds decides
         self.rates = scale_rates(self.optimizer, self.log_scale.exp())
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:

@@ -1,6 +1,6 @@
 """The plain rule as a Lightning callback. This file alone imports pytorch_lightning."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -56,14 +56,16 @@ class AdaptLearningRate(Callback):
             self.adapter.load_state_dict(self._state)
 
     def _endless(self, trainer: Trainer) -> Iterator[Any]:
-        batches = trainer.val_dataloaders if self.batches is None else self.batches
-        if not batches:
+        loaders = trainer.val_dataloaders if self.batches is None else [self.batches]
+        loaders = loaders if isinstance(loaders, list) else [loaders]
+        if all(loader is None or (isinstance(loader, Sized) and len(loader) == 0) for loader in loaders):
             raise ValueError("AdaptLearningRate needs validation batches: a validation loader in fit(), or `batches`.")
-        return chain.from_iterable(repeat(batches))
+        return chain.from_iterable(chain.from_iterable(repeat(loaders)))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Log what the look saw; the loggers get it every `log_every_n_steps` steps."""
-        if self.adapter.last:
+        """Log what the look saw, every `log_every_n_steps` steps: a call costs as much as a small step."""
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.adapter.last and every and trainer.global_step % every == 0:
             pl_module.log_dict({name: value.double().mean() for name, value in self.adapter.last.items()})
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -189,6 +189,29 @@ def test_too_many_in_a_row_end_the_run_and_the_message_says_where_it_began() -> 
         optimizer.step()
 
 
+def test_steps_between_looks_that_were_fine_end_a_row() -> None:
+    net = problem.network()
+    optimizer = SUPPORTED["Adam"](net.parameters())
+    adapter = adapted(net, optimizer, every=4, patience=2)
+    for step in range(8):
+        problem.backward(net, optimizer, step)
+        if step in (1, 5):
+            spoilt(net)
+        optimizer.step()
+    assert (adapter.skipped, adapter.in_a_row, adapter.looks) == (2, 0, 2)
+
+
+def test_validation_losses_that_stay_not_finite_end_the_run_too() -> None:
+    net = problem.network()
+    optimizer = SUPPORTED["Adam"](net.parameters())
+    RateAdapter(optimizer, net, lambda: problem.loss(net, VAL) * math.nan, patience=2)
+    problem.backward(net, optimizer)
+    optimizer.step()
+    problem.backward(net, optimizer)
+    with pytest.raises(NotFiniteError, match="2 steps in a row were skipped, from step 1 on: the hypergradient is not"):
+        optimizer.step()
+
+
 def test_a_validation_loss_that_is_not_finite_leaves_the_rate_and_the_plain_step() -> None:
     net = problem.network()
     optimizer = SUPPORTED["Adam"](net.parameters())

@@ -168,7 +168,12 @@ def test_a_run_whose_losses_stay_so_ends_and_says_where_it_began(tmp_path: Path)
 def test_what_a_look_saw_is_logged(tmp_path: Path) -> None:
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     trainer = Trainer(
-        accelerator="cpu", max_epochs=1, default_root_dir=tmp_path, callbacks=[AdaptLearningRate(loss)], **quiet
+        accelerator="cpu",
+        max_epochs=1,
+        default_root_dir=tmp_path,
+        callbacks=[AdaptLearningRate(loss)],
+        log_every_n_steps=1,
+        **quiet,
     )
     trainer.fit(Plain(mlp(), adam), samples("classes"), samples("classes"))
     assert {
