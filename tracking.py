@@ -76,11 +76,11 @@ class Tracker(MLFlowLogger):
         new = {name: value for name, value in metrics.items() if now > self.kept.get(name, -1)}
         self.points += [Metric(name, float(value), when, now) for name, value in new.items()]
         if time.monotonic() - self.sent > PATIENCE:
-            self.save()
+            self.flush()
 
     @rank_zero_only
-    def save(self) -> None:
-        """Send what has waited."""
+    def flush(self) -> None:
+        """Send what has waited; not named `save`, which Lightning calls after each epoch."""
         points, self.points, self.sent = self.points, [], time.monotonic()
         for start in range(0, len(points), LARGEST_BATCH):
             self.experiment.log_batch(self.run_id, metrics=points[start : start + LARGEST_BATCH])
@@ -88,7 +88,7 @@ class Tracker(MLFlowLogger):
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
         """Send what has waited, and end the run."""
-        self.save()
+        self.flush()
         super().finalize(status)
 
     @property

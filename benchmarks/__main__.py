@@ -77,7 +77,8 @@ def main() -> None:
         results |= {"experiment": experiment.whole(), "growth": growth.all_of_it()}
     results["steps"] = step.run(own.seconds)
     facts = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
-    made = f"Made by `make bench` in {(time.monotonic() - began) / 60:.0f} minutes: {facts}."
+    minutes = (time.monotonic() - began) / 60
+    made = f"Made by `python -m benchmarks --seconds {own.seconds:g}` in {minutes:.0f} minutes: {facts}."
     tables = {
         "steps": step_table(results["steps"]),
         "runs": run_table(results["runs"]),

@@ -39,6 +39,7 @@ class LastCheckpoint(ModelCheckpoint):
     def _write(self, trainer: Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):
             for logger in trainer.loggers:
-                logger.save()  # first: a run that goes on from here does not log again what came before
+                if hasattr(logger, "flush"):
+                    logger.flush()  # first: a run that goes on from here does not log again what came before
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
             self.written = time.monotonic()
