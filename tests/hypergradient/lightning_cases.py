@@ -1,7 +1,7 @@
 """What `AdaptLearningRate` is tested under: one list, shown in docs/lightning.md."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -122,7 +122,6 @@ class Case:
     trainer: Callable[[], dict[str, Any]] = dict
     module: type[Plain] = Plain
     data: str = "classes"
-    rtol: float = field(default=0.0)
 
 
 def scaler() -> dict[str, Any]:
