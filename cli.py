@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from jsonargparse import Namespace
 from jsonargparse._actions import ActionConfigFile
 from jsonargparse.typing import PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers.logger import DummyLogger
 
@@ -24,7 +25,8 @@ from callbacks.config import flat
 from data.tensors import TensorDataModule
 from lightning_modules import Classifier, SearchClassifier
 from options import ARMS, CONFIGS, DEFAULT_ARM, TASKS, USAGE
-from tracking import StoreError, Tracker, client, find_run, how_to_see, open_experiment, run_of
+from store import StoreError, client, close_broken_off, find_run, how_to_see, open_experiment, run_of
+from tracking import Tracker
 
 
 def one_line(message: str) -> str:
@@ -75,8 +77,10 @@ class TrainCLI(LightningCLI):
     diverged: str | None = None
     test_metrics: Mapping[str, float] = MappingProxyType({})
 
-    def __init__(self, args: list[str], tags: dict[str, str], test: bool, reuse: bool) -> None:
-        Parser.given, self.tags, self.reads_test_set, self.reuse = args, tags, test, reuse
+    def __init__(
+        self, args: list[str], tags: dict[str, str], test: bool, reuse: bool, callbacks: Sequence[Callback]
+    ) -> None:
+        Parser.given, self.tags, self.reads_test_set, self.reuse, self.callbacks = args, tags, test, reuse, callbacks
         command = {"default_config_files": [str(CONFIGS / "base.yaml")], "usage": USAGE}
         super().__init__(
             Classifier,
@@ -177,6 +181,7 @@ class TrainCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Put the model's configuration into its checkpoints: `--ckpt_path` alone brings a run back."""
+        self.trainer.callbacks += self.callbacks  # type: ignore[attr-defined]
         model = self.config_dump["model"]
         origin = {"_class_path": model["class_path"], "_instantiator": "pytorch_lightning.cli.instantiate_module"}
         self.model.save_hyperparameters(origin | model["init_args"], logger=False)
@@ -187,6 +192,8 @@ class TrainCLI(LightningCLI):
         self.run_id = find_run(logger.name, self.digest) if self.reuse and isinstance(logger, Tracker) else None
         if self.run_id:
             return
+        if "mlflow.parentRunId" in self.tags and isinstance(logger, Tracker):
+            close_broken_off(logger.name, self.digest)
         try:
             super()._run_subcommand(subcommand)
         except MisconfigurationException as error:  # Lightning's, before anything ran

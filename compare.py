@@ -1,89 +1,28 @@
 """Train every arm on every seed, and set them side by side: `python compare.py --seeds 5`."""
 
 import argparse
-import math
 import shlex
 import sys
-from collections.abc import Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
+import optuna
 import pandas as pd
-from tqdm import tqdm
+from pytorch_lightning.callbacks import Timer
 
 import train
-from options import ARMS, HEADLINE, QUIET, ROOT, parse_sweep, positive, sweep_parser
+from options import ARMS, HEADLINE, QUIET, ROOT, arm_or_file, parse_sweep, positive, preset, rate, sweep_parser
 from plots import line_figure
+from runs import Job, run_all, share
+from store import client, how_to_see, open_experiment, parent_run, tracking_uri, without_password
+from sweep import sweep_name
 from tables import conditions, paired_table
-from tracking import client, how_to_see, open_experiment, parent_run
-from workers import CORES, each, worker_pool
+from workers import CORES, worker_pool
 
 RESULTS = ROOT / "results"
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
 CEILING = 3.0  # of a loss in a figure: above it a run has failed, by how much is no matter
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run: what it is called in the results, its arm, its seed, the draw of its data, its other options."""
-
-    label: str
-    arm: str
-    seed: int
-    draw: int = 0
-    lr: float | None = None
-    options: tuple[str, ...] = ()
-
-    def args(self) -> list[str]:
-        """Return the command line of `train.py`."""
-        draw = [f"--data.draw={self.draw}"] if self.draw else []
-        lr = [] if self.lr is None else [f"--model.lr={self.lr}"]
-        return ["--optimizer", self.arm, *self.options, *draw, *lr, f"--seed_everything={self.seed}", QUIET]
-
-
-def run(job: Job) -> str | None:
-    """Train, unless MLflow has the run, and return its id."""
-    return train.main(job.args(), reuse=True).run_id
-
-
-def run_all(jobs: Sequence[Job], pool: Executor | None = None, name: str = "compare") -> pd.DataFrame:
-    """Train what MLflow does not have yet and return a row a run, in the order of the jobs, with what MLflow holds."""
-    ids: dict[int, str] = {}
-    with tqdm(total=len(jobs), desc=name, unit="run") as bar:
-        for number, run_id in each(run, jobs, pool):
-            ids[number] = run_id
-            bar.set_postfix_str(f"{jobs[number].label}, seed {jobs[number].seed}")
-            bar.update()
-    facts = [{"arm": job.label, "seed": job.seed, "draw": job.draw, "start_lr": job.lr} for job in jobs]
-    return pd.DataFrame([facts[number] | {"run_id": ids[number]} | read_run(ids[number]) for number in sorted(ids)])
-
-
-def read_run(run_id: str) -> dict[str, Any]:
-    """Return a run's figures; a run that diverged has an infinite loss and no accuracy."""
-    run = client().get_run(run_id)
-    metrics, params, info = run.data.metrics, run.data.params, run.info
-    lrs = [point.value for point in client().get_metric_history(run_id, "lr")]
-    if "search/passes" in metrics:
-        passes = 1 + metrics["search/passes"] / len(lrs)
-    elif "hypergradient" in metrics:
-        looks = len(client().get_metric_history(run_id, "hypergradient")) / len(lrs)
-        passes = 1 + looks * int(params["data.val_batch_size"]) / int(params["data.batch_size"])
-    else:
-        passes = 1.0
-    return {
-        "test_loss": metrics.get("test/loss", math.inf),
-        "test_accuracy": metrics.get("test/accuracy", metrics.get("test/r2", math.nan)),
-        "val_loss": metrics.get("val/loss", math.inf),
-        "final_lr": metrics["lr"],
-        "passes": passes,
-        "seconds": (info.end_time - info.start_time) / 1000,
-        "commit": run.data.tags.get("mlflow.source.git.commit", "")[:7],
-        "val_losses": [point.value for point in client().get_metric_history(run_id, "val/loss")],
-        "lrs": lrs,
-    }
 
 
 def draw_courses(runs: pd.DataFrame, folder: Path) -> None:
@@ -129,13 +68,32 @@ def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = sweep_parser("compare.py", __doc__)
     parser.add_argument("--seeds", type=positive, default=5, help="runs an arm: seeds 1 ... SEEDS (tuning took 0)")
     parser.add_argument("--draws", type=positive, default=1, help="draws of the data: 0, the published, ... DRAWS - 1")
-    parser.add_argument("--optimizers", nargs="+", choices=ARMS, default=HEADLINE, metavar="ARM", help=" ".join(ARMS))
-    parser.add_argument("--initial-lrs", nargs="+", type=float, metavar="LR", help="run every arm from each of these")
+    arms = f"{' '.join(ARMS)}, or YAML files of your own"
+    parser.add_argument("--optimizers", nargs="+", type=arm_or_file, default=HEADLINE, metavar="ARM", help=arms)
+    parser.add_argument("--initial-lrs", nargs="+", type=rate, metavar="LR", help="run every arm from each of these")
     parser.add_argument("--workers", type=positive, default=CORES, help="processes (default: the cores)")
+    parser.add_argument("--storage", metavar="URL", help="a database: machines share the runs; see docs/scale.md")
     parser.add_argument("--output", type=Path, default=RESULTS / "compare", help="folder (default: results/compare)")
     own, rest = parse_sweep(parser, args)
     own.optimizers = list(dict.fromkeys(own.optimizers))  # each once
+    if own.storage and tracking_uri().startswith("sqlite"):
+        parser.error("--storage: machines that share runs need one tracking server: set MLFLOW_TRACKING_URI")
     return own, rest
+
+
+def plan(own: argparse.Namespace, rest: list[str], runs: int) -> str:
+    """Refuse wrong options; say how many runs there will be, and from an epoch of each arm how long that takes."""
+    seconds = []
+    for arm in own.optimizers:
+        timer = Timer()
+        epoch = [*preset(arm), QUIET, "--trainer.fast_dev_run=32", *rest]
+        cli = train.main(epoch, callbacks=[timer])
+        loader = iter(cli.datamodule.train_dataloader())
+        steps = (cli.config.fit.trainer.max_epochs or 1) * len(loader)
+        seconds.append(timer.time_elapsed("train") * steps / max(1, cli.trainer.global_step))
+    minutes = runs * sum(seconds) / len(seconds) / own.workers / 60
+    arms = ", ".join(Path(name).stem for name in own.optimizers)
+    return f"{runs} runs of {arms}; about {minutes:.1f} minutes, less for what MLflow has already"
 
 
 def main(args: list[str] | None = None) -> pd.DataFrame:
@@ -145,24 +103,34 @@ def main(args: list[str] | None = None) -> pd.DataFrame:
         SystemExit: status 2 where the arguments are wrong.
     """
     own, rest = parse(args)
-    command = f"python compare.py {shlex.join(sys.argv[1:] if args is None else args)}"
-    experiment = open_experiment()
-    for arm in own.optimizers:
-        train.main(["--optimizer", arm, QUIET, "--trainer.fast_dev_run=true", *rest])  # refuses wrong options at once
+    command = without_password(f"python compare.py {shlex.join(sys.argv[1:] if args is None else args)}")
     grid = product(range(own.draws), range(1, own.seeds + 1), own.optimizers, own.initial_lrs or [None])
-    jobs = [Job(arm, arm, seed, draw, lr, tuple(rest)) for draw, seed, arm, lr in grid]
-    with parent_run("compare", {"mlflow.note.content": f"`{command}`"}) as parent:
+    jobs = [Job(Path(arm).stem, arm, seed, draw, lr, tuple(rest)) for draw, seed, arm, lr in grid]
+    sweep = sweep_name("compare", [" ".join(job.args()) for job in jobs], own.optimizers)
+    experiment = open_experiment()
+    print(plan(own, rest, len(jobs)))
+    with parent_run("compare", sweep, {"mlflow.note.content": f"`{command}`"}) as parent:
+        jobs = [replace(job, parent=parent) for job in jobs]
+        if own.storage:
+            share(own.storage, sweep, jobs, own.workers)
         with worker_pool(own.workers) as pool:
             runs = run_all(jobs, pool)
-        own.output.mkdir(parents=True, exist_ok=True)
-        if own.initial_lrs:
-            draw_sensitivity(runs, own.output)
-        draw_courses(runs, own.output)
-        text = f"{paired_table(runs)}\n\n{conditions(runs, command)}\n"
-        keep(runs, text, own.output, parent)
+        text = write(runs, own, command, parent)
     print(f"{text}\nwritten to  {own.output}\nsee it      {how_to_see(experiment, parent)}")
     return runs
 
 
+def write(runs: pd.DataFrame, own: argparse.Namespace, command: str, parent: str) -> str:
+    """Write figures, table and raw numbers, keep them with the parent run, and return the table."""
+    own.output.mkdir(parents=True, exist_ok=True)
+    if own.initial_lrs:
+        draw_sensitivity(runs, own.output)
+    draw_courses(runs, own.output)
+    text = f"{paired_table(runs)}\n\n{conditions(runs, command)}\n"
+    keep(runs, text, own.output, parent)
+    return text
+
+
 if __name__ == "__main__":
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     train.script(main)

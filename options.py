@@ -1,6 +1,7 @@
 """What every command knows before torch is imported: the arms, the tasks, and the text of the help."""
 
 import argparse
+import math
 import textwrap
 from pathlib import Path
 
@@ -59,3 +60,31 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
     return int(text)
+
+
+def arm_or_file(text: str) -> str:
+    """Read the name of an arm, or the path of a YAML file that is one."""
+    if text not in ARMS and not (text.endswith((".yaml", ".yml")) and Path(text).is_file()):
+        raise argparse.ArgumentTypeError(f"there is no arm, and no YAML file, {text!r}. Choose from {', '.join(ARMS)}")
+    return text
+
+
+def arm_file(arm: str) -> Path:
+    """Return the configuration file of an arm."""
+    return CONFIGS / f"{arm}.yaml" if arm in ARMS else Path(arm)
+
+
+def preset(arm: str) -> list[str]:
+    """Return the options of `train.py` that take an arm."""
+    return ["--optimizer", arm] if arm in ARMS else ["--config", arm]
+
+
+def rate(text: str) -> float:
+    """Read a learning rate."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive finite number, got {text!r}")
+    return value

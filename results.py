@@ -12,8 +12,8 @@ import train
 from compare import RESULTS, keep, write_between_markers
 from options import ROOT, positive
 from stages import STAGES
+from store import open_experiment, parent_run
 from tables import conditions
-from tracking import open_experiment, parent_run
 from workers import CORES, worker_pool
 
 
@@ -52,7 +52,8 @@ def main(args: list[str] | None = None) -> None:
 
 def run_stage(name: str, own: argparse.Namespace, command: str) -> None:
     """Run a stage, keep what came out, and put its table into the documents."""
-    with parent_run(f"results: {name}", {"mlflow.note.content": f"`{command}`"}) as parent:
+    sweep = f"results {name} {own.seeds} {own.draws} {own.trials}"
+    with parent_run(f"results: {name}", sweep, {"mlflow.note.content": f"`{command}`"}) as parent:
         runs, table = STAGES[name](own)
         folder = own.output / name
         folder.mkdir(exist_ok=True)

@@ -10,10 +10,11 @@ from optuna.trial import FrozenTrial, TrialState
 from tqdm import tqdm
 
 import tune
-from compare import RESULTS, Job, draw_courses, draw_sensitivity, run_all
+from compare import RESULTS, draw_courses, draw_sensitivity
 from options import CONFIGS
+from runs import Job, run_all
+from store import artifact_dir, client
 from tables import bootstrap, differences, markdown, paired_table, with_interval
-from tracking import artifact_dir, client
 from workers import each
 
 PLAIN = ["adam", "cosine", "adamw", "adamw_cosine"]

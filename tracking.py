@@ -1,48 +1,67 @@
-"""Where runs are kept: MLflow's own default, `mlflow.db` and `mlruns/` beside it, anchored at the root of the clone."""
+"""Lightning's MLflow logger on this project's store: points go together, and a store that is away ends no run."""
 
-import os
+import json
+import shutil
+import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while mlflow is imported
-
-from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Metric
-from mlflow.exceptions import MlflowException
 from pytorch_lightning.loggers import MLFlowLogger
 from pytorch_lightning.utilities import rank_zero_only
-from sqlalchemy.exc import SQLAlchemyError
 
-from options import ROOT
+from store import EXPERIMENT, FAULTS, artifact_dir, cause, client, open_experiment, tracking_uri
 
-EXPERIMENT = "mnist1d"
 LARGEST_BATCH = 1_000  # points that MLflow takes in one call
-PATIENCE = 5.0  # seconds that points may wait
-OWN_URI = f"sqlite:///{ROOT / 'mlflow.db'}"
+PATIENCE = 5.0, 60.0  # seconds that points may wait; and at most, while the store is away
 
 
-class StoreError(Exception):
-    """The tracking store cannot take a run. The message says what is wrong and what to do."""
+class PatientClient(MlflowClient):
+    """MLflow's client for a run in progress: what the store does not take is kept in a folder, to be delivered.
 
+    `away`: the store refused the last call.
+    """
 
-def tracking_uri() -> str:
-    """Return MLFLOW_TRACKING_URI where it is set, else the store in the clone."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or OWN_URI
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
+        self.away = False
 
+    def attempt(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+        """Return whether the store took the call; say so when it begins to refuse, and when it is back."""
+        try:
+            call(*args, **kwargs)
+        except FAULTS as error:
+            if not self.away:
+                _say(f"the MLflow store is away: {cause(error)}. Training goes on; what it did not take is kept.")
+            self.away = True
+        else:
+            if self.away:
+                _say("the MLflow store is back.")
+            self.away = False
+        return not self.away
 
-def client() -> MlflowClient:
-    """Return MLflow's client of that store."""
-    return MlflowClient(tracking_uri())
+    def log_artifact(self, run_id: str, local_path: str, artifact_path: str | None = None) -> None:
+        """Send a file (`log_text` and `log_figure` come here too), or keep it."""
+        if not self.attempt(super().log_artifact, run_id, local_path, artifact_path):
+            folder = undelivered(run_id) / "artifacts" / (artifact_path or "")
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(local_path, folder)
 
+    def log_artifacts(self, run_id: str, local_dir: str, artifact_path: str | None = None) -> None:
+        """Send the files of a folder, or keep them."""
+        for file in sorted(Path(local_dir).iterdir()):
+            self.log_artifact(run_id, str(file), artifact_path)
 
-def artifact_dir() -> Path:
-    """Return `mlruns/` beside the SQLite file; for any other store, the clone's."""
-    kind, _, path = tracking_uri().partition(":///")
-    return (Path(path).resolve().parent if kind == "sqlite" else ROOT) / "mlruns"
+    def set_terminated(self, run_id: str, status: str | None = None, end_time: int | None = None) -> None:
+        """End the run; where that fails, say where what it did is kept, and how it gets into the store."""
+        if not self.attempt(super().set_terminated, run_id, status, end_time):
+            keep(run_id, "status.json", status or "FINISHED")
+        if undelivered(run_id).is_dir():
+            folder = undelivered(run_id)
+            _say(f"what the store did not take lies in {folder}. To deliver it: python tracking.py {folder}")
 
 
 class Tracker(MLFlowLogger):
@@ -64,8 +83,9 @@ class Tracker(MLFlowLogger):
     ) -> None:
         open_experiment(experiment_name)
         super().__init__(experiment_name, run_name, tracking_uri(), tags, log_model=True, run_id=run_id)
+        self._mlflow_client = self.patient = PatientClient(tracking_uri())  # what `experiment` returns
         self.points: list[Metric] = []
-        self.sent = time.monotonic()
+        self.sent, self.patience = time.monotonic(), PATIENCE[0]
         self.kept = last_steps(run_id) if run_id else {}
 
     @rank_zero_only
@@ -75,21 +95,29 @@ class Tracker(MLFlowLogger):
         now = step or 0
         new = {name: value for name, value in metrics.items() if now > self.kept.get(name, -1)}
         self.points += [Metric(name, float(value), when, now) for name, value in new.items()]
-        if time.monotonic() - self.sent > PATIENCE:
+        if time.monotonic() - self.sent > self.patience:
             self.flush()
 
     @rank_zero_only
     def flush(self) -> None:
         """Send what has waited; not named `save`, which Lightning calls after each epoch."""
-        points, self.points, self.sent = self.points, [], time.monotonic()
-        for start in range(0, len(points), LARGEST_BATCH):
-            self.experiment.log_batch(self.run_id, metrics=points[start : start + LARGEST_BATCH])
+        store, run_id = self.patient, str(self.run_id)
+        while self.points and store.attempt(send, store, run_id, self.points[:LARGEST_BATCH]):
+            del self.points[:LARGEST_BATCH]
+        self.sent = time.monotonic()
+        self.patience = min(2 * self.patience, PATIENCE[1]) if store.away else PATIENCE[0]
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
-        """Send what has waited, and end the run."""
+        """Send what has waited, or keep it in a file, and end the run."""
+        if not self._initialized:
+            return
         self.flush()
-        super().finalize(status)
+        if self.points:
+            keep(str(self.run_id), "metrics.json", [dict(point) for point in self.points])
+        if self._checkpoint_callback:
+            self._scan_and_log_checkpoints(self._checkpoint_callback)
+        self.experiment.set_terminated(str(self.run_id), "FAILED" if status == "failed" else "FINISHED")
 
     @property
     def save_dir(self) -> str:
@@ -102,48 +130,39 @@ class Tracker(MLFlowLogger):
         return self._experiment_name
 
 
-def open_experiment(name: str = EXPERIMENT) -> str:
-    """Return the experiment's id; make the store and the experiment where they are missing.
-
-    Raises:
-        StoreError: the store cannot be reached or written, or the experiment was deleted in the UI.
-    """
-    try:
-        artifact_dir().mkdir(parents=True, exist_ok=True)
-        with FileLock(artifact_dir() / ".lock"):  # processes that open a new SQLite store at once break it
-            store = client()
-            experiment = store.get_experiment_by_name(name)
-            if experiment is None:
-                local = tracking_uri().startswith("sqlite")  # a server knows its own place
-                return str(store.create_experiment(name, str(artifact_dir() / name) if local else None))
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        cause = str(error).splitlines()[0]
-        raise StoreError(
-            f"The MLflow store {tracking_uri()} cannot be used: {cause}. Make it writable, or set MLFLOW_TRACKING_URI."
-        ) from error
-    if experiment.lifecycle_stage == "deleted":
-        raise StoreError(
-            f"The MLflow experiment {name!r} was deleted and still holds its name. Restore it with `mlflow experiments "
-            f"restore -x {experiment.experiment_id}`, or name another with --trainer.logger.experiment_name."
-        )
-    return str(experiment.experiment_id)
+def _say(text: str) -> None:
+    print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr)
 
 
-def find_run(experiment: str, config: str) -> str | None:
-    """Return the newest run of this configuration (its digest) that was tested or diverged."""
-    runs = client().search_runs([open_experiment(experiment)], f"tags.config = '{config}'")
-    done = [run.info.run_id for run in runs if "test/loss" in run.data.metrics or "diverged" in run.data.tags]
-    return done[0] if done else None
+def send(store: MlflowClient, run_id: str, points: Sequence[Metric]) -> None:
+    """Send points, as many as MLflow takes in one call."""
+    store.log_batch(run_id, metrics=points)
 
 
-def run_of(checkpoint: str, config: str) -> str | None:
-    """Return the run that wrote the checkpoint and broke off, if it has this configuration (its digest)."""
-    try:
-        run = client().get_run(Path(checkpoint).resolve().parents[1].name)  # .../<run>/checkpoints/<file>
-    except MlflowException:  # from another store, or moved
-        return None
-    goes_on = run.data.tags.get("config") == config and run.info.status != "FINISHED"
-    return str(run.info.run_id) if goes_on else None
+def undelivered(run_id: str) -> Path:
+    """Return the folder that holds what the store did not take of a run."""
+    return artifact_dir() / "undelivered" / run_id
+
+
+def keep(run_id: str, name: str, content: Any) -> None:
+    """Write into that folder."""
+    undelivered(run_id).mkdir(parents=True, exist_ok=True)
+    (undelivered(run_id) / name).write_text(json.dumps(content))
+
+
+def deliver(folder: Path) -> None:
+    """Send what such a folder holds, and remove it."""
+    store, run_id = client(), folder.resolve().name
+    metrics, status = folder / "metrics.json", folder / "status.json"
+    points = [Metric(**point) for point in json.loads(metrics.read_text())] if metrics.is_file() else []
+    for start in range(0, len(points), LARGEST_BATCH):
+        send(store, run_id, points[start : start + LARGEST_BATCH])
+    if (folder / "artifacts").is_dir():
+        store.log_artifacts(run_id, str(folder / "artifacts"))
+    if status.is_file():
+        store.set_terminated(run_id, json.loads(status.read_text()))
+    shutil.rmtree(folder)
+    print(f"delivered {len(points)} points of run {run_id}")
 
 
 def last_steps(run_id: str) -> dict[str, int]:
@@ -154,31 +173,6 @@ def last_steps(run_id: str) -> dict[str, int]:
     return {name: max(point.step for point in store.get_metric_history(run_id, name)) for name in names}
 
 
-@contextmanager
-def parent_run(name: str, tags: dict[str, str], run_id: str | None = None) -> Iterator[str]:
-    """Open the run that tuning or a comparison is kept in (again, where `run_id` is given), and end it as it ended."""
-    store = client()
-    if run_id is None:
-        run_id = store.create_run(open_experiment(), run_name=name, tags=tags).info.run_id
-    try:
-        store.update_run(run_id, "RUNNING")
-    except MlflowException as error:
-        raise StoreError(f"The store has no run {run_id}, which {name!r} goes on from: {error}") from error
-    try:
-        yield run_id
-    except BaseException as error:
-        store.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    store.set_terminated(run_id)
-
-
-def how_to_see(experiment_id: str, run_id: str) -> str:
-    """Say which command and which link show the run in MLflow's UI."""
-    page = f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"  # not the UI's agents' view
-    uri = tracking_uri()
-    if uri.startswith("http"):
-        return f"{uri}/{page}"
-    command = f"mlflow ui --backend-store-uri '{uri}'"
-    if uri == OWN_URI:
-        command = "mlflow ui" if Path.cwd() == ROOT else f"(cd '{ROOT}' && mlflow ui)"
-    return f"{command}   and open http://127.0.0.1:5000/{page}"
+if __name__ == "__main__":
+    for given in sys.argv[1:]:
+        deliver(Path(given))

@@ -3,23 +3,29 @@
 import logging
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from options import CONFIGS, DEFAULT_ARM, HELP, SUBCOMMANDS
 
 if TYPE_CHECKING:
+    from pytorch_lightning import Callback
+
     from cli import TrainCLI
 
 
 def main(
-    args: list[str] | None = None, tags: dict[str, str] | None = None, test: bool = True, reuse: bool = False
+    args: list[str] | None = None,
+    tags: dict[str, str] | None = None,
+    test: bool = True,
+    reuse: bool = False,
+    callbacks: Sequence["Callback"] = (),
 ) -> "TrainCLI":
     """Run the command line `args` (None: the process's own) and return what it built.
 
     tags: more of them for the MLflow run. test: whether `fit` reads the test set at its end. reuse: whether a finished
-    run of the same configuration may stand for this one.
+    run of the same configuration may stand for this one. callbacks: more of them.
 
     Raises:
         SystemExit: status 2 where the arguments are wrong, before anything was trained.
@@ -33,7 +39,7 @@ def main(
     command = [given.pop(0)] if given and given[0] in SUBCOMMANDS else ["fit"]
     if not any(argument.split("=")[0] in ("--optimizer", "--config", "-c") for argument in given):
         given = ["--config", str(CONFIGS / f"{DEFAULT_ARM}.yaml"), *given]
-    return TrainCLI(command + given, tags or {}, test, reuse)
+    return TrainCLI(command + given, tags or {}, test, reuse, callbacks)
 
 
 def quiet() -> None:
@@ -55,7 +61,7 @@ def script(command: Callable[[], Any]) -> None:
         print(f"{name}: interrupted; what was done is kept.", file=sys.stderr)
         sys.exit(130)  # as shells have it
     except Exception as error:
-        from tracking import StoreError  # late: the help does not wait for mlflow
+        from store import StoreError  # late: the help does not wait for mlflow
 
         if not isinstance(error, StoreError):
             raise

@@ -1,116 +1,144 @@
 """Find an arm's best rate, or rate and weight decay, with Optuna: `python tune.py --optimizer adam --trials 20`."""
 
 import argparse
-import hashlib
 import math
 import shlex
 import sys
 import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 import yaml
-from optuna.storages.journal import JournalFileBackend
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
-from optuna.visualization.matplotlib import plot_slice
+from optuna.visualization.matplotlib import plot_optimization_history, plot_param_importances, plot_slice
+from pytorch_lightning import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
 import train
-from options import ARMS, CONFIGS, QUIET, parse_sweep, positive, sweep_parser
-from tracking import artifact_dir, client, how_to_see, open_experiment, parent_run
-from workers import each, worker_pool
+from options import ARMS, CONFIGS, QUIET, arm_or_file, parse_sweep, positive, preset, sweep_parser
+from space import EXAMPLES, Space, default_space, described, dimension, first, suggest
+from store import StoreError, client, how_to_see, open_experiment, parent_run, without_password
+from sweep import alone, fill, open_storage, sweep_name, work_off
+from workers import worker_pool
 
-RATE = {"model.lr": (1e-5, 1e-1)}
-WITH_DECAY = {"model.lr": (1e-4, 1e-1), "model.optimizer.weight_decay": (1e-3, 1.0)}
-WITH_HYPER_RATE = RATE | {"model.hyper_lr": (1e-8, 1e-4)}
-Space = dict[str, tuple[float, float]]
-"""Option -> its lowest and its highest value; searched log-uniformly."""
+SAMPLERS: dict[str, Callable[[int | None], BaseSampler]] = {
+    # a quarter of 20 trials at random: the half that is the default is too much
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=5),
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "qmc": lambda seed: optuna.samplers.QMCSampler(seed=seed),
+    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, n_startup_trials=5),
+}
+PRUNERS: dict[str, Callable[[], BasePruner]] = {
+    "none": optuna.pruners.NopPruner,
+    "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=5),
+    "halving": optuna.pruners.SuccessiveHalvingPruner,
+}
+PLOTS: dict[str, Callable[[optuna.Study], Any]] = {
+    "history.png": plot_optimization_history,
+    "slice.png": plot_slice,
+    "importance.png": plot_param_importances,
+}
 
 
 def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Return the options of tuning, and the rest, which goes on to every run."""
     parser = sweep_parser("tune.py", __doc__)
-    parser.add_argument("--optimizer", required=True, choices=ARMS, help="the arm")
+    parser.add_argument(
+        "--optimizer", required=True, type=arm_or_file, metavar="ARM", help=f"{' '.join(ARMS)}, or a YAML file"
+    )
     parser.add_argument("--trials", type=positive, default=20, help="in all, those of an interrupted run included")
-    parser.add_argument("--seed", type=int, default=0, help="of Optuna's sampler (default: 0)")
-    parser.add_argument("--workers", type=positive, default=1, help="trials at once (default: 1, which finds most)")
     parser.add_argument(
         "--search",
-        type=interval,
+        type=dimension,
         nargs="+",
-        metavar="OPTION=LOW:HIGH",
-        help="what to search, log-uniformly; default: model.lr=1e-5:1e-1, with AdamW model.lr=1e-4:1e-1 "
-        "model.optimizer.weight_decay=1e-3:1",
+        metavar="OPTION=VALUES",
+        help=f"what to search: {EXAMPLES}; default: model.lr=log:1e-5:1e-1, "
+        "with AdamW model.lr=log:1e-4:1e-1 model.optimizer.weight_decay=log:1e-3:1",
     )
+    parser.add_argument("--sampler", choices=SAMPLERS, default="tpe", help="of Optuna (default: tpe)")
+    parser.add_argument("--pruner", choices=PRUNERS, default="none", help="default: none; it changes the compute spent")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampler, where one worker proposes (default: 0)")
+    parser.add_argument("--workers", type=positive, default=1, help="trials at once (default: 1, which finds most)")
+    parser.add_argument("--timeout", type=positive, metavar="SECONDS", help="after which no trial is begun")
+    parser.add_argument("--storage", metavar="URL", help="a database that several machines share: docs/scale.md")
     parser.add_argument("--output", type=Path, help="default: configs/tuned/ARM.yaml, if the runs are the arm's own")
     own, rest = parse_sweep(parser, args)
-    own.search = dict(own.search) if own.search else space(own.optimizer)
-    if own.output is None and not rest:
+    own.search = dict(own.search) if own.search else default_space(own.optimizer)
+    published = own.optimizer in ARMS and own.search == default_space(own.optimizer) and own.pruner == "none"
+    if own.output is None and published and not rest:
         own.output = CONFIGS / "tuned" / f"{own.optimizer}.yaml"
     if own.output and not own.output.parent.is_dir():
         parser.error(f"--output: there is no folder {own.output.parent} to write {own.output.name} into")
     return own, rest
 
 
-def interval(text: str) -> tuple[str, tuple[float, float]]:
-    """Read `model.lr=1e-5:1e-1`."""
-    option, _, bounds = text.partition("=")
-    try:
-        low, high = (float(bound) for bound in bounds.split(":"))
-    except ValueError:
-        low = high = 0.0
-    if not (option.startswith(("model.", "data.")) and 0 < low < high):
-        raise argparse.ArgumentTypeError(f"must read like model.lr=1e-5:1e-1, got {text!r}")
-    return option, (low, high)
-
-
-def space(arm: str) -> Space:
-    """Return what is searched of an arm by default."""
-    if arm.startswith("adamw"):
-        return WITH_DECAY
-    return WITH_HYPER_RATE if arm == "descent" else RATE
-
-
 def open_study(own: argparse.Namespace, rest: list[str]) -> optuna.Study:
     """Return the study of exactly this command: the trials it already has are not run again."""
-    files = [CONFIGS / "base.yaml", CONFIGS / f"{own.optimizer}.yaml"]
-    facts = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
-    backend = JournalFileBackend(str(artifact_dir() / "optuna.log"))
+    facts = [own.optimizer, str(own.search), own.sampler, own.pruner, str(own.seed), *rest]
     study = optuna.create_study(
-        storage=optuna.storages.JournalStorage(backend),
-        study_name=" ".join([own.optimizer, f"seed={own.seed}", facts, str(own.search), *rest]),
+        storage=open_storage(own.storage),
+        study_name=sweep_name(f"tune {Path(own.optimizer).stem}", facts, [own.optimizer]),
         load_if_exists=True,
     )
-    for trial in study.get_trials(states=[TrialState.RUNNING]):  # of a run that was stopped: the same again
-        study.tell(trial.number, state=TrialState.FAIL)
-        study.enqueue_trial(trial.params)
-    # another seed after a resume: the same one would propose the same first points again; half of 20 trials at random,
-    # the default, is too much
-    study.sampler = optuna.samplers.TPESampler(seed=own.seed + len(study.trials), n_startup_trials=5)
+    done = len(study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED]))
+    # another seed after a resume: the same one would propose the same first points again; and where several processes
+    # propose, they must differ
+    study.sampler = SAMPLERS[own.sampler](None if own.storage or own.workers > 1 else own.seed + done)
+    study.pruner = PRUNERS[own.pruner]()
     return study
 
 
-def options(params: dict[str, float]) -> list[str]:
+def options(params: Mapping[str, Any]) -> list[str]:
     """Return the options that set a trial's values."""
     return [f"--{option}={value}" for option, value in params.items()]
 
 
-def ask(study: optuna.Study, own: argparse.Namespace, done: int) -> list[optuna.Trial]:
-    """Return the trials that come after the `done` complete ones: as many as there are workers."""
-    trials = [study.ask() for _ in range(min(own.workers, own.trials - done))]
-    for trial in trials:
-        for option, (low, high) in own.search.items():
-            trial.suggest_float(option, low, high, log=True)
-    return trials
+class Report(Callback):
+    """Tell Optuna the validation loss of each epoch, and end the run where the pruner says so."""
+
+    def __init__(self, trial: optuna.Trial) -> None:
+        self.trial, self.pruned = trial, False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report, and ask."""
+        if not trainer.sanity_checking:
+            self.trial.report(trainer.callback_metrics["val/loss"].item(), trainer.current_epoch)
+            self.pruned = self.trial.should_prune()
+            trainer.should_stop = trainer.should_stop or self.pruned
 
 
-def run_trial(job: tuple[list[str], str]) -> tuple[str | None, float]:
-    """Train, and return the run and its last validation loss, infinite where it diverged."""
-    args, parent = job
-    cli = train.main(args, {"mlflow.parentRunId": parent}, test=False)
-    return cli.run_id, math.inf if cli.diverged else cli.trainer.callback_metrics["val/loss"].item()
+@dataclass(frozen=True)
+class Objective:
+    """The last validation loss of a run with a trial's values, infinite where it diverged; kept under `parent`."""
+
+    arguments: list[str]
+    name: str
+    search: Space
+    parent: str
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        """Train.
+
+        Raises:
+            TrialPruned: the pruner ended it.
+        """
+        values = {option: suggest(trial, option, values) for option, values in self.search.items()}
+        name = f"--trainer.logger.run_name={self.name} trial {trial.user_attrs['slot']}"
+        report = Report(trial)
+        tags = {"mlflow.parentRunId": self.parent}
+        cli = train.main([*self.arguments, *options(values), name, QUIET], tags, test=False, callbacks=[report])
+        trial.set_user_attr("run_id", cli.run_id)
+        if report.pruned:
+            client().set_tag(str(cli.run_id), "pruned", f"after epoch {cli.trainer.current_epoch}")
+            raise optuna.TrialPruned
+        return math.inf if cli.diverged else cli.trainer.callback_metrics["val/loss"].item()
 
 
 def describe(study: optuna.Study, space: Space, command: str) -> str:
@@ -124,12 +152,26 @@ def describe(study: optuna.Study, space: Space, command: str) -> str:
             class_path = params.get(".".join(path[:depth]))  # of a module, where there is one
             place = place.setdefault(name, {"class_path": class_path, "init_args": {}} if class_path else {})
             place = place.get("init_args", place)
-        place[path[-1]] = float(f"{value:.4g}")
-    searched = ", ".join(f"{option} {low:g} ... {high:g}" for option, (low, high) in space.items())
+        place[path[-1]] = float(f"{value:.4g}") if isinstance(value, float) else value
     return (
         f"# Best of {len(trials)} Optuna trials on the validation loss after the last epoch: {best.value:.4f}.\n"
-        f"# TPE, log-uniform in {searched}.\n# Made by: {command}\n" + yaml.safe_dump(config, sort_keys=False)
+        f"# {type(study.sampler).__name__}, in {described(space)}.\n"
+        f"# Made by: {command}\n{yaml.safe_dump(config, sort_keys=False)}"
     )
+
+
+def keep(study: optuna.Study, text: str, parent: str) -> None:
+    """Keep the best values and Optuna's own figures with the parent run."""
+    client().log_text(parent, text, "best.yaml")
+    client().log_metric(parent, "val/loss", study.best_value)
+    done = len(study.get_trials(states=[TrialState.COMPLETE]))
+    for option, value in study.best_params.items():
+        client().log_param(parent, f"best {option} of {done}", value)
+    finite = [trial for trial in study.trials if trial.value is not None and math.isfinite(trial.value)]
+    for name, plot in PLOTS.items() if len({trial.value for trial in finite}) > 1 else ():
+        axes = np.ravel(np.asarray(plot(study)))
+        client().log_figure(parent, axes[0].figure, name)
+        plt.close(axes[0].figure)  # pyplot, which Optuna draws with, holds every figure
 
 
 def main(args: list[str] | None = None) -> optuna.Study:
@@ -139,22 +181,21 @@ def main(args: list[str] | None = None) -> optuna.Study:
         SystemExit: status 2 where the arguments are wrong.
     """
     own, rest = parse(args)
-    arm = ["--optimizer", own.optimizer, *rest]
-    train.main([*arm, QUIET, "--trainer.fast_dev_run=true"])  # refuses wrong options before anything is kept
-    experiment = open_experiment()
-    study = open_study(own, rest)
-    tags = {"optimizer": own.optimizer, "mlflow.note.content": f"{own.trials} trials of `{' '.join(arm)}`"}
-    with parent_run(f"tune {own.optimizer}", tags, study.user_attrs.get("parent")) as parent:
-        study.set_user_attr("parent", parent)
-        run_missing_trials(study, own, arm, parent)
-        text = describe(study, own.search, f"python tune.py {shlex.join(sys.argv[1:] if args is None else args)}")
-        client().log_text(parent, text, "best.yaml")
-        client().log_metric(parent, "val/loss", study.best_value)
-        for option, value in study.best_params.items():
-            client().log_param(parent, f"best {option} of {own.trials}", value)
-        if len(study.get_trials(states=[TrialState.COMPLETE])) > 1:
-            axes = np.ravel(np.asarray(plot_slice(study)))
-            client().log_figure(parent, axes[0].figure, "trials.png")
+    arguments = [*preset(own.optimizer), *rest]
+    lowest = options({option: first(values) for option, values in own.search.items()})
+    train.main([*arguments, *lowest, QUIET, "--trainer.fast_dev_run=true"])  # refuses wrong options, nothing is kept
+    experiment, study = open_experiment(), open_study(own, rest)
+    command = without_password(f"python tune.py {shlex.join(sys.argv[1:] if args is None else args)}")
+    tags = {"optimizer": Path(own.optimizer).stem, "mlflow.note.content": f"{own.trials} trials: `{command}`"}
+    with (
+        alone(study.study_name, own.storage),
+        parent_run(f"tune {tags['optimizer']}", study.study_name, tags) as parent,
+    ):
+        run_trials(study, own, Objective(arguments, tags["optimizer"], own.search, parent))
+        if not study.get_trials(states=[TrialState.COMPLETE]):
+            raise StoreError("No trial was completed: give more --timeout, or type the same command again.")
+        text = describe(study, own.search, command)
+        keep(study, text, parent)
     print(text, end="")
     if own.output:
         own.output.write_text(text)
@@ -165,27 +206,28 @@ def main(args: list[str] | None = None) -> optuna.Study:
     return study
 
 
-def run_missing_trials(study: optuna.Study, own: argparse.Namespace, arm: list[str], parent: str) -> None:
-    """Run trials until there are as many complete ones, with a bar that shows the best so far."""
-    done = len(study.get_trials(states=[TrialState.COMPLETE]))
-    bar = tqdm(total=own.trials, initial=min(done, own.trials), desc=f"tune {arm[1]}", unit="trial")
+def run_trials(study: optuna.Study, own: argparse.Namespace, objective: Objective) -> None:
+    """Run the trials that are missing, with a bar that shows the best so far."""
+    fill(study, own.trials, stopped=own.storage is None)
+    bar = tqdm(total=own.trials, desc=study.study_name.rsplit(" ", 1)[0], unit="trial")
     with bar, worker_pool(own.workers) as pool:
-        while done < own.trials:
-            trials = ask(study, own, done)
-            names = [f"--trainer.logger.run_name={arm[1]} trial {trial.number}" for trial in trials]
-            jobs = [
-                ([*arm, *options(trial.params), name, QUIET], parent) for trial, name in zip(trials, names, strict=True)
-            ]
-            for number, (run_id, loss) in each(run_trial, jobs, pool):
-                trials[number].set_user_attr("run_id", run_id)
-                study.tell(trials[number], loss)
-                best = {option.split(".")[-1]: f"{value:.2e}" for option, value in study.best_params.items()}
-                bar.set_postfix(best=f"{study.best_value:.4f}", **best)
-                bar.update()
-            done += len(trials)
+        show(study, bar)
+        for _ in work_off(study, objective, pool, own.timeout):
+            show(study, bar)
+
+
+def show(study: optuna.Study, bar: tqdm) -> None:
+    """Show how many trials are done, on all machines, and the best of them."""
+    done = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE, TrialState.PRUNED])
+    if any(trial.state == TrialState.COMPLETE for trial in done):
+        best = {option.split(".")[-1]: value for option, value in study.best_params.items()}
+        shown = {name: f"{value:.2e}" if isinstance(value, float) else value for name, value in best.items()}
+        bar.set_postfix(best=f"{study.best_value:.4f}", **shown, refresh=False)
+    bar.n, bar.total = len(done), max(bar.total, len(done))
+    bar.refresh()
 
 
 if __name__ == "__main__":
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # the journal, the plot
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # the journal, the plots
     train.script(main)

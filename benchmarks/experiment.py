@@ -11,7 +11,7 @@ import torch
 import tune
 from benchmarks import raw
 from benchmarks.run import cpu_seconds
-from compare import Job, run_all
+from runs import Job, run_all
 from workers import CORES, worker_pool
 
 TRIALS, EPOCHS, SEED = 20, 50, 1

@@ -2,7 +2,7 @@
 
 from mlflow.entities import Run
 
-from tracking import client, open_experiment
+from store import client, open_experiment
 
 
 def runs() -> list[Run]:

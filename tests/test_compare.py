@@ -5,8 +5,8 @@ import pytest
 from matplotlib.image import imread
 
 import compare
+from store import client
 from tests.store import artifacts, history, runs
-from tracking import client
 
 ARMS = ["meta", "adam"]
 COMMAND = ["--seeds", "2", "--optimizers", *ARMS, "--trainer.max_epochs=2", "--data.batch_size=1000", "--workers", "1"]
@@ -95,20 +95,3 @@ def test_a_document_takes_a_table_between_its_markers(tmp_path: Path) -> None:
     file.write_text("above\n<begin>\nold\n<end>\nbelow\n")
     compare.write_between_markers("new\n", file, "<begin>\n", "<end>\n")
     assert file.read_text() == "above\n<begin>\nnew\n<end>\nbelow\n"
-
-
-@pytest.mark.parametrize(
-    ("typed", "message"),
-    [
-        ("--seeds 0", "must be a whole number of 1 or more, got '0'"),
-        ("--optimizers adamm", "invalid choice: 'adamm'"),
-        ("--optimizers adam --trainer.max_epochs 0", "--trainer.max_epochs must be 1 or more"),
-        ("--trainer.logger=false", "--trainer.logger cannot be given here"),
-        ("--seed 3", "unrecognized arguments: --seed"),
-    ],
-)
-def test_bad_input_gives_status_2_and_no_run(typed: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        compare.main(typed.split())
-    assert message in capsys.readouterr().err
-    assert runs() == []

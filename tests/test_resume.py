@@ -13,8 +13,8 @@ import yaml
 
 import train
 from options import CONFIGS, QUIET, ROOT
+from store import client
 from tests.store import history, runs
-from tracking import client
 
 KILLS = 20
 

@@ -12,8 +12,8 @@ import pytest
 
 import train
 from options import ROOT
+from store import client, how_to_see, open_experiment, parent_run
 from tests.store import runs
-from tracking import StoreError, client, how_to_see, open_experiment, parent_run
 
 SHORT = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--data.batch_size=1000"]
 
@@ -49,27 +49,22 @@ def test_a_file_that_is_no_database_is_refused(store: Path, capsys: pytest.Captu
 
 def test_four_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/new/mlflow.db", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", "import tracking; print(tracking.open_experiment())"]
+    command = [sys.executable, "-c", "import store; print(store.open_experiment())"]
     opened = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     assert [process.communicate()[0].strip() for process in opened] == ["1"] * 4
 
 
 def test_a_parent_run_ends_as_its_work_ended() -> None:
-    with parent_run("good", {}):
+    with parent_run("good", "1", {}):
         pass
-    with pytest.raises(ZeroDivisionError), parent_run("bad", {}):
+    with pytest.raises(ZeroDivisionError), parent_run("bad", "2", {}):
         raise ZeroDivisionError
-    with pytest.raises(KeyboardInterrupt), parent_run("stopped", {}) as stopped:
+    with pytest.raises(KeyboardInterrupt), parent_run("stopped", "3", {}) as stopped:
         raise KeyboardInterrupt
     assert [run.info.status for run in runs()] == ["FINISHED", "FAILED", "KILLED"]
-    with parent_run("stopped", {}, stopped) as again:
+    with parent_run("stopped", "3", {}) as again:
         assert again == stopped
     assert [run.info.status for run in runs()] == ["FINISHED", "FAILED", "FINISHED"]
-
-
-def test_going_on_from_a_run_that_is_not_there_is_refused() -> None:
-    with pytest.raises(StoreError, match="has no run"), parent_run("gone", {}, "0" * 32):
-        pass
 
 
 def test_the_link_names_the_command_that_shows_this_store(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

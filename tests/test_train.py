@@ -109,65 +109,6 @@ def test_somebodys_own_arm_is_a_file(tmp_path: Path) -> None:
     assert run.data.params["model.optimizer"] == "torch.optim.AdamW"
 
 
-# what was typed -> the option, and what to do, that the line must name
-BAD_INPUT = {
-    "--optimizer adamm": r"--optimizer: invalid choice: 'adamm' \(choose from .*adam",
-    "--optimizer adam --optimizer meta": r"--optimizer was given twice \(adam, meta\): name one arm",
-    "--task convv": r"--task: invalid choice: 'convv' \(choose from .*conv",
-    "--task conv --task gru": r"--task was given twice \(conv, gru\): name one task",
-    "--model.stretch 1": r"--model.stretch is a fraction of the run, 0 or more and below 1, got 1",
-    "--model.memory 0": r"--model.memory must be positive, got 0",
-    "--model.every 0": r"--model.every must be positive, got 0",
-    "--model.trust 1": r"--model.trust is a fraction of the validation loss, 0 or more and below 1, got 1",
-    "--model.meta_lr -1": r"--model.meta_lr must lie between 0 and 10, got -1",
-    "--optimizer meta_onestep --model.every 0": r"--model.every must be 1 or more, got 0",
-    "--data.draw -1": r"--data.draw must lie between 0 and 1000 here, got -1",
-    "--task digits --data.batch_size 1001": r"--data.batch_size must lie between 1 and 1000 here, got 1001",
-    "--optimizer replay": r"--model.schedule.path: schedule.csv is no schedule .*schedule.csv",
-    "--config nowhere.yaml": r"config.*File does not exist: .*nowhere.yaml",
-    "--model.lr -0.1": r"--model.lr must be a positive finite number, got -0.1",
-    "--model.lr 0": r"--model.lr must be a positive finite number, got 0",
-    "--model.lr nan": r"--model.lr: .*float.* nan",
-    "--model.lr .inf": r"--model.lr must be a positive finite number, got inf",
-    "--model.lr fast": r"--model.lr: .*float.* fast",
-    "--model.lrr 0.1": r"--model.lrr: Option 'lrr' is not accepted",
-    "--optimizer adam --model.meta_lr 1": r"--model.meta_lr: Option 'meta_lr' is not accepted",
-    "--optimizer meta_onestep --model.meta_lr -1": r"--model.meta_lr must be a finite number",
-    "--model.network.hiden 3": r"--model.network.hiden: Option 'hiden' is not accepted",
-    "--model.optimizer torch.optim.Rprop": r"Rprop cannot be adapted: .* Use one of SGD",
-    "--model.optimizer torch.optim.LBFGS": r"LBFGS cannot be adapted: .* Use one of SGD",
-    "--model Nothing": r"model.*Nothing",
-    "--data.batch_size 4001": r"--data.batch_size must lie between 1 and 4000 here, got 4001",
-    "--data.batch_size 0": r"--data.batch_size must lie between 1 and 4000 here, got 0",
-    "--data.batch_size few": r"data.batch_size.*int.* few",
-    "--data.held_out 4000": r"--data.held_out must lie between 0 and 3999 here",
-    "--data.batchsize 3": r"--data.batchsize: Option 'batchsize' is not accepted",
-    "--trainer.max_epochs 0": r"--trainer.max_epochs must be 1 or more, got 0",
-    "--trainer.max_epoch 3": r"unrecognized arguments: --trainer.max_epoch",
-    "--trainer.max_epochs -3": r"max_epochs.*You passed in -3",
-    "--trainer.devices 2": r"--trainer.devices must be 1",
-    "--optimizer meta_onestep --trainer.gradient_clip_val 1": r"gradient clipping is not supported",
-    "--optimizer meta_onestep --trainer.accumulate_grad_batches 2": r"gradient accumulation is not supported",
-    "--trainer.accelerator abacus": r"accelerator.*abacus",
-    "--seed_everything -1": r"--seed_everything: -1 is not in bounds",
-    "--optimizer adam --model.optimizer.betas [0.5,2]": r"Invalid beta parameter at index 1: 2.0",
-    "--threads 0": r"threads.* 0 does not conform",
-    "--seed_everything x": r"seed_everything.* x",
-    "--ckpt_path nowhere.ckpt": r"--ckpt_path: there is no file nowhere.ckpt",
-    "test --ckpt_path nowhere.ckpt": r"--ckpt_path: there is no file nowhere.ckpt",
-}
-
-
-@pytest.mark.parametrize("typed", BAD_INPUT)
-def test_bad_input_gives_one_clear_line_status_2_and_no_run(typed: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        train.main([*typed.split(), "--trainer.enable_progress_bar=false"])
-    assert stop.value.code == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert re.search(BAD_INPUT[typed], line), line
-    assert runs() == []
-
-
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 cut short"])
 def test_a_file_that_is_no_whole_checkpoint_is_refused(
     content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]

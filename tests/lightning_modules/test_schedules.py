@@ -7,8 +7,8 @@ from torch import nn
 
 import train
 from lightning_modules import Replay, linear
+from store import client
 from tests.store import history
-from tracking import client
 
 SHORT = ["--trainer.max_epochs=3", "--trainer.enable_progress_bar=false", "--data.batch_size=500"]
 

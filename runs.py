@@ -1,0 +1,105 @@
+"""The runs of a comparison: trained where they are missing, read back from MLflow."""
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import pandas as pd
+from optuna.trial import TrialState
+from tqdm import tqdm
+
+import train
+from options import QUIET, preset
+from store import client
+from sweep import fill, open_storage, work_off
+from workers import each, worker_pool
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: what it is called in the results, its arm or a file, its seed, the draw of its data, its other options.
+
+    parent: the run in MLflow under which it is kept.
+    """
+
+    label: str
+    arm: str
+    seed: int
+    draw: int = 0
+    lr: float | None = None
+    options: tuple[str, ...] = ()
+    parent: str | None = None
+
+    def args(self) -> list[str]:
+        """Return the command line of `train.py`."""
+        draw = [f"--data.draw={self.draw}"] if self.draw else []
+        lr = [] if self.lr is None else [f"--model.lr={self.lr}"]
+        return [*preset(self.arm), *self.options, *draw, *lr, f"--seed_everything={self.seed}", QUIET]
+
+
+def run(job: Job) -> str | None:
+    """Train, unless MLflow has the run, and return its id."""
+    tags = {"mlflow.parentRunId": job.parent} if job.parent else {}
+    return train.main(job.args(), tags, reuse=True).run_id
+
+
+def run_all(jobs: Sequence[Job], pool: Executor | None = None, name: str = "compare") -> pd.DataFrame:
+    """Train what MLflow does not have yet and return a row a run, in the order of the jobs, with what MLflow holds."""
+    ids: dict[int, str] = {}
+    with tqdm(total=len(jobs), desc=name, unit="run") as bar:
+        for number, run_id in each(run, jobs, pool):
+            ids[number] = run_id
+            bar.set_postfix_str(f"{jobs[number].label}, seed {jobs[number].seed}")
+            bar.update()
+    facts = [{"arm": job.label, "seed": job.seed, "draw": job.draw, "start_lr": job.lr} for job in jobs]
+    return pd.DataFrame([facts[number] | {"run_id": ids[number]} | read_run(ids[number]) for number in sorted(ids)])
+
+
+def read_run(run_id: str) -> dict[str, Any]:
+    """Return a run's figures; a run that diverged has an infinite loss and no accuracy."""
+    run = client().get_run(run_id)
+    metrics, params, info = run.data.metrics, run.data.params, run.info
+    lrs = [point.value for point in client().get_metric_history(run_id, "lr")]
+    if "search/passes" in metrics:
+        passes = 1 + metrics["search/passes"] / len(lrs)
+    elif "hypergradient" in metrics:
+        looks = len(client().get_metric_history(run_id, "hypergradient")) / len(lrs)
+        passes = 1 + looks * int(params["data.val_batch_size"]) / int(params["data.batch_size"])
+    else:
+        passes = 1.0
+    return {
+        "test_loss": metrics.get("test/loss", math.inf),
+        "test_accuracy": metrics.get("test/accuracy", metrics.get("test/r2", math.nan)),
+        "val_loss": metrics.get("val/loss", math.inf),
+        "final_lr": metrics["lr"],
+        "passes": passes,
+        "seconds": (info.end_time - info.start_time) / 1000,
+        "commit": run.data.tags.get("mlflow.source.git.commit", "")[:7],
+        "val_losses": [point.value for point in client().get_metric_history(run_id, "val/loss")],
+        "lrs": lrs,
+    }
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Does the job that a trial stands for; its value is of no use."""
+
+    jobs: tuple[Job, ...]
+
+    def __call__(self, trial: optuna.Trial) -> float:
+        """Train, unless MLflow has the run."""
+        run(self.jobs[trial.user_attrs["slot"]])
+        return 0.0
+
+
+def share(storage: str, sweep: str, jobs: Sequence[Job], workers: int) -> None:
+    """Train the jobs together with all machines that typed the same command; a bar shows how far they are."""
+    study = optuna.create_study(storage=open_storage(storage), study_name=sweep, load_if_exists=True)
+    fill(study, len(jobs), stopped=False)
+    with worker_pool(workers) as pool, tqdm(total=len(jobs), desc="all machines", unit="run") as bar:
+        for _ in work_off(study, Shared(tuple(jobs)), pool):
+            bar.n = len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))
+            bar.refresh()

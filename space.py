@@ -1,0 +1,88 @@
+"""What tuning searches: option -> distribution, from a line like `model.lr=log:1e-5:1e-1`, and each arm's default."""
+
+import argparse
+from typing import Any
+
+import optuna
+import yaml
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+Space = dict[str, BaseDistribution]
+RATE: Space = {"model.lr": FloatDistribution(1e-5, 1e-1, log=True)}
+WITH_DECAY: Space = {
+    "model.lr": FloatDistribution(1e-4, 1e-1, log=True),
+    "model.optimizer.weight_decay": FloatDistribution(1e-3, 1.0, log=True),
+}
+WITH_HYPER_RATE: Space = RATE | {"model.hyper_lr": FloatDistribution(1e-8, 1e-4, log=True)}
+EXAMPLES = "model.lr=log:1e-5:1e-1, model.network.hidden=32:512 or model.network.layers=1,2,3"
+
+
+def default_space(arm: str) -> Space:
+    """Return what is searched of an arm where nothing is said."""
+    if arm.startswith("adamw"):
+        return WITH_DECAY
+    return WITH_HYPER_RATE if arm == "descent" else RATE
+
+
+def dimension(text: str) -> tuple[str, BaseDistribution]:
+    """Read one of EXAMPLES: log-uniform, uniform (whole numbers where both bounds are), or a choice.
+
+    Raises:
+        ArgumentTypeError: it does not read like one.
+    """
+    option, _, values = text.partition("=")
+    try:
+        if not option.startswith(("model.", "data.", "trainer.")):
+            raise ValueError(option)
+        return option, _distribution(values)
+    except (ValueError, yaml.YAMLError):
+        raise argparse.ArgumentTypeError(f"must read like {EXAMPLES}, got {text!r}") from None
+
+
+def _distribution(values: str) -> BaseDistribution:
+    log, bounds = values.startswith("log:"), values.removeprefix("log:")
+    if "," in values:
+        return CategoricalDistribution([yaml.safe_load(choice) for choice in values.split(",")])
+    if all(bound.isdecimal() for bound in bounds.split(":")):
+        low, high = map(int, bounds.split(":"))
+        return IntDistribution(low, high, log=log)
+    lowest, highest = map(float, bounds.split(":"))
+    if not lowest < highest:
+        raise ValueError(bounds)
+    return FloatDistribution(lowest, highest, log=log)
+
+
+def suggest(trial: optuna.Trial, option: str, values: BaseDistribution) -> Any:
+    """Return what the sampler proposes for an option."""
+    match values:
+        case FloatDistribution():
+            return trial.suggest_float(option, values.low, values.high, log=values.log)
+        case IntDistribution():
+            return trial.suggest_int(option, values.low, values.high, log=values.log)
+        case CategoricalDistribution():
+            return trial.suggest_categorical(option, values.choices)
+    raise TypeError(values)
+
+
+def first(values: BaseDistribution) -> Any:
+    """Return the lowest value, or the first choice."""
+    match values:
+        case FloatDistribution() | IntDistribution():
+            return values.low
+        case CategoricalDistribution():
+            return values.choices[0]
+    raise TypeError(values)
+
+
+def described(space: Space) -> str:
+    """Say what is searched, as a person reads it."""
+    return ", ".join(f"{option} {_range(values)}" for option, values in space.items())
+
+
+def _range(values: BaseDistribution) -> str:
+    match values:
+        case FloatDistribution() | IntDistribution():
+            return f"{values.low:g} ... {values.high:g}{' (log-uniform)' if values.log else ''}"
+        case CategoricalDistribution():
+            return f"one of {', '.join(map(str, values.choices))}"
+    raise TypeError(values)

@@ -1,0 +1,143 @@
+"""A sweep is a queue of trials in an Optuna study; processes work it off, on one machine or on many.
+
+Each trial has a slot, a number from 0: what it is to do. A worker that dies leaves its trial running; it fails, and
+another trial with its slot joins the queue: on one machine when the command is typed again, with a database as soon as
+its heartbeat is missing.
+"""
+
+import functools
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from filelock import FileLock, Timeout
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
+
+from options import CONFIGS, arm_file
+from store import StoreError, artifact_dir, cause, without_password
+from workers import each
+
+HEARTBEAT, GRACE = 5, 20  # seconds; a worker that was not heard of for GRACE is dead
+
+
+def open_storage(url: str | None) -> BaseStorage:
+    """Return the storage of all studies: a journal beside the artifacts, or the database at `url`.
+
+    Raises:
+        StoreError: the database cannot be reached.
+    """
+    if url is None:
+        return JournalStorage(JournalFileBackend(str(artifact_dir() / "optuna.log")))
+    retry = RetryHeartbeatStaleTrialCallback()
+    connect = functools.partial(
+        RDBStorage, url, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry
+    )
+    try:
+        try:
+            return connect()
+        except (IntegrityError, ProgrammingError):  # another process makes the tables in this moment
+            time.sleep(1)
+            return connect()
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        reason = f"--storage {without_password(url)} cannot be used: {cause(error)}."
+        raise StoreError(f"{reason} Give the address of a database, like postgresql://USER@HOST/optuna.") from error
+
+
+def sweep_name(kind: str, facts: Sequence[str], arms: Sequence[str]) -> str:
+    """Return a name that the same command has on every machine: another one where a file it reads is another.
+
+    facts: the options; arms: those whose files are read.
+    """
+    named = [Path(fact.split("=")[-1]) for fact in facts]
+    files = [CONFIGS / "base.yaml", *(arm_file(arm) for arm in arms), *(path for path in named if path.is_file())]
+    content = "\0".join(facts).encode() + b"".join(file.read_bytes() for file in files)
+    return f"{kind} {hashlib.sha256(content).hexdigest()[:12]}"
+
+
+@contextmanager
+def alone(name: str, url: str | None) -> Iterator[None]:
+    """Hold a sweep that only this machine knows: two commands that share a journal would take each other for dead."""
+    if url:
+        yield
+        return
+    lock = FileLock(artifact_dir() / f".{name.replace(' ', '-')}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise StoreError("This sweep runs already, in another process. Let it, or share it: see --storage.") from None
+    with lock:
+        yield
+
+
+def fill(study: optuna.Study, slots: int, stopped: bool) -> None:
+    """Queue a trial for every slot that has none; one that broke off is tried again with the values it had.
+
+    stopped: no other process works on the study: what seems to be running was killed.
+    """
+    for trial in study.get_trials(states=[TrialState.RUNNING]) if stopped else []:
+        study.tell(trial.number, state=TrialState.FAIL)
+    trials = study.get_trials()
+    failed = {trial.user_attrs.get("slot"): trial for trial in trials if trial.state == TrialState.FAIL}
+    for slot in range(slots):
+        if not any(_holds(trial, slot) for trial in trials):
+            params, distributions = (failed[slot].params, failed[slot].distributions) if slot in failed else ({}, {})
+            waiting = TrialState.WAITING
+            study.add_trial(
+                optuna.create_trial(
+                    state=waiting, params=params, distributions=distributions, user_attrs={"slot": slot}
+                )
+            )
+
+
+Work = Callable[[optuna.Trial], float]
+"""What a trial does; `trial.user_attrs["slot"]` says which it is. Picklable."""
+
+
+def work_off(study: optuna.Study, work: Work, pool: Executor | None, timeout: float | None = None) -> Iterator[None]:
+    """Do each trial of the queue once, yield after each, and return when none waits or runs on any machine.
+
+    timeout: seconds after which no trial is begun.
+    """
+    end = time.time() + (timeout or math.inf)
+    while time.time() < end:
+        optuna.storages.fail_stale_trials(study)
+        states = [trial.state for trial in study.get_trials(deepcopy=False)]
+        if waiting := states.count(TrialState.WAITING):
+            for _ in each(_take, [(study, work, end, pool is not None)] * waiting, pool):
+                yield
+        elif TrialState.RUNNING in states:  # elsewhere: its worker may die yet
+            time.sleep(1)
+            yield
+        else:
+            return
+
+
+def _take(job: tuple[optuna.Study, Work, float, bool]) -> None:
+    """Do the next trial, if there is one and there is time."""
+    study, work, end, copied = job
+    if copied:
+        study.sampler.reseed_rng()  # each process has a copy, which would propose the same
+    waiting = study.get_trials(deepcopy=False, states=[TrialState.WAITING])
+    if waiting and time.time() < end:
+        study.optimize(functools.partial(_once, study, work), n_trials=1)
+
+
+def _once(study: optuna.Study, work: Work, trial: optuna.Trial) -> float:
+    """Do a trial, unless another has its slot: machines that fill the queue at once fill it twice."""
+    slot = trial.user_attrs.get("slot")  # None: the queue was empty by now
+    others = study.get_trials(deepcopy=False)[: trial.number]
+    if slot is None or any(_holds(other, slot) for other in others):
+        return math.nan  # a trial that failed
+    return work(trial)
+
+
+def _holds(trial: FrozenTrial, slot: int) -> bool:
+    return trial.user_attrs.get("slot") == slot and trial.state != TrialState.FAIL
