@@ -20,7 +20,7 @@ from pytorch_lightning import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers.logger import DummyLogger
 
-from callbacks import DivergenceError, SaveConfigArtifact
+from callbacks import DivergenceError, LogDataset, LogModel, SaveConfigArtifact
 from callbacks.config import flat
 from data.tensors import TensorDataModule
 from lightning_modules import Classifier, SearchClassifier
@@ -103,6 +103,7 @@ class TrainCLI(LightningCLI):
         parser.add_argument("--optimizer", action=Preset, choices=ARMS, help=f"the arm, {DEFAULT_ARM} by default")
         parser.add_argument("--task", action=Preset, choices=TASKS, help="the data and the network, mlp by default")
         parser.add_argument("--threads", type=PositiveInt, default=1, help="another count gives other last digits")
+        parser.add_argument("--log-model", action="store_true", help="keep the network as an MLflow model too")
         parser.add_lightning_class_args(Classifier, "model", subclass_mode=True)
         parser.add_lightning_class_args(TensorDataModule, "data", subclass_mode=True)
         parser.add_lightning_class_args(self.trainer_class, "trainer")
@@ -161,6 +162,7 @@ class TrainCLI(LightningCLI):
             "optimizer": arm,
             "task": command.task or "mlp",
             "seed": str(command.seed_everything),
+            "draw": str(command.data.init_args.get("draw", 0)),
             "config": self.digest,
         } | self.tags
         logger = command.trainer.logger
@@ -181,7 +183,8 @@ class TrainCLI(LightningCLI):
 
     def after_instantiate_classes(self) -> None:
         """Put the model's configuration into its checkpoints: `--ckpt_path` alone brings a run back."""
-        self.trainer.callbacks += self.callbacks  # type: ignore[attr-defined]
+        model = [LogModel()] if self.config[self.subcommand].log_model else []
+        self.trainer.callbacks += [LogDataset(), *model, *self.callbacks]  # type: ignore[attr-defined]
         model = self.config_dump["model"]
         origin = {"_class_path": model["class_path"], "_instantiator": "pytorch_lightning.cli.instantiate_module"}
         self.model.save_hyperparameters(origin | model["init_args"], logger=False)

@@ -15,7 +15,7 @@ import train
 from options import ARMS, HEADLINE, QUIET, ROOT, arm_or_file, parse_sweep, positive, preset, rate, sweep_parser
 from plots import line_figure
 from runs import Job, run_all, share
-from store import client, how_to_see, open_experiment, parent_run, tracking_uri, without_password
+from store import client, how_to_compare, how_to_see, open_experiment, parent_run, tracking_uri, without_password
 from sweep import sweep_name
 from tables import conditions, paired_table
 from workers import CORES, worker_pool
@@ -117,6 +117,7 @@ def main(args: list[str] | None = None) -> pd.DataFrame:
             runs = run_all(jobs, pool)
         text = write(runs, own, command, parent)
     print(f"{text}\nwritten to  {own.output}\nsee it      {how_to_see(experiment, parent)}")
+    print(f"charts      {how_to_compare(experiment, parent)}")
     return runs
 
 

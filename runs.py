@@ -37,7 +37,8 @@ class Job:
         """Return the command line of `train.py`."""
         draw = [f"--data.draw={self.draw}"] if self.draw else []
         lr = [] if self.lr is None else [f"--model.lr={self.lr}"]
-        return [*preset(self.arm), *self.options, *draw, *lr, f"--seed_everything={self.seed}", QUIET]
+        name = f"--trainer.logger.run_name={self.label} seed {self.seed}"
+        return [*preset(self.arm), *self.options, *draw, *lr, f"--seed_everything={self.seed}", name, QUIET]
 
 
 def run(job: Job) -> str | None:

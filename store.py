@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while mlflow is imported
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # 7, the default, takes minutes to say that it is down
@@ -21,6 +22,7 @@ from options import ROOT
 
 EXPERIMENT = "mnist1d"
 OWN_URI = f"sqlite:///{ROOT / 'mlflow.db'}"
+VIEW = "workflowType=machine_learning"  # not the UI's agents' view
 FAULTS = (MlflowException, SQLAlchemyError, OSError)  # what a store raises that is away, locked, full or broken
 
 
@@ -150,7 +152,16 @@ def _parent(name: str, tags: dict[str, str]) -> str:
 
 def how_to_see(experiment_id: str, run_id: str) -> str:
     """Say which command and which link show the run in MLflow's UI."""
-    page = f"#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"  # not the UI's agents' view
+    return _command(f"#/experiments/{experiment_id}/runs/{run_id}?{VIEW}")
+
+
+def how_to_compare(experiment_id: str, parent: str) -> str:
+    """Say which command and which link show the charts of the runs that a comparison trained, side by side."""
+    children = quote(f"tags.mlflow.parentRunId = '{parent}'")
+    return _command(f"#/experiments/{experiment_id}/runs?{VIEW}&compareRunsMode=CHART&searchFilter={children}")
+
+
+def _command(page: str) -> str:
     uri = tracking_uri()
     if uri.startswith("http"):
         return f"{without_password(uri)}/{page}"

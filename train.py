@@ -47,6 +47,8 @@ def quiet() -> None:
     for name in ("mlflow", "pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # of Lightning, about torch
+    warnings.filterwarnings("ignore", "The tensor attributes .*_flat_weights")  # of torch, while a GRU is exported
+    warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType")  # of MLflow, about its own
     for message in ("The dirpath has changed", "Checkpoint directory"):  # each run saves in a folder of its own
         warnings.filterwarnings("ignore", message)
 

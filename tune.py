@@ -163,10 +163,9 @@ def describe(study: optuna.Study, space: Space, command: str) -> str:
 def keep(study: optuna.Study, text: str, parent: str) -> None:
     """Keep the best values and Optuna's own figures with the parent run."""
     client().log_text(parent, text, "best.yaml")
-    client().log_metric(parent, "val/loss", study.best_value)
-    done = len(study.get_trials(states=[TrialState.COMPLETE]))
+    client().log_metric(parent, "best/val_loss", study.best_value)
     for option, value in study.best_params.items():
-        client().log_param(parent, f"best {option} of {done}", value)
+        client().set_tag(parent, f"best {option}", value)
     finite = [trial for trial in study.trials if trial.value is not None and math.isfinite(trial.value)]
     for name, plot in PLOTS.items() if len({trial.value for trial in finite}) > 1 else ():
         axes = np.ravel(np.asarray(plot(study)))

@@ -4,12 +4,15 @@ from callbacks.average import TailAverage
 from callbacks.checkpoint import LastCheckpoint
 from callbacks.config import SaveConfigArtifact
 from callbacks.divergence import DivergenceError, StopOnDivergence
+from callbacks.record import LogDataset, LogModel
 from callbacks.schedule_free import ScheduleFree
 from callbacks.trajectory import Trajectory
 
 __all__ = [
     "DivergenceError",
     "LastCheckpoint",
+    "LogDataset",
+    "LogModel",
     "SaveConfigArtifact",
     "ScheduleFree",
     "StopOnDivergence",

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+import train
+from data import MNIST1DDataModule
+from store import artifact_dir
+from tests.store import runs
+
+SHORT = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
+
+
+def test_a_run_names_its_data_with_digests_that_are_those_of_the_draw() -> None:
+    train.main(["--optimizer", "adam", *SHORT])
+    train.main(["--optimizer", "meta_onestep", *SHORT])
+    train.main(["--optimizer", "adam", *SHORT, "--data.draw=1"])
+    digests = []
+    for run in runs():
+        inputs = {given.dataset.name: given for given in run.inputs.dataset_inputs}
+        assert set(inputs) == {"MNIST1D train", "MNIST1D val", "MNIST1D test"}
+        assert inputs["MNIST1D val"].tags[0].value == "validation"
+        digests.append(inputs["MNIST1D train"].dataset.digest)
+    assert digests[0] == digests[1] != digests[2]
+    assert [run.data.tags["draw"] for run in runs()] == ["0", "0", "1"]
+
+
+@pytest.mark.parametrize("task", ["mlp", "conv_batchnorm", "gru"])
+def test_the_model_kept_predicts_on_a_raw_array_of_any_length(task: str) -> None:
+    cli = train.main(["--optimizer", "adam", "--task", task, "--log-model", *SHORT])
+    mlflow.set_tracking_uri(f"sqlite:///{artifact_dir().parent}/mlflow.db")
+    model = mlflow.pyfunc.load_model(f"runs:/{cli.run_id}/model")
+    assert isinstance(model.input_example, np.ndarray)
+    data = MNIST1DDataModule()
+    data.setup("fit")
+    network = cli.model.network.eval()
+    for samples in (1, 2, 7, 1000):
+        x = data.val[0][:samples]
+        with torch.no_grad():
+            expected = network(x).numpy()
+        assert model.predict(x.numpy()) == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(mlflow.exceptions.MlflowException, match="shape"):
+        model.predict(np.zeros((3, 41), np.float32))
+
+
+def test_the_model_kept_is_no_pickle() -> None:
+    cli = train.main(["--optimizer", "adam", "--log-model", *SHORT])
+    files = [path for path in Path(artifact_dir()).rglob("*") if path.suffix in (".pt2", ".pth", ".pkl", ".pickle")]
+    assert {path.suffix for path in files} == {".pt2"}, cli.run_id
