@@ -157,8 +157,9 @@ def how_to_see(experiment_id: str, run_id: str) -> str:
 
 def how_to_compare(experiment_id: str, parent: str) -> str:
     """Say which command and which link show the charts of the runs that a comparison trained, side by side."""
-    children = quote(f"tags.mlflow.parentRunId = '{parent}'")
-    return _command(f"#/experiments/{experiment_id}/runs?{VIEW}&compareRunsMode=CHART&searchFilter={children}")
+    own = quote(f"tags.mlflow.parentRunId = '{parent}'", safe="")
+    best_first = f"orderByKey={quote('metrics.`test/loss`', safe='')}&orderByAsc=true"  # by date they would be folded
+    return _command(f"#/experiments/{experiment_id}/runs?{VIEW}&compareRunsMode=CHART&{best_first}&searchFilter={own}")
 
 
 def _command(page: str) -> str:

@@ -24,7 +24,7 @@ from selenium.webdriver.support.expected_conditions import element_to_be_clickab
 from selenium.webdriver.support.wait import WebDriverWait
 
 from plots import COLORS
-from tracking import EXPERIMENT
+from store import EXPERIMENT
 
 T = TypeVar("T")
 OPTIONS = [
@@ -40,7 +40,8 @@ OPTIONS = [
     # without a mouse the charts' tools lie over the curves
     "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4",
 ]
-CHARTS = "runs?workflowType=machine_learning&compareRunsMode=CHART"
+BEST_FIRST = "orderByKey=metrics.%60test%2Floss%60&orderByAsc=true"  # by date, the runs of a comparison are folded
+CHARTS = f"runs?workflowType=machine_learning&compareRunsMode=CHART&{BEST_FIRST}"
 COURSES = "^(val/loss|lr)$"  # MLflow's search among the charts takes a regular expression
 LIMIT = 60  # seconds that a page may take
 # each chart, by its title, with the runs of which there is a path of more than a point

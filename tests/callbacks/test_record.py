@@ -19,6 +19,7 @@ def test_a_run_names_its_data_with_digests_that_are_those_of_the_draw() -> None:
     train.main(["--optimizer", "adam", *SHORT, "--data.draw=1"])
     digests = []
     for run in runs():
+        assert run.inputs
         inputs = {given.dataset.name: given for given in run.inputs.dataset_inputs}
         assert set(inputs) == {"MNIST1D train", "MNIST1D val", "MNIST1D test"}
         assert inputs["MNIST1D val"].tags[0].value == "validation"
