@@ -65,5 +65,5 @@ def run_stage(name: str, own: argparse.Namespace, command: str) -> None:
 
 
 if __name__ == "__main__":
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     train.script(partial(main, None))

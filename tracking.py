@@ -82,7 +82,8 @@ class Tracker(MLFlowLogger):
         run_id: str | None = None,
     ) -> None:
         open_experiment(experiment_name)
-        super().__init__(experiment_name, run_name, tracking_uri(), tags, log_model=True, run_id=run_id)
+        words = {name: str(value) for name, value in (tags or {}).items()}  # jsonargparse made a number of "0"
+        super().__init__(experiment_name, run_name, tracking_uri(), words, log_model=True, run_id=run_id)
         self._mlflow_client = self.patient = PatientClient(tracking_uri())  # what `experiment` returns
         self.points: list[Metric] = []
         self.sent, self.patience = time.monotonic(), PATIENCE[0]

@@ -49,6 +49,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # of Lightning, about torch
     warnings.filterwarnings("ignore", "The tensor attributes .*_flat_weights")  # of torch, while a GRU is exported
     warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType")  # of MLflow, about its own
+    for message in (".* is experimental .supported from", "Argument .* is an experimental feature"):  # of Optuna
+        warnings.filterwarnings("ignore", message)
     for message in ("The dirpath has changed", "Checkpoint directory"):  # each run saves in a folder of its own
         warnings.filterwarnings("ignore", message)
 

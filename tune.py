@@ -4,7 +4,6 @@ import argparse
 import math
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,5 +227,4 @@ def show(study: optuna.Study, bar: tqdm) -> None:
 
 if __name__ == "__main__":
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # the journal, the plots
     train.script(main)

@@ -1,0 +1,76 @@
+"""Real servers on loopback, started on free ports and stopped again: PostgreSQL, and `mlflow server` on it."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+PASSWORD = "s3cret"
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """Run a new cluster, and yield the address of its databases `mlflow` and `optuna`, up to their names."""
+    port, user = free_port(), "postgres" if os.getuid() == 0 else None  # PostgreSQL refuses to be run by root
+    folder = Path(tempfile.mkdtemp(prefix="pg"))  # not pytest's own: that user could not read it
+
+    def call(program: str, *options: str) -> None:
+        environment = os.environ | {"PGPASSWORD": PASSWORD}
+        command = [str(BINARIES[-1] / program), *options]
+        subprocess.run(command, user=user, env=environment, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+    (folder / "password").write_text(PASSWORD)
+    if user:
+        shutil.chown(folder, user)
+        shutil.chown(folder / "password", user)
+    secret = f"--pwfile={folder / 'password'}"
+    call("initdb", "-D", "data", "-U", "researcher", "--auth=scram-sha-256", secret, "--no-sync")
+    listen = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -c fsync=off"
+    call("pg_ctl", "-D", "data", "-w", "-l", "log", "-o", listen, "start")
+    try:
+        for database in ("mlflow", "optuna"):
+            call("createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "researcher", database)
+        yield f"postgresql://researcher:{PASSWORD}@127.0.0.1:{port}"
+    finally:
+        call("pg_ctl", "-D", "data", "-w", "-m", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def mlflow_server(backend: str, folder: Path, port: int = 0) -> Iterator[str]:
+    """Run a tracking server, which keeps artifacts in the folder, and yield its address."""
+    port = port or free_port()
+    command = [str(Path(sys.executable).with_name("mlflow")), "server", "--backend-store-uri", backend]
+    command += ["--artifacts-destination", str(folder), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # six processes more
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            with suppress(OSError):
+                urllib.request.urlopen(f"{address}/health", timeout=5)
+                break
+            time.sleep(0.5)
+        else:
+            raise TimeoutError((folder / "server.log").read_text())
+        yield address
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
