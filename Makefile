@@ -31,7 +31,7 @@ bench: .venv/peers  ## set up, then measure speed and memory beside the limit an
 	$(BIN)/python -m benchmarks
 
 ui: .venv/installed  ## show all runs in MLflow's UI
-	$(BIN)/mlflow ui
+	$(BIN)/mlflow ui --host 127.0.0.1
 
 test: .venv/installed  ## set up, then run the test suite
 	$(BIN)/python -m pytest

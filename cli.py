@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from jsonargparse import Namespace
 from jsonargparse._actions import ActionConfigFile
 from jsonargparse.typing import PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from mlflow.exceptions import MlflowException
 from pytorch_lightning import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers.logger import DummyLogger
@@ -25,7 +27,7 @@ from callbacks.config import flat
 from data.tensors import TensorDataModule
 from lightning_modules import Classifier, SearchClassifier
 from options import ARMS, CONFIGS, DEFAULT_ARM, TASKS, USAGE
-from store import StoreError, client, close_broken_off, find_run, how_to_see, open_experiment, run_of
+from store import StoreError, client, close_broken_off, find_run, how_to_see, run_of
 from tracking import Tracker
 
 
@@ -226,7 +228,9 @@ class TrainCLI(LightningCLI):
         if self.diverged:
             print(self.diverged, file=sys.stderr)
         logger, run_id = self.trainer.logger, self.run_id
-        metrics = client().get_run(run_id).data.metrics if run_id else dict(self.test_metrics)
+        metrics = dict(self.test_metrics)
+        with suppress(MlflowException):  # a server that has gone away; the rest is printed all the same
+            metrics = client().get_run(run_id).data.metrics if run_id else metrics
         names = [name for name in ("val/loss", "test/loss", "test/accuracy", "test/r2") if name in metrics]
         if names and not self.diverged:
             print(", ".join(f"{name} {metrics[name]:.4f}" for name in names))
@@ -235,7 +239,7 @@ class TrainCLI(LightningCLI):
         if path := getattr(self.trainer.checkpoint_callback, "best_model_path", None):
             print(f"checkpoint  {path}")
         if run_id and isinstance(logger, Tracker):
-            print(f"MLflow run  {run_id}\nsee it      {how_to_see(open_experiment(logger.name), run_id)}")
+            print(f"MLflow run  {run_id}\nsee it      {how_to_see(str(logger.experiment_id), run_id)}")
 
 
 def digest(config: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 import train
 from options import QUIET, preset
 from store import client
-from sweep import fill, open_storage, work_off
+from sweep import open_storage, work_off
 from workers import each, worker_pool
 
 
@@ -99,8 +99,7 @@ class Shared:
 def share(storage: str, sweep: str, jobs: Sequence[Job], workers: int) -> None:
     """Train the jobs together with all machines that typed the same command; a bar shows how far they are."""
     study = optuna.create_study(storage=open_storage(storage), study_name=sweep, load_if_exists=True)
-    fill(study, len(jobs), stopped=False)
     with worker_pool(workers) as pool, tqdm(total=len(jobs), desc="all machines", unit="run") as bar:
-        for _ in work_off(study, Shared(tuple(jobs)), pool):
+        for _ in work_off(study, len(jobs), Shared(tuple(jobs)), pool):
             bar.n = len(study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]))
             bar.refresh()

@@ -1,5 +1,6 @@
 """Where runs are kept: MLflow's own default, `mlflow.db` and `mlruns/` beside it, anchored at the root of the clone."""
 
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -7,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while mlflow is imported
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read while mlflow is imported, as is the next
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # each run's; a command prints its own
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # 7, the default, takes minutes to say that it is down
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # seconds
@@ -25,6 +27,9 @@ EXPERIMENT = "mnist1d"
 OWN_URI = f"sqlite:///{ROOT / 'mlflow.db'}"
 VIEW = "workflowType=machine_learning"  # not the UI's agents' view
 FAULTS = (MlflowException, SQLAlchemyError, OSError)  # what a store raises that is away, locked, full or broken
+
+
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # logs the traceback of what it raises
 
 
 class StoreError(Exception):

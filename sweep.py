@@ -35,6 +35,7 @@ def open_storage(url: str | None) -> BaseStorage:
         StoreError: the database cannot be reached.
     """
     if url is None:
+        artifact_dir().mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(artifact_dir() / "optuna.log")))
     retry = RetryHeartbeatStaleTrialCallback()
     connect = functools.partial(
@@ -77,22 +78,22 @@ def alone(name: str, url: str | None) -> Iterator[None]:
         yield
 
 
-def fill(study: optuna.Study, slots: int, stopped: bool) -> None:
-    """Queue a trial for every slot that has none; one that broke off is tried again with the values it had.
-
-    stopped: no other process works on the study: what seems to be running was killed.
-    """
-    for trial in study.get_trials(states=[TrialState.RUNNING]) if stopped else []:
+def release(study: optuna.Study) -> None:
+    """Give up the trials that seem to be running: no other process works on the study, so they were killed."""
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
         study.tell(trial.number, state=TrialState.FAIL)
+
+
+def fill(study: optuna.Study, slots: int) -> None:
+    """Queue a trial for every slot that has none; one that broke off is tried again with the values it had."""
     trials = study.get_trials()
     failed = {trial.user_attrs.get("slot"): trial for trial in trials if trial.state == TrialState.FAIL}
     for slot in range(slots):
         if not any(_holds(trial, slot) for trial in trials):
             params, distributions = (failed[slot].params, failed[slot].distributions) if slot in failed else ({}, {})
-            waiting = TrialState.WAITING
             study.add_trial(
                 optuna.create_trial(
-                    state=waiting, params=params, distributions=distributions, user_attrs={"slot": slot}
+                    state=TrialState.WAITING, params=params, distributions=distributions, user_attrs={"slot": slot}
                 )
             )
 
@@ -101,14 +102,17 @@ Work = Callable[[optuna.Trial], float]
 """What a trial does; `trial.user_attrs["slot"]` says which it is. Picklable."""
 
 
-def work_off(study: optuna.Study, work: Work, pool: Executor | None, timeout: float | None = None) -> Iterator[None]:
-    """Do each trial of the queue once, yield after each, and return when none waits or runs on any machine.
+def work_off(
+    study: optuna.Study, slots: int, work: Work, pool: Executor | None = None, timeout: float | None = None
+) -> Iterator[None]:
+    """Do what each slot stands for once, yield after each trial, and return when all is done, on all machines.
 
     timeout: seconds after which no trial is begun.
     """
     end = time.time() + (timeout or math.inf)
     while time.time() < end:
         optuna.storages.fail_stale_trials(study)
+        fill(study, slots)
         states = [trial.state for trial in study.get_trials(deepcopy=False)]
         if waiting := states.count(TrialState.WAITING):
             for _ in each(_take, [(study, work, end, pool is not None)] * waiting, pool):

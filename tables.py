@@ -75,6 +75,11 @@ def paired_table(runs: pd.DataFrame, base: str = DEFAULT_ARM, tuning: dict[str, 
     return markdown(header, rows)
 
 
+def _span(name: str, numbers: pd.Series) -> str:
+    low, high = numbers.min(), numbers.max()
+    return f"{name} {low}" if low == high else f"{name}s {low}–{high}"
+
+
 def conditions(runs: pd.DataFrame, command: str) -> str:
     """Say how the numbers came about: command, seeds, draws, epochs, machine, versions."""
     epochs = sorted({len(history) for history in runs.val_losses})
@@ -82,8 +87,8 @@ def conditions(runs: pd.DataFrame, command: str) -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return (
-        f"Made by `{command}`: seeds {runs.seed.min()}–{runs.seed.max()}, draws of the data {runs.draw.min()}–"
-        f"{runs.draw.max()}, {' or '.join(map(str, epochs))} epochs, weights after the last step, mean ± half the "
+        f"Made by `{command}`: {_span('seed', runs.seed)}, {_span('draw', runs.draw)}, "
+        f"{' or '.join(map(str, epochs))} epochs, weights after the last step, mean ± half the "
         f"95 % interval (Student's t); differences paired by draw and seed, with bootstrap intervals, p by Wilcoxon's "
         f"test after Holm; passes: forward-backward passes of a batch a step, tuning included, as in the seconds. "
         f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, a thread a run; "

@@ -22,12 +22,12 @@ PATIENCE = 5.0, 60.0  # seconds that points may wait; and at most, while the sto
 class PatientClient(MlflowClient):
     """MLflow's client for a run in progress: what the store does not take is kept in a folder, to be delivered.
 
-    `away`: the store refused the last call.
+    `away`: the store refused the last call; `told`: it was said where the folder is.
     """
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
-        self.away = False
+        self.away = self.told = False
 
     def attempt(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
         """Return whether the store took the call; say so when it begins to refuse, and when it is back."""
@@ -59,8 +59,9 @@ class PatientClient(MlflowClient):
         """End the run; where that fails, say where what it did is kept, and how it gets into the store."""
         if not self.attempt(super().set_terminated, run_id, status, end_time):
             keep(run_id, "status.json", status or "FINISHED")
-        if undelivered(run_id).is_dir():
-            folder = undelivered(run_id)
+        folder = undelivered(run_id)
+        if folder.is_dir() and not self.told:
+            self.told = True
             _say(f"what the store did not take lies in {folder}. To deliver it: python tracking.py {folder}")
 
 

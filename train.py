@@ -1,5 +1,6 @@
 """Train one arm, test it once, keep the run in MLflow: `python train.py --optimizer meta`."""
 
+import errno
 import logging
 import sys
 import warnings
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from options import CONFIGS, DEFAULT_ARM, HELP, SUBCOMMANDS
+
+PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # there is no room, or no right, to write
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback
@@ -56,7 +59,10 @@ def quiet() -> None:
 
 
 def script(command: Callable[[], Any]) -> None:
-    """Run a command as a process; what its user can mend gives a line and a status, not a traceback."""
+    """Run a command as a process; what its user can mend gives a line and a status, not a traceback.
+
+    Status 2: nothing was begun. 1: what was begun could not go on. 130: Ctrl-C.
+    """
     quiet()
     name = Path(sys.argv[0]).name
     try:
@@ -65,12 +71,17 @@ def script(command: Callable[[], Any]) -> None:
         print(f"{name}: interrupted; what was done is kept.", file=sys.stderr)
         sys.exit(130)  # as shells have it
     except Exception as error:
-        from store import StoreError  # late: the help does not wait for mlflow
+        from store import FAULTS, StoreError, cause  # late: the help does not wait for mlflow
 
-        if not isinstance(error, StoreError):
+        if isinstance(error, StoreError):
+            print(f"{name}: error: {error}", file=sys.stderr)
+            sys.exit(2)
+        if not isinstance(error, FAULTS) or (isinstance(error, OSError) and error.errno not in PLACE):
             raise
-        print(f"{name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(
+            f"{name}: error: {cause(error)}. What was done is kept; mend it, and type the same again.", file=sys.stderr
+        )
+        sys.exit(1)
 
 
 def train_and_report() -> None:

@@ -24,7 +24,7 @@ import train
 from options import ARMS, CONFIGS, QUIET, arm_or_file, parse_sweep, positive, preset, sweep_parser
 from space import EXAMPLES, Space, default_space, described, dimension, first, suggest
 from store import StoreError, client, how_to_see, open_experiment, parent_run, without_password
-from sweep import alone, fill, open_storage, sweep_name, work_off
+from sweep import alone, open_storage, release, sweep_name, work_off
 from workers import worker_pool
 
 SAMPLERS: dict[str, Callable[[int | None], BaseSampler]] = {
@@ -206,11 +206,12 @@ def main(args: list[str] | None = None) -> optuna.Study:
 
 def run_trials(study: optuna.Study, own: argparse.Namespace, objective: Objective) -> None:
     """Run the trials that are missing, with a bar that shows the best so far."""
-    fill(study, own.trials, stopped=own.storage is None)
+    if own.storage is None:
+        release(study)
     bar = tqdm(total=own.trials, desc=study.study_name.rsplit(" ", 1)[0], unit="trial")
     with bar, worker_pool(own.workers) as pool:
         show(study, bar)
-        for _ in work_off(study, objective, pool, own.timeout):
+        for _ in work_off(study, own.trials, objective, pool, own.timeout):
             show(study, bar)
 
 

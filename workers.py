@@ -22,7 +22,11 @@ def worker_pool(workers: int = CORES) -> Iterator[Executor | None]:
     os.environ["TQDM_DISABLE"] = "1"  # in the workers, which inherit it: there is one bar for all
     spawn = multiprocessing.get_context("spawn")  # a forked torch may hang
     with ProcessPoolExecutor(workers, spawn, _prepare) as pool:
-        yield pool
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # else it would do all that was submitted first
+            raise
 
 
 def each(call: Callable[..., Any], jobs: Sequence[Any], pool: Executor | None) -> Iterator[tuple[int, Any]]:
@@ -34,12 +38,8 @@ def each(call: Callable[..., Any], jobs: Sequence[Any], pool: Executor | None) -
         yield from ((number, call(job)) for number, job in enumerate(jobs))
         return
     numbers = {pool.submit(call, job): number for number, job in enumerate(jobs)}
-    try:
-        for done in as_completed(numbers):
-            yield numbers[done], done.result()
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
+    for done in as_completed(numbers):
+        yield numbers[done], done.result()
 
 
 def _prepare() -> None:

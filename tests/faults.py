@@ -1,5 +1,11 @@
-"""What was typed wrong -> what the one line of the answer says. Shown in docs/faults.md: `python -m tests.faults`."""
+"""What goes wrong, and what the answer is: the tests run over it; `python -m tests.faults` writes docs/faults.md."""
 
+from typing import NamedTuple
+
+from options import ROOT
+from tables import markdown
+
+# what was typed -> what the one line of the answer says
 BAD_INPUT = {
     "train.py --optimizer adamm": r"--optimizer: invalid choice: 'adamm' \(choose from .*adam",
     "train.py --optimizer adam --optimizer meta": r"--optimizer was given twice \(adam, meta\): name one arm",
@@ -76,3 +82,89 @@ BAD_INPUT = {
     "results.py --seeds -1": r"--seeds: must be a whole number of 1 or more, got '-1'",
 }
 """Each ends with status 2, before a run is kept."""
+
+
+class Fault(NamedTuple):
+    """line: of the answer, a pattern; status: of the command; test: where it is tried, if not in test_faults.py."""
+
+    line: str
+    status: int
+    test: str = ""
+
+
+FAULTS = {
+    "the disk is full": Fault(r"error: .*(No space left on device|disk is full).*What was done is kept", 1),
+    "`mlruns` cannot be written": Fault(r"error: The MLflow store .* cannot be used: .*Read-only file system", 2),
+    "`mlruns` is a file": Fault(r"error: The MLflow store .* cannot be used: .*exists: .*mlruns", 2),
+    "the store is locked": Fault(r"error: The MLflow store .* cannot be used: .*database is locked", 2),
+    "the store is no database": Fault(
+        r"file is not a database", 2, "test_tracking.py::test_a_file_that_is_no_database_is_refused"
+    ),
+    "the experiment was deleted in the UI": Fault(
+        r"mlflow experiments restore -x 1",
+        2,
+        "test_tracking.py::test_an_experiment_deleted_in_the_ui_is_refused_with_the_way_back",
+    ),
+    "four processes open a fresh store at once": Fault(
+        "", 0, "test_tracking.py::test_four_processes_may_open_a_new_store_at_once_ten_times_over"
+    ),
+    "no tracking server at the start": Fault(
+        r"error: The MLflow store http://\*\*\*@127.* cannot be used: .*refused", 2
+    ),
+    "the tracking server goes away during a run": Fault(
+        r"the MLflow store is away: .*Training goes on.* To deliver it: python tracking.py", 0
+    ),
+    "the tracking server goes away and comes back": Fault(r"the MLflow store is away: .*the MLflow store is back", 0),
+    "tuning is killed (SIGKILL); the same command again": Fault(
+        "", 0, "test_tune.py::test_tuning_that_was_killed_goes_on_with_the_trials_that_were_broken_off"
+    ),
+    "tuning gets Ctrl-C": Fault(
+        r"interrupted; what was done is kept", 130, "test_tune.py::test_ctrl_c_ends_tuning_cleanly_and_it_goes_on"
+    ),
+    "a comparison is killed, or gets Ctrl-C; the same command again": Fault(
+        "", 0, "test_compare.py::test_a_comparison_that_was_stopped_goes_on_where_it_was"
+    ),
+    "a run is killed 20 times and goes on from its checkpoint": Fault(
+        "", 0, "test_resume.py::test_a_run_killed_at_random_steps_is_the_one_that_was_never_stopped"
+    ),
+    "one of three machines on a sweep is killed": Fault(
+        "", 0, "test_scale.py::test_three_machines_share_a_comparison_and_lose_nothing_when_one_is_killed"
+    ),
+    "a sweep is started twice on one machine": Fault(
+        r"This sweep runs already, in another process", 2, "test_sweep.py::test_a_sweep_runs_once_on_a_machine"
+    ),
+    "training diverges": Fault(
+        r"Training diverged at step 2", 1, "test_train.py::test_a_run_that_diverges_ends_with_a_message_and_status_1"
+    ),
+    "a checkpoint that would run code": Fault(r"--ckpt_path: .* cannot be read as a checkpoint: UnpicklingError", 2),
+    "a YAML file that would run code": Fault(r"error: .*python/object/apply", 2),
+    "a clone in a folder with blanks and other letters": Fault("", 0),
+    "no network at all": Fault("", 0),
+}
+
+
+def document() -> str:
+    """Return docs/faults.md."""
+    wrong = [[f"`{words}`", f"`{line.replace('|', chr(92) + '|')}`"] for words, line in BAD_INPUT.items()]
+    rows = [
+        [name, f"`{fault.line.replace('|', chr(92) + '|')}`" if fault.line else "–", str(fault.status)]
+        for name, fault in FAULTS.items()
+    ]
+    return f"""# What goes wrong, and what the answer is
+
+Each row is a test ([tests/faults.py](../tests/faults.py), from which `python -m tests.faults` writes this file). The
+answers are patterns: `.*` stands for anything. Status 2: nothing was begun; 1: what was begun could not go on; 130:
+Ctrl-C. What was done before is kept in each case.
+
+## Faults, tried for real
+
+{markdown(["what happens", "the answer", "status"], rows)}
+
+## Typed wrong: one line, status 2, no run is kept
+
+{markdown(["typed", "the answer"], wrong)}
+"""
+
+
+if __name__ == "__main__":
+    (ROOT / "docs" / "faults.md").write_text(document(), encoding="utf-8")

@@ -1,4 +1,6 @@
-"""What a test asks the store."""
+"""What a test asks the store, and of its processes."""
+
+import signal
 
 from mlflow.entities import Run
 
@@ -18,3 +20,8 @@ def history(run_id: str, metric: str) -> list[tuple[int, float]]:
 def artifacts(run_id: str) -> set[str]:
     """Names at the root of the run's artifacts."""
     return {artifact.path for artifact in client().list_artifacts(run_id)}
+
+
+def heed() -> None:
+    """Take Ctrl-C: a suite that runs in the background of a shell inherits that it is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

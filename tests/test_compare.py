@@ -1,12 +1,19 @@
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from matplotlib.image import imread
 
 import compare
+from options import ROOT
 from store import client
-from tests.store import artifacts, history, runs
+from tests.store import artifacts, heed, history, runs
 
 ARMS = ["meta", "adam"]
 COMMAND = ["--seeds", "2", "--optimizers", *ARMS, "--trainer.max_epochs=2", "--data.batch_size=1000", "--workers", "1"]
@@ -95,3 +102,35 @@ def test_a_document_takes_a_table_between_its_markers(tmp_path: Path) -> None:
     file.write_text("above\n<begin>\nold\n<end>\nbelow\n")
     compare.write_between_markers("new\n", file, "<begin>\n", "<end>\n")
     assert file.read_text() == "above\n<begin>\nnew\n<end>\nbelow\n"
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_comparison_that_was_stopped_goes_on_where_it_was(sent: signal.Signals, status: int, tmp_path: Path) -> None:
+    options = ["--seeds", "6", "--optimizers", *ARMS, "--trainer.max_epochs=40", "--output", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "compare.py"), *options, "--workers", "2"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=heed)
+    deadline = time.monotonic() + 120
+    while len([run for run in runs() if run.info.status == "FINISHED"]) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(sent)
+    process.wait(60)
+    assert process.returncode == status
+    done = {run.info.run_id for run in runs() if "test/loss" in run.data.metrics}
+    assert 3 <= len(done) < 12
+    results = compare.main([*options, "--workers", "1"])
+    assert done < set(results.run_id)
+    assert [run for run in runs() if run.info.status == "RUNNING"] == []
+    assert len([run for run in runs() if "test/loss" in run.data.metrics]) == 12
+    assert len([run for run in runs() if run.info.run_name == "compare"]) == 1
+
+
+def test_a_yaml_file_of_ones_own_is_compared_under_its_name_and_the_plan_comes_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arm = {"model": {"class_path": "lightning_modules.Classifier", "init_args": {"optimizer": "torch.optim.RAdam"}}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(arm))
+    options = ["--seeds", "2", "--trainer.max_epochs=2", "--workers", "1", "--output", str(tmp_path)]
+    results = compare.main(["--optimizers", "meta", str(tmp_path / "mine.yaml"), *options])
+    assert set(results.arm) == {"meta", "mine"}
+    plan = capsys.readouterr().out.splitlines()[0]
+    assert re.fullmatch(r"4 runs of meta, mine; about 0\.\d minutes, less for what MLflow has already", plan)

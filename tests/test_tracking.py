@@ -8,6 +8,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 import train
@@ -47,11 +48,23 @@ def test_a_file_that_is_no_database_is_refused(store: Path, capsys: pytest.Captu
     assert "file is not a database" in refusal(capsys)
 
 
-def test_four_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/new/mlflow.db", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", "import store; print(store.open_experiment())"]
-    opened = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    assert [process.communicate()[0].strip() for process in opened] == ["1"] * 4
+OPEN = """
+import os, sys, time, pathlib, store
+folder, number = pathlib.Path(sys.argv[1]), sys.argv[2]
+for name in "0123456789":
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/{name}/mlflow.db"
+    (folder / f"{name} {number}").touch()
+    while len(list(folder.glob(f"{name} *"))) < 4:
+        time.sleep(0.001)
+    print(store.open_experiment())
+"""
+
+
+def test_four_processes_may_open_a_new_store_at_once_ten_times_over(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    commands = [[sys.executable, "-c", OPEN, str(tmp_path), str(number)] for number in range(4)]
+    opened = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for command in commands]
+    assert [process.communicate()[0].split() for process in opened] == [["1"] * 10] * 4
 
 
 def test_a_parent_run_ends_as_its_work_ended() -> None:
@@ -102,6 +115,9 @@ def test_a_bare_mlflow_ui_beside_the_store_shows_the_runs(store: Path, tmp_path:
         assert found, (tmp_path / "ui.log").read_text()
         [run] = found["runs"]
         assert (run["info"]["run_id"], run["info"]["run_name"]) == (cli.run_id, "meta")
+        family = [psutil.Process(ui.pid), *psutil.Process(ui.pid).children(recursive=True)]
+        listening = [c.laddr.ip for p in family for c in p.net_connections("inet") if c.status == "LISTEN"]
+        assert set(listening) == {"127.0.0.1"}
         page = urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5).read()
         assert b"MLflow" in page
     finally:

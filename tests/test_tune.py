@@ -13,7 +13,7 @@ import train
 import tune
 from options import ROOT
 from store import artifact_dir
-from tests.store import artifacts, history, runs
+from tests.store import artifacts, heed, history, runs
 
 SHORT = ["--trainer.max_epochs=1", "--data.batch_size=1000"]
 COMMAND = ["--optimizer", "adam", *SHORT, "--workers", "1"]
@@ -82,14 +82,10 @@ def test_tuning_that_was_killed_goes_on_with_the_trials_that_were_broken_off() -
     assert len(study.get_trials(states=[TrialState.COMPLETE])) == 10
     assert not study.get_trials(states=[TrialState.RUNNING])
     assert len([run for run in runs() if run.info.run_name == "tune adam"]) == 1
+    assert not [run for run in runs() if run.info.status == "RUNNING"]
     broken_off = {trial.params["model.lr"] for trial in study.get_trials(states=[TrialState.FAIL])}
     assert 1 <= len(broken_off) <= 2
     assert broken_off <= {trial.params["model.lr"] for trial in study.get_trials(states=[TrialState.COMPLETE])}
-
-
-def heed() -> None:
-    """Take Ctrl-C: a suite that runs in the background of a shell inherits that it is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_ctrl_c_ends_tuning_cleanly_and_it_goes_on() -> None:
