@@ -4,6 +4,7 @@ import argparse
 import math
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +168,8 @@ def keep(study: optuna.Study, text: str, parent: str) -> None:
         client().set_tag(parent, f"best {option}", value)
     finite = [trial for trial in study.trials if trial.value is not None and math.isfinite(trial.value)]
     for name, plot in PLOTS.items() if len({trial.value for trial in finite}) > 1 else ():
-        axes = np.ravel(np.asarray(plot(study)))
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of matplotlib, where values are alike
+            axes = np.ravel(np.asarray(plot(study)))
         client().log_figure(parent, axes[0].figure, name)
         plt.close(axes[0].figure)  # pyplot, which Optuna draws with, holds every figure
 

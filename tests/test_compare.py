@@ -62,11 +62,11 @@ def test_runs_are_the_same_whether_reused_or_trained_again(tmp_path: Path) -> No
     assert list(first.lrs) == list(again.lrs)
 
 
-def test_two_workers_give_the_same_runs_as_one(tmp_path: Path) -> None:
+def test_four_workers_give_the_same_runs_as_one(tmp_path: Path) -> None:
     first = run(tmp_path)
     for run_id in first.run_id:
         client().delete_run(run_id)
-    assert list(run(tmp_path, "--workers", "2").test_loss) == list(first.test_loss)
+    assert list(run(tmp_path, "--workers", "4").test_loss) == list(first.test_loss)
 
 
 def test_meta_is_the_same_from_any_starting_rate_and_the_figure_shows_it(tmp_path: Path) -> None:

@@ -118,3 +118,42 @@ def test_rate_and_weight_decay_are_searched_together_and_the_file_written_sets_b
 def test_a_rate_that_diverges_counts_as_infinitely_bad() -> None:
     study = tune.main([*COMMAND, "--trials", "1", "--search", "model.lr=1e20:1e21"])
     assert study.best_value == float("inf")
+
+
+@pytest.mark.parametrize("sampler", ["random", "qmc", "gp"])
+def test_another_sampler_searches_whole_numbers_and_choices_too(sampler: str, tmp_path: Path) -> None:
+    space = ["model.lr=log:1e-4:1e-2", "model.network.hidden=8:64", "model.network.layers=1,2"]
+    file = tmp_path / "best.yaml"
+    options = ["--sampler", sampler, "--trials", "2", "--search", *space, "--output", str(file)]
+    study = tune.main([*COMMAND, *options])
+    assert sampler in type(study.sampler).__name__.lower()
+    network = yaml.safe_load(file.read_text())["model"]["init_args"]["network"]["init_args"]
+    assert network == {name: study.best_params[f"model.network.{name}"] for name in ("hidden", "layers")}
+    assert isinstance(network["hidden"], int)
+
+
+def test_a_pruned_trial_ends_early_says_so_and_counts() -> None:
+    pruned = ["--pruner", "halving", "--trials", "8", "--search", "model.lr=log:1e-6:1e-1", "--trainer.max_epochs=6"]
+    study = tune.main(["--optimizer", "adam", "--data.batch_size=1000", *pruned])
+    states = [trial.state for trial in study.trials]
+    assert states.count(TrialState.PRUNED) + states.count(TrialState.COMPLETE) == 8
+    assert states.count(TrialState.PRUNED) >= 1
+    told = [run for run in runs() if "pruned" in run.data.tags]
+    assert len(told) == states.count(TrialState.PRUNED)
+    for run in told:
+        assert len(history(run.info.run_id, "val/loss")) < 6
+
+
+def test_the_time_given_ends_tuning_and_more_time_goes_on() -> None:
+    first = tune.main([*COMMAND, "--trials", "30", "--timeout", "1"])
+    done = len(first.get_trials(states=[TrialState.COMPLETE]))
+    assert 1 <= done < 30
+    again = tune.main([*COMMAND, "--trials", "30", "--timeout", "1"])
+    assert done < len(again.get_trials(states=[TrialState.COMPLETE])) < 30
+
+
+def test_a_yaml_file_of_ones_own_is_tuned_under_its_name(tmp_path: Path) -> None:
+    arm = {"model": {"class_path": "lightning_modules.Classifier", "init_args": {"optimizer": "torch.optim.RAdam"}}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(arm))
+    tune.main(["--optimizer", str(tmp_path / "mine.yaml"), *SHORT, "--trials", "1"])
+    assert [run.info.run_name for run in runs()] == ["tune mine", "mine trial 0"]
