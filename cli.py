@@ -160,6 +160,11 @@ class TrainCLI(LightningCLI):
         torch.set_num_threads(command.threads)
         self._dump_config()
         self.digest = digest(self.config_dump)
+        goes_on = None
+        if self.subcommand == "fit" and command.ckpt_path:
+            goes_on = run_of(str(command.ckpt_path), self.digest)
+            if not goes_on:  # it begins with weights of another configuration: no run for `find_run`
+                self.digest += " from a checkpoint"
         tags = {
             "optimizer": arm,
             "task": command.task or "mlp",
@@ -171,8 +176,7 @@ class TrainCLI(LightningCLI):
         if isinstance(logger, Namespace) and logger.class_path == "tracking.Tracker":
             logger.init_args.run_name = logger.init_args.run_name or arm
             logger.init_args.tags = (logger.init_args.tags or {}) | tags
-            if self.subcommand == "fit" and command.ckpt_path and not logger.init_args.run_id:
-                logger.init_args.run_id = run_of(str(command.ckpt_path), self.digest)
+            logger.init_args.run_id = logger.init_args.run_id or goes_on
 
     def instantiate_classes(self) -> None:
         """Build everything before a run begins; a value that a class refuses is the user's to mend."""
@@ -219,7 +223,8 @@ class TrainCLI(LightningCLI):
     def after_fit(self) -> None:
         """Read the test set, once, with the weights of the last step."""
         if self.reads_test_set and not isinstance(self.trainer.logger, DummyLogger):  # Lightning's, in fast_dev_run
-            [self.test_metrics] = self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+            tested = self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+            self.test_metrics = tested[0] if tested else {}  # none with --trainer.limit_test_batches=0
 
     def report(self) -> None:
         """Print what came out, and where it is to be seen; of several processes, the first one does."""

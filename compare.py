@@ -15,13 +15,14 @@ import train
 from options import ARMS, HEADLINE, QUIET, ROOT, arm_or_file, parse_sweep, positive, preset, rate, sweep_parser
 from plots import line_figure
 from runs import Job, run_all, share
-from store import client, how_to_compare, how_to_see, open_experiment, parent_run, tracking_uri, without_password
-from sweep import sweep_name
+from store import client, how_to_compare, how_to_see, open_experiment, parent_run, without_password
+from sweep import alone, require_shared, sweep_name
 from tables import conditions, paired_table
 from workers import CORES, worker_pool
 
 RESULTS = ROOT / "results"
 BEGIN, END = "<!-- results: begin -->\n", "<!-- results: end -->\n"
+OF_ONE_RUN = {"--optimizer": "--optimizers", "--seed_everything": "--seeds", "--data.draw": "--draws"}
 CEILING = 3.0  # of a loss in a figure: above it a run has failed, by how much is no matter
 
 
@@ -76,24 +77,34 @@ def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--output", type=Path, default=RESULTS / "compare", help="folder (default: results/compare)")
     own, rest = parse_sweep(parser, args)
     own.optimizers = list(dict.fromkeys(own.optimizers))  # each once
-    if own.storage and tracking_uri().startswith("sqlite"):
-        parser.error("--storage: machines that share runs need one tracking server: set MLFLOW_TRACKING_URI")
+    own.initial_lrs = list(dict.fromkeys(own.initial_lrs or [])) or [None]
+    for option, instead in OF_ONE_RUN.items():
+        if any(argument.split("=")[0] == option for argument in rest):
+            parser.error(f"{option} is of one run; here it is {instead}")
+    if len({Path(arm).stem for arm in own.optimizers}) < len(own.optimizers):
+        parser.error("--optimizers: two files of one name would be one row of the table; rename one")
+    if own.output.exists() and not own.output.is_dir():
+        parser.error(f"--output: {own.output} is a file, not a folder")
+    require_shared(parser, own.storage)
     return own, rest
 
 
-def plan(own: argparse.Namespace, rest: list[str], runs: int) -> str:
-    """Refuse wrong options; say how many runs there will be, and from an epoch of each arm how long that takes."""
-    seconds = []
+def plan(own: argparse.Namespace, rest: list[str], runs: int) -> tuple[str, list[str]]:
+    """Refuse wrong options; return how many runs there will be and how long that takes, and each arm's digest.
+
+    The time is estimated from an epoch of each arm.
+    """
+    seconds, digests = [], []
     for arm in own.optimizers:
         timer = Timer()
-        epoch = [*preset(arm), QUIET, "--trainer.fast_dev_run=32", *rest]
-        cli = train.main(epoch, callbacks=[timer])
+        cli = train.main([*preset(arm), QUIET, "--trainer.fast_dev_run=32", *rest], callbacks=[timer])
         loader = iter(cli.datamodule.train_dataloader())
-        steps = (cli.config.fit.trainer.max_epochs or 1) * len(loader)
+        steps = max(cli.config.fit.trainer.max_epochs or 1, 1) * len(loader)
         seconds.append(timer.time_elapsed("train") * steps / max(1, cli.trainer.global_step))
+        digests.append(cli.digest)
     minutes = runs * sum(seconds) / len(seconds) / own.workers / 60
     arms = ", ".join(Path(name).stem for name in own.optimizers)
-    return f"{runs} runs of {arms}; about {minutes:.1f} minutes, less for what MLflow has already"
+    return f"{runs} runs of {arms}; about {minutes:.1f} minutes, less for what MLflow has already", digests
 
 
 def main(args: list[str] | None = None) -> pd.DataFrame:
@@ -104,12 +115,13 @@ def main(args: list[str] | None = None) -> pd.DataFrame:
     """
     own, rest = parse(args)
     command = without_password(f"python compare.py {shlex.join(sys.argv[1:] if args is None else args)}")
-    grid = product(range(own.draws), range(1, own.seeds + 1), own.optimizers, own.initial_lrs or [None])
+    grid = product(range(own.draws), range(1, own.seeds + 1), own.optimizers, own.initial_lrs)
     jobs = [Job(Path(arm).stem, arm, seed, draw, lr, tuple(rest)) for draw, seed, arm, lr in grid]
-    sweep = sweep_name("compare", [" ".join(job.args()) for job in jobs], own.optimizers)
     experiment = open_experiment()
-    print(plan(own, rest, len(jobs)))
-    with parent_run("compare", sweep, {"mlflow.note.content": f"`{command}`"}) as parent:
+    text, digests = plan(own, rest, len(jobs))
+    print(text)
+    sweep = sweep_name("compare", [*digests, str([own.seeds, own.draws, own.initial_lrs])])
+    with alone(sweep, own.storage), parent_run("compare", sweep, {"mlflow.note.content": f"`{command}`"}) as parent:
         jobs = [replace(job, parent=parent) for job in jobs]
         if own.storage:
             share(own.storage, sweep, jobs, own.workers)
@@ -124,7 +136,7 @@ def main(args: list[str] | None = None) -> pd.DataFrame:
 def write(runs: pd.DataFrame, own: argparse.Namespace, command: str, parent: str) -> str:
     """Write figures, table and raw numbers, keep them with the parent run, and return the table."""
     own.output.mkdir(parents=True, exist_ok=True)
-    if own.initial_lrs:
+    if own.initial_lrs != [None]:
         draw_sensitivity(runs, own.output)
     draw_courses(runs, own.output)
     text = f"{paired_table(runs)}\n\n{conditions(runs, command)}\n"

@@ -41,6 +41,13 @@ Train one arm on mnist1d, test it once, keep the run in MLflow.
 Later options win. Two arms on one line are refused."""
 
 
+NOT_FOR_MANY = {  # options of one run, refused by the commands of many
+    "--trainer.logger": "the runs are read back from this project's MLflow store",
+    "--trainer.fast_dev_run": "it leaves no run in MLflow; a short one: --trainer.max_epochs=1",
+    "--ckpt_path": "each run begins at its own first step",
+}
+
+
 def sweep_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
     """Return a parser for a command of many runs: what it does not know goes on to every run."""
     epilog = "Options not listed here go on to every run: see train.py --help."
@@ -50,8 +57,10 @@ def sweep_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
 def parse_sweep(parser: argparse.ArgumentParser, args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Return the parser's own options, and the rest, which goes on to every run."""
     own, rest = parser.parse_known_args(args)
-    if any(argument.startswith("--trainer.logger") for argument in rest):
-        parser.error("--trainer.logger cannot be given here: the runs are read back from this project's MLflow store")
+    for argument in rest:
+        for option, reason in NOT_FOR_MANY.items():
+            if argument.split("=")[0].startswith(option):
+                parser.error(f"{option} cannot be given here: {reason}")
     return own, rest
 
 

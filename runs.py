@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 import train
 from options import QUIET, preset
-from store import client
+from store import StoreError, client
 from sweep import open_storage, work_off
+from tracking import undelivered
 from workers import each, worker_pool
 
 
@@ -62,6 +63,9 @@ def run_all(jobs: Sequence[Job], pool: Executor | None = None, name: str = "comp
 def read_run(run_id: str) -> dict[str, Any]:
     """Return a run's figures; a run that diverged has an infinite loss and no accuracy."""
     run = client().get_run(run_id)
+    if "lr" not in run.data.metrics:
+        missed = f"python tracking.py {undelivered(run_id)}"
+        raise StoreError(f"MLflow has no curves of run {run_id}. If it missed them, deliver them: {missed}")
     metrics, params, info = run.data.metrics, run.data.params, run.info
     lrs = [point.value for point in client().get_metric_history(run_id, "lr")]
     if "search/passes" in metrics:

@@ -32,7 +32,7 @@ def dimension(text: str) -> tuple[str, BaseDistribution]:
     """
     option, _, values = text.partition("=")
     try:
-        if not option.startswith(("model.", "data.", "trainer.")):
+        if not option.startswith(("model.", "data.", "trainer.")) or option.startswith("trainer.logger"):
             raise ValueError(option)
         return option, _distribution(values)
     except (ValueError, yaml.YAMLError):
@@ -42,7 +42,7 @@ def dimension(text: str) -> tuple[str, BaseDistribution]:
 def _distribution(values: str) -> BaseDistribution:
     log, bounds = values.startswith("log:"), values.removeprefix("log:")
     if "," in values:
-        return CategoricalDistribution([yaml.safe_load(choice) for choice in values.split(",")])
+        return CategoricalDistribution([_choice(text) for text in values.split(",")])
     if all(bound.isdecimal() for bound in bounds.split(":")):
         low, high = map(int, bounds.split(":"))
         return IntDistribution(low, high, log=log)
@@ -50,6 +50,14 @@ def _distribution(values: str) -> BaseDistribution:
     if not lowest < highest:
         raise ValueError(bounds)
     return FloatDistribution(lowest, highest, log=log)
+
+
+def _choice(text: str) -> Any:
+    value = yaml.safe_load(text)
+    try:
+        return float(value) if isinstance(value, str) else value  # 1e-3 is a word to YAML
+    except ValueError:
+        return value
 
 
 def suggest(trial: optuna.Trial, option: str, values: BaseDistribution) -> Any:
@@ -64,13 +72,13 @@ def suggest(trial: optuna.Trial, option: str, values: BaseDistribution) -> Any:
     raise TypeError(values)
 
 
-def first(values: BaseDistribution) -> Any:
-    """Return the lowest value, or the first choice."""
+def extremes(values: BaseDistribution) -> list[Any]:
+    """Return the lowest and the highest value, or all choices: where one can be refused, one of these is."""
     match values:
         case FloatDistribution() | IntDistribution():
-            return values.low
+            return [values.low, values.high]
         case CategoricalDistribution():
-            return values.choices[0]
+            return list(values.choices)
     raise TypeError(values)
 
 

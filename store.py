@@ -95,7 +95,8 @@ def cause(error: BaseException) -> str:
 
 def without_password(text: str) -> str:
     """Hide who logs in, and with what, in every address of the text."""
-    return re.sub(r"(?<=://)[^/@\s'\"]+@", "***@", text)
+    named = re.sub(r"(?<=[?&]password=)[^&\s'\"`]+", "***", text)
+    return re.sub(r"(?<=://)[^\s'\"`]+@", "***@", named)
 
 
 def find_run(experiment: str, config: str) -> str | None:
@@ -111,7 +112,7 @@ def run_of(checkpoint: str, config: str) -> str | None:
         run = client().get_run(Path(checkpoint).resolve().parents[1].name)  # .../<run>/checkpoints/<file>
     except MlflowException:  # from another store, or moved
         return None
-    goes_on = run.data.tags.get("config") == config and run.info.status != "FINISHED"
+    goes_on = run.data.tags.get("config", "").startswith(config) and run.info.status != "FINISHED"
     return str(run.info.run_id) if goes_on else None
 
 

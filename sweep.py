@@ -5,6 +5,7 @@ another trial with its slot joins the queue: on one machine when the command is 
 its heartbeat is missing.
 """
 
+import argparse
 import functools
 import hashlib
 import math
@@ -12,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from pathlib import Path
 
 import optuna
 from filelock import FileLock, Timeout
@@ -21,8 +21,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
-from options import CONFIGS, arm_file
-from store import StoreError, artifact_dir, cause, without_password
+from store import StoreError, artifact_dir, cause, tracking_uri, without_password
 from workers import each
 
 HEARTBEAT, GRACE = 5, 20  # seconds; a worker that was not heard of for GRACE is dead
@@ -52,15 +51,18 @@ def open_storage(url: str | None) -> BaseStorage:
         raise StoreError(f"{reason} Give the address of a database, like postgresql://USER@HOST/optuna.") from error
 
 
-def sweep_name(kind: str, facts: Sequence[str], arms: Sequence[str]) -> str:
-    """Return a name that the same command has on every machine: another one where a file it reads is another.
+def sweep_name(kind: str, facts: Sequence[str]) -> str:
+    """Return a name that the same command has on every machine.
 
-    facts: the options; arms: those whose files are read.
+    facts: what it depends on, whole configurations (their digests) included.
     """
-    named = [Path(fact.split("=")[-1]) for fact in facts]
-    files = [CONFIGS / "base.yaml", *(arm_file(arm) for arm in arms), *(path for path in named if path.is_file())]
-    content = "\0".join(facts).encode() + b"".join(file.read_bytes() for file in files)
-    return f"{kind} {hashlib.sha256(content).hexdigest()[:12]}"
+    return f"{kind} {hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:12]}"
+
+
+def require_shared(parser: argparse.ArgumentParser, url: str | None) -> None:
+    """Refuse machines that share a sweep, and not the store of its runs."""
+    if url and not url.startswith("sqlite") and tracking_uri().startswith("sqlite"):
+        parser.error("--storage: machines that share runs need one tracking server: set MLFLOW_TRACKING_URI")
 
 
 @contextmanager
@@ -87,7 +89,8 @@ def release(study: optuna.Study) -> None:
 def fill(study: optuna.Study, slots: int) -> None:
     """Queue a trial for every slot that has none; one that broke off is tried again with the values it had."""
     trials = study.get_trials()
-    failed = {trial.user_attrs.get("slot"): trial for trial in trials if trial.state == TrialState.FAIL}
+    broken_off = [trial for trial in trials if trial.state == TrialState.FAIL and trial.params]
+    failed = {trial.user_attrs.get("slot"): trial for trial in broken_off}
     for slot in range(slots):
         if not any(_holds(trial, slot) for trial in trials):
             params, distributions = (failed[slot].params, failed[slot].distributions) if slot in failed else ({}, {})

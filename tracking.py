@@ -1,5 +1,6 @@
 """Lightning's MLflow logger on this project's store: points go together, and a store that is away ends no run."""
 
+import argparse
 import json
 import shutil
 import sys
@@ -13,6 +14,7 @@ from mlflow.entities import Metric
 from pytorch_lightning.loggers import MLFlowLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+import train
 from store import EXPERIMENT, FAULTS, artifact_dir, cause, client, open_experiment, tracking_uri
 
 LARGEST_BATCH = 1_000  # points that MLflow takes in one call
@@ -42,6 +44,14 @@ class PatientClient(MlflowClient):
                 _say("the MLflow store is back.")
             self.away = False
         return not self.away
+
+    def set_tag(self, run_id: str, key: str, value: Any, synchronous: bool | None = None) -> None:
+        """Set a tag, if the store takes it."""
+        self.attempt(super().set_tag, run_id, key, value, synchronous)
+
+    def log_inputs(self, run_id: str, datasets: Any = None, models: Any = None) -> None:
+        """Name the data, if the store takes it."""
+        self.attempt(super().log_inputs, run_id, datasets, models)
 
     def log_artifact(self, run_id: str, local_path: str, artifact_path: str | None = None) -> None:
         """Send a file (`log_text` and `log_figure` come here too), or keep it."""
@@ -175,6 +185,15 @@ def last_steps(run_id: str) -> dict[str, int]:
     return {name: max(point.step for point in store.get_metric_history(run_id, name)) for name in names}
 
 
+def main() -> None:
+    """Deliver the folders named on the command line."""
+    parser = argparse.ArgumentParser(prog="tracking.py", description=deliver.__doc__)
+    parser.add_argument("folder", type=Path, nargs="+", help="mlruns/undelivered/RUN")
+    for folder in parser.parse_args().folder:
+        if not folder.is_dir():
+            parser.error(f"there is no folder {folder}")
+        deliver(folder)
+
+
 if __name__ == "__main__":
-    for given in sys.argv[1:]:
-        deliver(Path(given))
+    train.script(main)

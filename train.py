@@ -71,12 +71,15 @@ def script(command: Callable[[], Any]) -> None:
         print(f"{name}: interrupted; what was done is kept.", file=sys.stderr)
         sys.exit(130)  # as shells have it
     except Exception as error:
-        from store import FAULTS, StoreError, cause  # late: the help does not wait for mlflow
+        from optuna.exceptions import StorageInternalError  # late: the help does not wait for these
+
+        from store import FAULTS, StoreError, cause
 
         if isinstance(error, StoreError):
             print(f"{name}: error: {error}", file=sys.stderr)
             sys.exit(2)
-        if not isinstance(error, FAULTS) or (isinstance(error, OSError) and error.errno not in PLACE):
+        known = isinstance(error, (*FAULTS, StorageInternalError))
+        if not known or (isinstance(error, OSError) and error.errno not in PLACE):
             raise
         print(
             f"{name}: error: {cause(error)}. What was done is kept; mend it, and type the same again.", file=sys.stderr

@@ -22,10 +22,10 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from tqdm import tqdm
 
 import train
-from options import ARMS, CONFIGS, QUIET, arm_or_file, parse_sweep, positive, preset, sweep_parser
-from space import EXAMPLES, Space, default_space, described, dimension, first, suggest
-from store import StoreError, client, how_to_see, open_experiment, parent_run, without_password
-from sweep import alone, open_storage, release, sweep_name, work_off
+from options import ARMS, CONFIGS, QUIET, arm_file, arm_or_file, parse_sweep, positive, preset, sweep_parser
+from space import EXAMPLES, Space, default_space, described, dimension, extremes, suggest
+from store import client, how_to_see, open_experiment, parent_run, without_password
+from sweep import alone, open_storage, release, require_shared, sweep_name, work_off
 from workers import worker_pool
 
 SAMPLERS: dict[str, Callable[[int | None], BaseSampler]] = {
@@ -70,21 +70,50 @@ def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--storage", metavar="URL", help="a database that several machines share: docs/scale.md")
     parser.add_argument("--output", type=Path, help="default: configs/tuned/ARM.yaml, if the runs are the arm's own")
     own, rest = parse_sweep(parser, args)
-    own.search = dict(own.search) if own.search else default_space(own.optimizer)
-    published = own.optimizer in ARMS and own.search == default_space(own.optimizer) and own.pruner == "none"
-    if own.output is None and published and not rest:
-        own.output = CONFIGS / "tuned" / f"{own.optimizer}.yaml"
+    given = dict(own.search or ())
+    if len(given) < len(own.search or ()):
+        parser.error("--search names an option twice")
+    own.search = given or default_space(own.optimizer)
+    file, usual = CONFIGS / "tuned" / f"{own.optimizer}.yaml", not given and not rest and not own.seed
+    if (
+        own.output is None
+        and usual
+        and (own.sampler, own.pruner) == ("tpe", "none")
+        and reads(own.optimizer, file.name)
+    ):
+        own.output = file
     if own.output and not own.output.parent.is_dir():
         parser.error(f"--output: there is no folder {own.output.parent} to write {own.output.name} into")
+    if own.output and own.output.is_dir():
+        parser.error(f"--output: {own.output} is a folder, not a file")
+    require_shared(parser, own.storage)
     return own, rest
 
 
-def open_study(own: argparse.Namespace, rest: list[str]) -> optuna.Study:
-    """Return the study of exactly this command: the trials it already has are not run again."""
-    facts = [own.optimizer, str(own.search), own.sampler, own.pruner, str(own.seed), *rest]
+def reads(arm: str, name: str) -> bool:
+    """Whether an arm's file reads the tuned file of this name."""
+    return f"tuned/{name}" in arm_file(arm).read_text(encoding="utf-8")
+
+
+def check(own: argparse.Namespace, arguments: list[str]) -> str:
+    """Refuse wrong options, the ends of what is searched included, before anything is kept; return the digest."""
+    ends = {option: extremes(values) for option, values in own.search.items()}
+    for number in range(max(map(len, ends.values()))):
+        values = options({option: end[number % len(end)] for option, end in ends.items()})
+        cli = train.main([*arguments, *values, QUIET, "--trainer.fast_dev_run=true"])
+    return cli.digest
+
+
+def open_study(own: argparse.Namespace, digest: str) -> optuna.Study:
+    """Return the study of exactly this command: the trials it already has are not run again.
+
+    digest: of the runs' configuration.
+    """
     study = optuna.create_study(
         storage=open_storage(own.storage),
-        study_name=sweep_name(f"tune {Path(own.optimizer).stem}", facts, [own.optimizer]),
+        study_name=sweep_name(
+            f"tune {Path(own.optimizer).stem}", [digest, str(own.search), own.sampler, own.pruner, str(own.seed)]
+        ),
         load_if_exists=True,
     )
     done = len(study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED]))
@@ -138,7 +167,12 @@ class Objective:
         if report.pruned:
             client().set_tag(str(cli.run_id), "pruned", f"after epoch {cli.trainer.current_epoch}")
             raise optuna.TrialPruned
-        return math.inf if cli.diverged else cli.trainer.callback_metrics["val/loss"].item()
+        if cli.diverged:
+            return math.inf
+        if "val/loss" not in cli.trainer.callback_metrics:
+            sys.exit("tune.py: error: no validation took place, so there is nothing to compare trials by")
+        loss = cli.trainer.callback_metrics["val/loss"].item()
+        return loss if math.isfinite(loss) else math.inf  # a trial whose value is no number would be tried for ever
 
 
 def describe(study: optuna.Study, space: Space, command: str) -> str:
@@ -182,9 +216,8 @@ def main(args: list[str] | None = None) -> optuna.Study:
     """
     own, rest = parse(args)
     arguments = [*preset(own.optimizer), *rest]
-    lowest = options({option: first(values) for option, values in own.search.items()})
-    train.main([*arguments, *lowest, QUIET, "--trainer.fast_dev_run=true"])  # refuses wrong options, nothing is kept
-    experiment, study = open_experiment(), open_study(own, rest)
+    digest = check(own, arguments)
+    experiment, study = open_experiment(), open_study(own, digest)
     command = without_password(f"python tune.py {shlex.join(sys.argv[1:] if args is None else args)}")
     tags = {"optimizer": Path(own.optimizer).stem, "mlflow.note.content": f"{own.trials} trials: `{command}`"}
     with (
@@ -192,12 +225,15 @@ def main(args: list[str] | None = None) -> optuna.Study:
         parent_run(f"tune {tags['optimizer']}", study.study_name, tags) as parent,
     ):
         run_trials(study, own, Objective(arguments, tags["optimizer"], own.search, parent))
-        if not study.get_trials(states=[TrialState.COMPLETE]):
-            raise StoreError("No trial was completed: give more --timeout, or type the same command again.")
+        losses = [trial.value for trial in study.get_trials(states=[TrialState.COMPLETE])]
+        if not any(loss is not None and math.isfinite(loss) for loss in losses):
+            sys.exit("tune.py: error: no trial came to a finite validation loss: search lower rates, or give more time")
         text = describe(study, own.search, command)
         keep(study, text, parent)
     print(text, end="")
-    if own.output:
+    if len(losses) < own.trials and own.pruner == "none":
+        print(f"{len(losses)} of {own.trials} trials: type the same again for the rest; not written")
+    elif own.output:
         own.output.write_text(text)
         print(f"written to  {own.output}")
     else:

@@ -25,7 +25,7 @@ def worker_pool(workers: int = CORES) -> Iterator[Executor | None]:
         try:
             yield pool
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # else it would do all that was submitted first
+            pool.shutdown(cancel_futures=True)  # what waits; what runs is waited for, and is whole
             raise
 
 

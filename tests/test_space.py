@@ -5,7 +5,7 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from options import ARMS
-from space import default_space, described, dimension, first, suggest
+from space import default_space, described, dimension, extremes, suggest
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_what_is_typed_is_what_is_searched(text: str, values: BaseDistribution) 
     assert dimension(f"model.x={text}") == ("model.x", values)
     for _ in range(5):
         assert values._contains(values.to_internal_repr(suggest(optuna.create_study().ask(), "model.x", values)))
-    assert values._contains(values.to_internal_repr(first(values)))
+    assert all(values._contains(values.to_internal_repr(end)) for end in extremes(values))
 
 
 @pytest.mark.parametrize("text", ["model.lr", "model.lr=", "model.lr=1", "model.lr=2:1", "model.lr=log:0:1", "x=1:2"])

@@ -13,7 +13,7 @@ import pytest
 
 import train
 from options import ROOT
-from store import client, how_to_see, open_experiment, parent_run
+from store import client, how_to_see, open_experiment, parent_run, without_password
 from tests.store import runs
 
 SHORT = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--data.batch_size=1000"]
@@ -123,3 +123,19 @@ def test_a_bare_mlflow_ui_beside_the_store_shows_the_runs(store: Path, tmp_path:
     finally:
         os.killpg(ui.pid, 15)
         ui.wait(20)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://me:s3cret@db/o",
+        "postgresql://me:s3/cret@db/o",
+        "postgresql://me:s3@cret@db/o",
+        "postgresql://db/o?user=me&password=s3cret",
+    ],
+)
+def test_a_password_is_hidden_wherever_an_address_stands(address: str) -> None:
+    hidden = without_password(f"python tune.py --storage {address} --trials 3")
+    assert "cret" not in hidden
+    assert hidden.startswith("python tune.py --storage postgresql://")
+    assert hidden.endswith(" --trials 3")

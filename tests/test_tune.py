@@ -115,9 +115,14 @@ def test_rate_and_weight_decay_are_searched_together_and_the_file_written_sets_b
     assert found == pytest.approx(list(study.best_params.values()), rel=1e-3)
 
 
-def test_a_rate_that_diverges_counts_as_infinitely_bad() -> None:
-    study = tune.main([*COMMAND, "--trials", "1", "--search", "model.lr=1e20:1e21"])
-    assert study.best_value == float("inf")
+def test_rates_that_all_diverge_are_no_result(tmp_path: Path) -> None:
+    file = tmp_path / "best.yaml"
+    options = ["--trials", "1", "--search", "model.lr=1e20:1e21", "--output", str(file)]
+    for _ in range(2):  # the trial counts, and is not tried again
+        with pytest.raises(SystemExit, match="no trial came to a finite validation loss"):
+            tune.main([*COMMAND, *options])
+        assert [run.info.run_name for run in runs()] == ["tune adam", "adam trial 0"]
+    assert not file.exists()
 
 
 @pytest.mark.parametrize("sampler", ["random", "qmc", "gp"])
