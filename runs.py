@@ -1,6 +1,7 @@
 """The runs of a comparison: trained where they are missing, read back from MLflow."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def read_run(run_id: str) -> dict[str, Any]:
     """Return a run's figures; a run that diverged has an infinite loss and no accuracy."""
     run = client().get_run(run_id)
     if "lr" not in run.data.metrics:
-        missed = f"python tracking.py {undelivered(run_id)}"
+        missed = f"python tracking.py {shlex.quote(str(undelivered(run_id)))}"
         raise StoreError(f"MLflow has no curves of run {run_id}. If it missed them, deliver them: {missed}")
     metrics, params, info = run.data.metrics, run.data.params, run.info
     lrs = [point.value for point in client().get_metric_history(run_id, "lr")]

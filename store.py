@@ -25,6 +25,7 @@ from options import ROOT
 
 EXPERIMENT = "mnist1d"
 OWN_URI = f"sqlite:///{ROOT / 'mlflow.db'}"
+GOES_ON = "attributes.status = 'RUNNING'"
 VIEW = "workflowType=machine_learning"  # not the UI's agents' view
 FAULTS = (MlflowException, SQLAlchemyError, OSError)  # what a store raises that is away, locked, full or broken
 
@@ -122,7 +123,7 @@ def close_broken_off(experiment: str, config: str) -> None:
     One that does run, somewhere else, says FINISHED when it ends.
     """
     store = client()
-    query = f"tags.config = '{config}' and attributes.status = 'RUNNING'"
+    query = f"tags.config = '{config}' and {GOES_ON}"
     for run in store.search_runs([open_experiment(experiment)], query):
         store.set_terminated(run.info.run_id, "KILLED")
 
@@ -138,6 +139,8 @@ def parent_run(name: str, sweep: str, tags: dict[str, str]) -> Iterator[str]:
     try:
         yield run_id
     except BaseException as error:
+        for child in store.search_runs([open_experiment()], f"tags.mlflow.parentRunId = '{run_id}' and {GOES_ON}"):
+            store.set_terminated(child.info.run_id, "KILLED")
         store.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     store.set_terminated(run_id)

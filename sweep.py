@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 
 import optuna
 from filelock import FileLock, Timeout
@@ -24,6 +25,7 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 from store import StoreError, artifact_dir, cause, tracking_uri, without_password
 from workers import each
 
+BEGUN = "begun"
 HEARTBEAT, GRACE = 5, 20  # seconds; a worker that was not heard of for GRACE is dead
 
 
@@ -115,6 +117,7 @@ def work_off(
     end = time.time() + (timeout or math.inf)
     while time.time() < end:
         optuna.storages.fail_stale_trials(study)
+        fail_unbegun_trials(study)
         fill(study, slots)
         states = [trial.state for trial in study.get_trials(deepcopy=False)]
         if waiting := states.count(TrialState.WAITING):
@@ -125,6 +128,14 @@ def work_off(
             yield
         else:
             return
+
+
+def fail_unbegun_trials(study: optuna.Study) -> None:
+    """Fail the trials whose worker died between taking them and its first heartbeat: Optuna never misses those."""
+    earliest = datetime.now() - timedelta(seconds=GRACE)
+    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+        if BEGUN not in trial.user_attrs and trial.datetime_start and trial.datetime_start < earliest:
+            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
 def _take(job: tuple[optuna.Study, Work, float, bool]) -> None:
@@ -139,6 +150,7 @@ def _take(job: tuple[optuna.Study, Work, float, bool]) -> None:
 
 def _once(study: optuna.Study, work: Work, trial: optuna.Trial) -> float:
     """Do a trial, unless another has its slot: machines that fill the queue at once fill it twice."""
+    trial.set_user_attr(BEGUN, True)  # the heart beats by now
     slot = trial.user_attrs.get("slot")  # None: the queue was empty by now
     others = study.get_trials(deepcopy=False)[: trial.number]
     if slot is None or any(_holds(other, slot) for other in others):

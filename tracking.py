@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -72,7 +73,9 @@ class PatientClient(MlflowClient):
         folder = undelivered(run_id)
         if folder.is_dir() and not self.told:
             self.told = True
-            _say(f"what the store did not take lies in {folder}. To deliver it: python tracking.py {folder}")
+            _say(
+                f"what the store did not take lies in {folder}. To deliver it: python tracking.py {shlex.quote(str(folder))}"
+            )
 
 
 class Tracker(MLFlowLogger):

@@ -25,7 +25,8 @@ def worker_pool(workers: int = CORES) -> Iterator[Executor | None]:
         try:
             yield pool
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # what waits; what runs is waited for, and is whole
+            for worker in multiprocessing.active_children():  # else they would do first what was handed to them
+                worker.kill()
             raise
 
 

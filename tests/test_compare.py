@@ -116,7 +116,7 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(sent: signal.Signals
     process.wait(60)
     assert process.returncode == status
     done = {run.info.run_id for run in runs() if "test/loss" in run.data.metrics}
-    assert 3 <= len(done) < 24  # two run and three are handed over when it stops
+    assert 3 <= len(done) < 24
     results = compare.main([*options, "--workers", "1"])
     assert done < set(results.run_id)
     assert [run for run in runs() if run.info.status == "RUNNING"] == []
@@ -133,4 +133,4 @@ def test_a_yaml_file_of_ones_own_is_compared_under_its_name_and_the_plan_comes_f
     results = compare.main(["--optimizers", "meta", str(tmp_path / "mine.yaml"), *options])
     assert set(results.arm) == {"meta", "mine"}
     plan = capsys.readouterr().out.splitlines()[0]
-    assert re.fullmatch(r"4 runs of meta, mine; about 0\.\d minutes, less for what MLflow has already", plan)
+    assert re.fullmatch(r"4 runs of meta, mine; about \d\.\d minutes, less for what MLflow has already", plan)

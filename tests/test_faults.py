@@ -135,7 +135,8 @@ def test_the_tracking_server_goes_away_and_what_it_missed_is_delivered(
     out, errors = process.communicate(timeout=240)
     matches("the tracking server goes away during a run", process.returncode, " ".join(errors.splitlines()))
     assert "Traceback" not in errors
-    [folder] = re.findall(r"python tracking.py (\S+)", errors)
+    [words] = re.findall(r"python tracking.py (.+)", errors)
+    [folder] = shlex.split(words)
     with mlflow_server(backend, tmp_path, port):
         subprocess.run([sys.executable, str(ROOT / "tracking.py"), folder], check=True, stdout=subprocess.DEVNULL)
         [run] = runs()
