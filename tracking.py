@@ -73,9 +73,8 @@ class PatientClient(MlflowClient):
         folder = undelivered(run_id)
         if folder.is_dir() and not self.told:
             self.told = True
-            _say(
-                f"what the store did not take lies in {folder}. To deliver it: python tracking.py {shlex.quote(str(folder))}"
-            )
+            command = f"python tracking.py {shlex.quote(str(folder))}"
+            _say(f"what the store did not take lies in {folder}. To deliver it: {command}")
 
 
 class Tracker(MLFlowLogger):
