@@ -2,6 +2,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -94,8 +95,11 @@ def test_ctrl_c_ends_tuning_cleanly_and_it_goes_on() -> None:
     deadline = time.monotonic() + 120
     while len(runs()) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
     try:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        process.send_signal(signal.SIGINT)  # once more, as a person would: Python drops one that meets a finalizer
         errors = process.communicate(timeout=60)[1]
     finally:
         process.kill()
