@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
-import train
 from benchmarks import experiment, growth, run, step
 from benchmarks.measure import machine
-from compare import write_between_markers
-from options import ROOT
-from tables import markdown
+from experiment.presets import ROOT
+from experiment.process import quiet
+from reporting.tables import markdown, write_between_markers
 
 
 def step_table(results: dict[str, Any]) -> str:
@@ -67,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="for the steps of each network (default: 60)")
     own = parser.parse_args()
-    train.quiet()
+    quiet()
     torch.set_num_threads(1)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

@@ -11,8 +11,9 @@ import torch
 import tune
 from benchmarks import raw
 from benchmarks.run import cpu_seconds
-from runs import Job, run_all
-from workers import CORES, worker_pool
+from experiment.jobs import Job, run_all
+from experiment.options import CORES
+from experiment.workers import worker_pool
 
 TRIALS, EPOCHS, SEED = 20, 50, 1
 

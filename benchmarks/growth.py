@@ -12,7 +12,8 @@ from benchmarks.measure import Step, time_a_call
 from benchmarks.run import cpu_seconds, ours
 from benchmarks.step import adapted, plain_step
 from benchmarks.workloads import LR, Workload
-from store import client, find_run, open_experiment
+from tracking.runs import find_run
+from tracking.store import client, open_experiment
 
 Row = dict[str, float]
 

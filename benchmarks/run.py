@@ -15,12 +15,12 @@ from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-import train
 from benchmarks import raw
 from data import MNIST1DDataModule
+from experiment.presets import QUIET, ROOT
+from experiment.training import train
 from lightning_modules import MLP
-from options import QUIET, ROOT
-from tracking import Tracker
+from tracking.logger import Tracker
 
 LR, SHORT, LONG = 3e-3, 25, 100  # epochs of 32 steps; the difference of the two is free of what a run costs once
 
@@ -35,7 +35,7 @@ def cpu_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
 def ours(arm: str, epochs: int) -> float:
     """Train by `train.py` and return the test loss."""
     rate = [f"--model.lr={LR}"] if arm == "adam" else []
-    cli = train.main(["--optimizer", arm, *rate, QUIET, f"--trainer.max_epochs={epochs}"])
+    cli = train(["--optimizer", arm, *rate, QUIET, f"--trainer.max_epochs={epochs}"])
     return cli.test_metrics["test/loss"]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import MLFlowLogger
 
-from plots import line_figure
+from reporting.figures import line_figure
 
 
 class Trajectory(Callback):

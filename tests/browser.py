@@ -23,8 +23,8 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.expected_conditions import element_to_be_clickable
 from selenium.webdriver.support.wait import WebDriverWait
 
-from plots import COLORS
-from store import EXPERIMENT
+from reporting.figures import COLORS
+from tracking.store import EXPERIMENT
 
 T = TypeVar("T")
 OPTIONS = [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-import train
+from experiment.process import quiet
 
 
 @pytest.fixture(scope="session")
@@ -27,5 +27,5 @@ def store(fresh_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.chdir(tmp_path)  # without a logger, Lightning saves where the command was typed
-    train.quiet()
+    quiet()
     return folder

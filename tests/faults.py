@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from options import ROOT
-from tables import markdown
+from experiment.presets import ROOT
+from reporting.tables import markdown
 
 # what was typed -> what the one line of the answer says
 BAD_INPUT = {
@@ -122,7 +122,7 @@ FAULTS = {
         r"error: The MLflow store http://\*\*\*@127.* cannot be used: .*refused", 2
     ),
     "the tracking server goes away during a run": Fault(
-        r"the MLflow store is away: .*Training goes on.* To deliver it: python tracking.py", 0
+        r"the MLflow store is away: .*Training goes on.* To deliver it: python -m tracking.delivery", 0
     ),
     "the tracking server goes away and comes back": Fault(r"the MLflow store is away: .*the MLflow store is back", 0),
     "tuning is killed (SIGKILL); the same command again": Fault(

@@ -4,7 +4,7 @@ import signal
 
 from mlflow.entities import Run
 
-from store import client, open_experiment
+from tracking.store import client, open_experiment
 
 
 def runs() -> list[Run]:

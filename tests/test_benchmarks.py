@@ -1,17 +1,17 @@
 import pytest
 import torch
 
-import train
 from benchmarks import raw, step
 from benchmarks.workloads import WORKLOADS
-from options import QUIET
+from experiment.presets import QUIET
+from experiment.training import train
 
 
 @pytest.mark.parametrize("arm", ["adam", "meta"])
 def test_a_run_is_the_raw_loop_that_it_is_measured_against(arm: str) -> None:
     """A second implementation, without Lightning, of the whole method: same rates, same validation and test loss."""
     rate = ["--model.lr=0.003"] if arm == "adam" else []
-    cli = train.main(["--optimizer", arm, *rate, QUIET, "--trainer.max_epochs=4"])
+    cli = train(["--optimizer", arm, *rate, QUIET, "--trainer.max_epochs=4"])
     record = raw.adam(4, 0.003) if arm == "adam" else raw.meta(4)
     assert cli.trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(record.rates[-1], rel=1e-6)
     assert cli.test_metrics["test/loss"] == pytest.approx(record.test_loss, rel=1e-5)

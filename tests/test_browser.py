@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from selenium.common.exceptions import TimeoutException
 
-from options import ROOT
+from experiment.presets import ROOT
 from tests.browser import COURSES, Page, chromium, mlflow_ui
 
 pytestmark = [

@@ -11,9 +11,10 @@ import yaml
 from matplotlib.image import imread
 
 import compare
-from options import ROOT
-from store import client
+from experiment.presets import ROOT
+from reporting.tables import write_between_markers
 from tests.store import artifacts, heed, history, runs
+from tracking.store import client
 
 ARMS = ["meta", "adam"]
 COMMAND = ["--seeds", "2", "--optimizers", *ARMS, "--trainer.max_epochs=2", "--data.batch_size=1000", "--workers", "1"]
@@ -100,7 +101,7 @@ def test_a_run_that_diverges_stands_in_the_table_as_infinite(tmp_path: Path) -> 
 def test_a_document_takes_a_table_between_its_markers(tmp_path: Path) -> None:
     file = tmp_path / "README.md"
     file.write_text("above\n<begin>\nold\n<end>\nbelow\n")
-    compare.write_between_markers("new\n", file, "<begin>\n", "<end>\n")
+    write_between_markers("new\n", file, "<begin>\n", "<end>\n")
     assert file.read_text() == "above\n<begin>\nnew\n<end>\nbelow\n"
 
 

@@ -16,26 +16,26 @@ from typing import Any
 import pytest
 import torch
 
-import train
-from options import QUIET, ROOT
-from store import open_experiment
+from experiment.presets import QUIET, ROOT
+from experiment.process import script
 from tests.faults import BAD_INPUT, FAULTS, document
 from tests.servers import free_port, mlflow_server
 from tests.store import artifacts, heed, history, runs
+from tracking.store import open_experiment
 
 
 @pytest.mark.parametrize("words", BAD_INPUT)
 def test_bad_input_gives_one_clear_line_status_2_and_no_run(
     words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script, *args = shlex.split(words)
-    command = importlib.import_module(script.removesuffix(".py"))
-    monkeypatch.setattr(sys, "argv", [script, *args])
+    file, *args = shlex.split(words)
+    command = importlib.import_module(file.removesuffix(".py"))
+    monkeypatch.setattr(sys, "argv", [file, *args])
     with pytest.raises(SystemExit) as stop:
-        train.script(command.main)
+        script(command.main)
     assert stop.value.code == 2
     line = capsys.readouterr().err.splitlines()[-1]  # argparse shows the usage before
-    assert line.startswith((f"{script}: error: ", "train.py: error: "))  # the latter for what goes on to every run
+    assert line.startswith((f"{file}: error: ", "train.py: error: "))  # the latter for what goes on to every run
     assert re.search(BAD_INPUT[words], line), line
     assert runs() == []
 
@@ -135,10 +135,12 @@ def test_the_tracking_server_goes_away_and_what_it_missed_is_delivered(
     out, errors = process.communicate(timeout=240)
     matches("the tracking server goes away during a run", process.returncode, " ".join(errors.splitlines()))
     assert "Traceback" not in errors
-    [words] = re.findall(r"python tracking.py (.+)", errors)
+    [words] = re.findall(r"python -m tracking.delivery (.+)", errors)
     [folder] = shlex.split(words)
     with mlflow_server(backend, tmp_path, port):
-        subprocess.run([sys.executable, str(ROOT / "tracking.py"), folder], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "-m", "tracking.delivery", folder], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
+        )
         [run] = runs()
         assert run.info.status == "FINISHED"
         assert [step for step, _ in history(run.info.run_id, "lr")] == list(range(1, 12_801))

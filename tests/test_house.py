@@ -1,8 +1,25 @@
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-from options import ROOT
+import pytest
+
+from experiment.presets import ROOT
+
+COMMANDS = {path.stem for path in ROOT.glob("*.py")}
+PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py") if path.parent.name != "benchmarks")
+FRAMEWORK = {"lightning.py": "pytorch_lightning"}  # of `hypergradient`: the file named for a framework imports it
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The top-level packages that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield str(node.module).split(".")[0]
 
 
 def test_imports_run_one_way() -> None:
@@ -17,7 +34,27 @@ def test_imports_run_one_way() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_the_package_imports_torch_alone() -> None:
-    code = "import sys, hypergradient; print({'numpy', 'pytorch_lightning', 'mlflow'} & sys.modules.keys() - {'numpy'})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_package_imports_a_command(package: str) -> None:
+    for path in (ROOT / package).glob("**/*.py"):
+        assert not COMMANDS & set(imported(path)), path
+
+
+def test_the_method_imports_torch_alone() -> None:
+    for path in (ROOT / "hypergradient").glob("*.py"):
+        allowed = {"torch", "hypergradient", FRAMEWORK.get(path.name)} | sys.stdlib_module_names
+        assert set(imported(path)) <= allowed, path
+
+
+def test_the_root_holds_four_commands_of_less_than_80_lines() -> None:
+    assert {"train", "tune", "compare", "results"} == COMMANDS
+    for command in COMMANDS:
+        assert len((ROOT / f"{command}.py").read_text(encoding="utf-8").splitlines()) < 80
+
+
+def test_the_page_on_design_names_every_package() -> None:
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    drawn, rooms = text.split("```")[1], [line for line in text.splitlines() if line.startswith("| `")]
+    for package in PACKAGES:
+        assert f"{package}/" in drawn
+        assert [line for line in rooms if line.startswith(f"| `{package}/` |")], package

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
+from experiment.presets import ROOT
 from hypergradient.support import SUPPORTED
-from options import ROOT
-from tables import markdown
+from reporting.tables import markdown
 from tests.hypergradient.lightning_cases import CASES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -4,26 +4,27 @@ import pandas as pd
 import pytest
 
 import results
-import stages
-from options import ROOT
+from experiment import options, publication, stages
+from experiment.presets import ROOT
+from experiment.workers import each, worker_pool
 from tests.store import runs
-from workers import each, worker_pool
 
 
 def test_a_stage_tunes_trains_and_writes_and_a_second_call_trains_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The whole way, on one draw and one seed; the stage is the one that decides the claim."""
-    monkeypatch.setattr(stages, "FAMILIES", ["adam", "cosine"])
-    options = ["--stages", "main", "--seeds", "1", "--draws", "1", "--trials", "1", "--workers", "1"]
-    results.main([*options, "--output", str(tmp_path)])
+    rows = {arm: stages.STAGES["main"]["rows"][arm] for arm in ("meta", "meta_onestep", "adam", "cosine")}
+    monkeypatch.setitem(stages.STAGES, "main", stages.STAGES["main"] | {"rows": rows})
+    typed = ["--stages", "main", "--seeds", "1", "--draws", "1", "--trials", "1", "--workers", "1"]
+    results.main([*typed, "--output", str(tmp_path)])
     table = (tmp_path / "main" / "table.md").read_text()
     kept = pd.read_csv(tmp_path / "main" / "results.csv").set_index("arm").test_loss
     assert set(kept.index) == {"meta", "meta_onestep", "adam", "cosine"}
     assert f"`meta` / `adam` = {kept.meta / kept.adam:.3f}" in table
     assert {"comparison.png", "lr_evolution.png"} <= {path.name for path in tmp_path.glob("*.png")}
     trained = len(runs())
-    results.main([*options, "--output", str(tmp_path)])
+    results.main([*typed, "--output", str(tmp_path)])
     assert len([run for run in runs() if "tune" not in run.info.run_name]) - trained <= 1  # the parent of the stage
 
 
@@ -31,20 +32,21 @@ def test_a_table_goes_into_every_document_that_has_its_place(tmp_path: Path) -> 
     with_place, without = tmp_path / "a.md", tmp_path / "b.md"
     with_place.write_text("x\n<!-- main: begin -->\nold\n<!-- main: end -->\ny\n")
     without.write_text("z\n")
-    results.publish("main", "new\n", [with_place, without])
+    publication.publish("main", "new\n", [with_place, without])
     assert with_place.read_text() == "x\n<!-- main: begin -->\nnew\n<!-- main: end -->\ny\n"
     assert without.read_text() == "z\n"
 
 
 def test_every_stage_has_its_place_in_the_document() -> None:
     text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    assert list(stages.STAGES) == list(options.STAGES)
     for stage in stages.STAGES:
         assert f"<!-- {stage}: begin -->\n" in text
 
 
 def test_a_goal_that_is_never_reached_takes_for_ever() -> None:
-    assert stages._first([3.0, 2.0, 1.0], 2.0) == 2
-    assert stages._first([3.0, 2.0, 1.0], 0.5) == float("inf")
+    assert publication.first_below([3.0, 2.0, 1.0], 2.0) == 2
+    assert publication.first_below([3.0, 2.0, 1.0], 0.5) == float("inf")
 
 
 def test_work_is_done_once_each_and_numbered_in_one_process_and_in_two() -> None:

@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 
-import train
-from options import CONFIGS, QUIET, ROOT
-from store import client
+from experiment.presets import CONFIGS, QUIET, ROOT
+from experiment.training import train
 from tests.store import history, runs
+from tracking.store import client
 
 KILLS = 20
 
@@ -72,7 +72,7 @@ def test_a_run_killed_at_random_steps_is_the_one_that_was_never_stopped(
     assert killed.info.status == "FINISHED"
     final = checkpoints(store)[-1]
 
-    whole = train.main(options)
+    whole = train(options)
     other = client().get_run(str(whole.run_id))
     assert killed.data.metrics == other.data.metrics
     for metric in other.data.metrics.keys() - {"epoch"}:  # which Lightning logs twice a step
@@ -86,12 +86,12 @@ def test_a_run_killed_at_random_steps_is_the_one_that_was_never_stopped(
 
 def test_a_run_that_broke_off_goes_on_in_its_own_run_and_one_that_ended_does_not(store: Path, tmp_path: Path) -> None:
     options = ["--config", str(arm(tmp_path, "meta")), QUIET, "--trainer.max_epochs=3"]
-    first = train.main(options)
+    first = train(options)
     [path] = checkpoints(store)
-    assert train.main([*options, "--ckpt_path", str(path)]).run_id != first.run_id
+    assert train([*options, "--ckpt_path", str(path)]).run_id != first.run_id
     client().set_terminated(str(first.run_id), "KILLED")
-    assert train.main([*options, "--ckpt_path", str(path)]).run_id == first.run_id
-    longer = train.main([*options, "--trainer.max_epochs=4", "--ckpt_path", str(path)])
+    assert train([*options, "--ckpt_path", str(path)]).run_id == first.run_id
+    longer = train([*options, "--trainer.max_epochs=4", "--ckpt_path", str(path)])
     assert longer.run_id != first.run_id
     assert [step for step, _ in history(str(first.run_id), "lr")] == list(range(1, 97))
 
@@ -110,10 +110,10 @@ def test_a_run_that_broke_off_goes_on_in_its_own_run_and_one_that_ended_does_not
 def test_a_checkpoint_of_another_arm_or_network_is_refused(
     typed: str, message: str, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train.main(["--optimizer", "meta", QUIET, "--trainer.max_epochs=1"])
+    train(["--optimizer", "meta", QUIET, "--trainer.max_epochs=1"])
     capsys.readouterr()
     with pytest.raises(SystemExit, match="2"):
-        train.main([*typed.split(), QUIET, "--ckpt_path", str(checkpoints(store)[-1])])
+        train([*typed.split(), QUIET, "--ckpt_path", str(checkpoints(store)[-1])])
     [line] = capsys.readouterr().err.splitlines()
     assert "--ckpt_path: the checkpoint was trained with " in line
     assert re.search(message, line)

@@ -17,8 +17,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import TrialState
 
-from options import ROOT
-from sweep import open_storage
+from experiment.presets import ROOT
+from experiment.sweep import open_storage
 from tests.servers import BINARIES, PASSWORD, mlflow_server, postgres
 
 pytestmark = [

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
-import train
 import tune
-from options import ROOT
-from store import artifact_dir
+from experiment.presets import ROOT
+from experiment.training import train
 from tests.store import artifacts, heed, history, runs
+from tracking.store import artifact_dir
 
 SHORT = ["--trainer.max_epochs=1", "--data.batch_size=1000"]
 COMMAND = ["--optimizer", "adam", *SHORT, "--workers", "1"]
@@ -113,7 +113,7 @@ def test_rate_and_weight_decay_are_searched_together_and_the_file_written_sets_b
     file = tmp_path / "best.yaml"
     study = tune.main(["--optimizer", "adamw", *SHORT, "--trials", "2", "--output", str(file)])
     assert set(study.best_params) == {"model.lr", "model.optimizer.weight_decay"}
-    cli = train.main(["--optimizer", "adamw", "--config", str(file), "--trainer.fast_dev_run=true"])
+    cli = train(["--optimizer", "adamw", "--config", str(file), "--trainer.fast_dev_run=true"])
     [group] = cli.trainer.optimizers[0].param_groups
     found = [group["lr"], group["weight_decay"]]
     assert found == pytest.approx(list(study.best_params.values()), rel=1e-3)

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import train
 from callbacks import TailAverage
+from experiment.training import train
 
 SHORT = ["--trainer.max_epochs=2", "--trainer.enable_progress_bar=false", "--data.batch_size=100"]
 
@@ -29,8 +29,8 @@ def test_the_average_is_the_one_of_the_formula(window: float) -> None:
 
 
 def test_what_is_validated_tested_and_saved_is_the_average() -> None:
-    plain = train.main(["--optimizer", "adam", "--model.lr=0.01", *SHORT])
-    average = train.main(["--optimizer", "adam_average", "--model.lr=0.01", *SHORT])
+    plain = train(["--optimizer", "adam", "--model.lr=0.01", *SHORT])
+    average = train(["--optimizer", "adam_average", "--model.lr=0.01", *SHORT])
     assert plain.test_metrics["test/loss"] != average.test_metrics["test/loss"]
     path = str(average.trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
     saved = torch.load(path, weights_only=True)["state_dict"]
@@ -38,7 +38,7 @@ def test_what_is_validated_tested_and_saved_is_the_average() -> None:
 
 
 def test_batchnorm_statistics_are_those_of_the_average() -> None:
-    cli = train.main(["--optimizer", "adam_average", "--task", "conv_batchnorm", "--model.lr=0.05", *SHORT])
+    cli = train(["--optimizer", "adam_average", "--task", "conv_batchnorm", "--model.lr=0.05", *SHORT])
     norm, x = cli.model.network[2], cli.datamodule.train[0]
     with torch.no_grad():
         seen = cli.model.network[1](cli.model.network[0](x))

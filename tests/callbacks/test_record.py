@@ -5,18 +5,18 @@ import numpy as np
 import pytest
 import torch
 
-import train
 from data import MNIST1DDataModule
-from store import artifact_dir
+from experiment.training import train
 from tests.store import runs
+from tracking.store import artifact_dir
 
 SHORT = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
 
 
 def test_a_run_names_its_data_with_digests_that_are_those_of_the_draw() -> None:
-    train.main(["--optimizer", "adam", *SHORT])
-    train.main(["--optimizer", "meta_onestep", *SHORT])
-    train.main(["--optimizer", "adam", *SHORT, "--data.draw=1"])
+    train(["--optimizer", "adam", *SHORT])
+    train(["--optimizer", "meta_onestep", *SHORT])
+    train(["--optimizer", "adam", *SHORT, "--data.draw=1"])
     digests = []
     for run in runs():
         assert run.inputs
@@ -30,7 +30,7 @@ def test_a_run_names_its_data_with_digests_that_are_those_of_the_draw() -> None:
 
 @pytest.mark.parametrize("task", ["mlp", "conv_batchnorm", "gru"])
 def test_the_model_kept_predicts_on_a_raw_array_of_any_length(task: str) -> None:
-    cli = train.main(["--optimizer", "adam", "--task", task, "--log-model", *SHORT])
+    cli = train(["--optimizer", "adam", "--task", task, "--log-model", *SHORT])
     mlflow.set_tracking_uri(f"sqlite:///{artifact_dir().parent}/mlflow.db")
     model = mlflow.pyfunc.load_model(f"runs:/{cli.run_id}/model")
     assert isinstance(model.input_example, np.ndarray)
@@ -47,6 +47,6 @@ def test_the_model_kept_predicts_on_a_raw_array_of_any_length(task: str) -> None
 
 
 def test_the_model_kept_is_no_pickle() -> None:
-    cli = train.main(["--optimizer", "adam", "--log-model", *SHORT])
+    cli = train(["--optimizer", "adam", "--log-model", *SHORT])
     files = [path for path in Path(artifact_dir()).rglob("*") if path.suffix in (".pt2", ".pth", ".pkl", ".pickle")]
     assert {path.suffix for path in files} == {".pt2"}, cli.run_id

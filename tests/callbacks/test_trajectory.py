@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-import train
+from experiment.training import train
 from tests.store import artifacts, history, runs
 
 SHORT = ["--trainer.max_epochs=2", "--trainer.enable_progress_bar=false", "--data.batch_size=400"]
@@ -10,7 +10,7 @@ STEPS = list(range(1, 21))
 
 
 def test_every_step_of_a_meta_run_is_in_mlflow() -> None:
-    cli = train.main(["--optimizer", "meta_onestep", *SHORT])
+    cli = train(["--optimizer", "meta_onestep", *SHORT])
     assert cli.run_id
     for name in ("lr", "hypergradient", "lookahead_loss"):
         assert [step for step, _ in history(cli.run_id, name)] == STEPS
@@ -21,7 +21,7 @@ def test_every_step_of_a_meta_run_is_in_mlflow() -> None:
 def test_a_fixed_rate_and_a_schedule_are_recorded_too() -> None:
     rates = {}
     for arm in ("adam", "cosine"):
-        cli = train.main(["--optimizer", arm, "--model.lr=0.01", *SHORT])
+        cli = train(["--optimizer", arm, "--model.lr=0.01", *SHORT])
         rates[arm] = history(str(cli.run_id), "lr")
     assert rates["adam"] == [(step, 0.01) for step in STEPS]
     expected = [0.005 * (1 + math.cos(math.pi * (step - 1) / 20)) for step in STEPS]
@@ -29,7 +29,7 @@ def test_a_fixed_rate_and_a_schedule_are_recorded_too() -> None:
 
 
 def test_a_run_that_diverges_keeps_what_it_saw_and_is_marked_failed() -> None:
-    cli = train.main(["--optimizer", "adam", "--model.lr=1e6", *SHORT])
+    cli = train(["--optimizer", "adam", "--model.lr=1e6", *SHORT])
     [run] = runs()
     assert run.info.status == "FAILED"
     assert cli.diverged == run.data.tags["diverged"]

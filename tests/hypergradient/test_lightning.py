@@ -15,9 +15,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from data import TensorLoader
+from experiment.presets import ROOT
 from hypergradient import NotFiniteError, RateAdapter
 from hypergradient.lightning import AdaptLearningRate
-from options import ROOT
 from tests.hypergradient.lightning_cases import CASES, Case, Plain, adam, mlp, samples
 
 pytestmark = [

@@ -6,9 +6,9 @@ import pytest
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-import train
 from callbacks import TailAverage
 from data import MNIST1DDataModule
+from experiment.training import train
 from lightning_modules import MLP, Classifier, MetaClassifier
 from lightning_modules.classifier import Pair
 from tests.lightning_modules.test_one_step_classifier import fit, network, same, trainer
@@ -60,7 +60,7 @@ def test_stretches_alone_find_the_rate_from_far_off() -> None:
     found = {}
     for lr in (1e-4, 0.03, 3.0):
         options = ["--model.bracket=false", f"--model.lr={lr}", "--model.stretch=0.2"]
-        cli = train.main(["--optimizer", "meta", *options, *SHORT])
+        cli = train(["--optimizer", "meta", *options, *SHORT])
         found[lr] = history(str(cli.run_id), "lr")[-1][1]
     assert max(found.values()) < 3 * min(found.values()), found
     assert 0.005 < found[0.03] < 0.2
@@ -87,7 +87,7 @@ def test_a_stretch_has_the_batches_that_the_run_begins_with_beyond_the_first_epo
 
 
 def test_what_the_search_cost_is_in_mlflow() -> None:
-    cli = train.main(["--optimizer", "meta", "--model.stretch=0.1", *SHORT])  # 80 steps: stretches of 8
+    cli = train(["--optimizer", "meta", "--model.stretch=0.1", *SHORT])  # 80 steps: stretches of 8
     (_, passes), _ = history(str(cli.run_id), "search/passes")  # after the search, and at the end
     [(_, found)] = history(str(cli.run_id), "search/rate")
     stretches = (passes - 20 * 128 / 200) / (8 + 8 * 128 / 200 / 3)  # about 20 looks of the bracket, of 128 samples
@@ -117,16 +117,16 @@ def test_a_run_without_an_end_or_without_a_datamodule_is_refused(tmp_path: Path)
 
 
 def test_lightnings_clipping_and_accumulation_are_there() -> None:
-    cli = train.main(["--optimizer", "meta", *SHORT, "--trainer.gradient_clip_val=0.5"])
+    cli = train(["--optimizer", "meta", *SHORT, "--trainer.gradient_clip_val=0.5"])
     assert cli.test_metrics["test/loss"] < 2.3
-    accumulated = train.main(["--optimizer", "meta", *SHORT, "--trainer.accumulate_grad_batches=2"])
+    accumulated = train(["--optimizer", "meta", *SHORT, "--trainer.accumulate_grad_batches=2"])
     assert accumulated.trainer.global_step == 40
 
 
 @pytest.mark.parametrize(("memory", "direction"), [(0.5, -1), (1000.0, 1)])
 def test_the_adapted_shrink_moves_towards_its_place(memory: float, direction: int) -> None:
     options = [f"--model.memory={memory}", "--model.stretch=0", "--model.every=200", "--trainer.max_epochs=20"]
-    cli = train.main(["--optimizer", "meta", *options, *SHORT[1:]])
+    cli = train(["--optimizer", "meta", *options, *SHORT[1:]])
     values = [value for _, value in history(str(cli.run_id), "shrink")]
     assert direction * (values[-1] - values[0]) > 0
     before, after = (value for _, value in history(str(cli.run_id), "search/passes"))

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-import train
+from experiment.training import train
 from lightning_modules import Replay, linear
-from store import client
 from tests.store import history
+from tracking.store import client
 
 SHORT = ["--trainer.max_epochs=3", "--trainer.enable_progress_bar=false", "--data.batch_size=500"]
 
@@ -29,10 +29,10 @@ def test_linear_decay_ends_one_step_above_zero() -> None:
 
 def test_a_replayed_run_has_the_weights_of_the_run_that_found_the_schedule() -> None:
     """Adam and a shrink of its own, or AdamW with lr · weight_decay: the same arithmetic but for the last bits."""
-    found = train.main(["--optimizer", "meta", *SHORT])
+    found = train(["--optimizer", "meta", *SHORT])
     path = client().download_artifacts(str(found.run_id), "schedule.csv")
     options = [f"--model.schedule.path={path}", "--data.train_on_validation=false", *SHORT]
-    replayed = train.main(["--optimizer", "replay", *options])
+    replayed = train(["--optimizer", "replay", *options])
     assert history(str(replayed.run_id), "lr") == history(str(found.run_id), "lr")
     torch.testing.assert_close(replayed.model.network.state_dict(), found.model.network.state_dict(), rtol=0, atol=1e-3)
 

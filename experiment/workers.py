@@ -10,7 +10,8 @@ from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import Any
 
-CORES = os.cpu_count() or 1
+from experiment.options import CORES
+from experiment.process import quiet
 
 
 @contextmanager
@@ -47,12 +48,7 @@ def _prepare() -> None:
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # and the parent says what came out
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    import optuna
-
-    import train
-
-    train.quiet()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    quiet()
 
 
 def _end_with_the_parent() -> None:

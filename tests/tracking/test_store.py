@@ -11,17 +11,19 @@ from typing import Any
 import psutil
 import pytest
 
-import train
-from options import ROOT
-from store import client, how_to_see, open_experiment, parent_run, without_password
+from experiment.presets import ROOT
+from experiment.training import train
 from tests.store import runs
+from tracking.links import how_to_see
+from tracking.runs import parent_run
+from tracking.store import client, open_experiment, without_password
 
 SHORT = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--data.batch_size=1000"]
 
 
 def refusal(capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit, match="2"):
-        train.main(SHORT)
+        train(SHORT)
     [line] = capsys.readouterr().err.splitlines()
     return str(line)
 
@@ -48,8 +50,18 @@ def test_a_file_that_is_no_database_is_refused(store: Path, capsys: pytest.Captu
     assert "file is not a database" in refusal(capsys)
 
 
+def test_telemetry_is_off() -> None:
+    """MLflow reads its environment while it is imported, so `tracking` must be imported before it."""
+    code = "import experiment.training; from mlflow.telemetry.client import get_telemetry_client as get; print(get())"
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_DISABLE_TELEMETRY"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "None\n"
+
+
 OPEN = """
-import os, sys, time, pathlib, store
+import os, sys, time, pathlib
+from tracking import store
 folder, number = pathlib.Path(sys.argv[1]), sys.argv[2]
 for name in "0123456789":
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/{name}/mlflow.db"
@@ -96,7 +108,7 @@ def answer(url: str, question: dict[str, Any]) -> Any:
 
 
 def test_a_bare_mlflow_ui_beside_the_store_shows_the_runs(store: Path, tmp_path: Path) -> None:
-    cli = train.main(["--optimizer", "meta", *SHORT])
+    cli = train(["--optimizer", "meta", *SHORT])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

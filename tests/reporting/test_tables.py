@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from tables import bootstrap, paired_table, with_interval
+from reporting.statistics import bootstrap
+from reporting.tables import paired_table, with_interval
 
 
 def runs(losses: dict[str, list[float]]) -> pd.DataFrame:

@@ -1,12 +1,10 @@
 """What every command knows before torch is imported: the arms, the tasks, and the text of the help."""
 
-import argparse
-import math
 import textwrap
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent
-CONFIGS = ROOT / "configs"
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS, RESULTS = ROOT / "configs", ROOT / "results"
 ARMS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "base")
 HEADLINE = ["meta", "meta_onestep", "meta_seed", "adam", "cosine"]  # what is compared where nothing else is named
 TASKS = sorted(path.stem for path in (CONFIGS / "tasks").glob("*.yaml"))
@@ -41,43 +39,6 @@ Train one arm on mnist1d, test it once, keep the run in MLflow.
 Later options win. Two arms on one line are refused."""
 
 
-NOT_FOR_MANY = {  # options of one run, refused by the commands of many
-    "--trainer.logger": "the runs are read back from this project's MLflow store",
-    "--trainer.fast_dev_run": "it leaves no run in MLflow; a short one: --trainer.max_epochs=1",
-    "--ckpt_path": "each run begins at its own first step",
-}
-
-
-def sweep_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
-    """Return a parser for a command of many runs: what it does not know goes on to every run."""
-    epilog = "Options not listed here go on to every run: see train.py --help."
-    return argparse.ArgumentParser(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
-
-
-def parse_sweep(parser: argparse.ArgumentParser, args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """Return the parser's own options, and the rest, which goes on to every run."""
-    own, rest = parser.parse_known_args(args)
-    for argument in rest:
-        for option, reason in NOT_FOR_MANY.items():
-            if argument.split("=")[0].startswith(option):
-                parser.error(f"{option} cannot be given here: {reason}")
-    return own, rest
-
-
-def positive(text: str) -> int:
-    """Read a whole number of 1 or more."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
-    return int(text)
-
-
-def arm_or_file(text: str) -> str:
-    """Read the name of an arm, or the path of a YAML file that is one."""
-    if text not in ARMS and not (text.endswith((".yaml", ".yml")) and Path(text).is_file()):
-        raise argparse.ArgumentTypeError(f"there is no arm, and no YAML file, {text!r}. Choose from {', '.join(ARMS)}")
-    return text
-
-
 def arm_file(arm: str) -> Path:
     """Return the configuration file of an arm."""
     return CONFIGS / f"{arm}.yaml" if arm in ARMS else Path(arm)
@@ -88,12 +49,7 @@ def preset(arm: str) -> list[str]:
     return ["--optimizer", arm] if arm in ARMS else ["--config", arm]
 
 
-def rate(text: str) -> float:
-    """Read a learning rate."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a positive finite number, got {text!r}")
-    return value
+def tuned_file(arm: str) -> Path | None:
+    """Return the file of `configs/tuned/` that the arm reads; None for one that is not tuned."""
+    file = CONFIGS / "tuned" / f"{arm}.yaml"
+    return file if f"tuned/{file.name}" in arm_file(arm).read_text(encoding="utf-8") else None

@@ -12,12 +12,12 @@ import pandas as pd
 from optuna.trial import TrialState
 from tqdm import tqdm
 
-import train
-from options import QUIET, preset
-from store import StoreError, client
-from sweep import open_storage, work_off
-from tracking import undelivered
-from workers import each, worker_pool
+from experiment.presets import QUIET, preset
+from experiment.sweep import open_storage, work_off
+from experiment.training import train
+from experiment.workers import each, worker_pool
+from tracking.delivery import undelivered
+from tracking.store import StoreError, client
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Job:
 def run(job: Job) -> str | None:
     """Train, unless MLflow has the run, and return its id."""
     tags = {"mlflow.parentRunId": job.parent} if job.parent else {}
-    return train.main(job.args(), tags, reuse=True).run_id
+    return train(job.args(), tags, reuse=True).run_id
 
 
 def run_all(jobs: Sequence[Job], pool: Executor | None = None, name: str = "compare") -> pd.DataFrame:
@@ -65,7 +65,7 @@ def read_run(run_id: str) -> dict[str, Any]:
     """Return a run's figures; a run that diverged has an infinite loss and no accuracy."""
     run = client().get_run(run_id)
     if "lr" not in run.data.metrics:
-        missed = f"python tracking.py {shlex.quote(str(undelivered(run_id)))}"
+        missed = f"python -m tracking.delivery {shlex.quote(str(undelivered(run_id)))}"
         raise StoreError(f"MLflow has no curves of run {run_id}. If it missed them, deliver them: {missed}")
     metrics, params, info = run.data.metrics, run.data.params, run.info
     lrs = [point.value for point in client().get_metric_history(run_id, "lr")]

@@ -1,12 +1,15 @@
 """One way to draw every figure of the project: lines with a band, legible in grey and to the colour-blind."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
-from scipy import stats
+
+from reporting.statistics import mean_and_half_interval
 
 # Okabe & Ito's palette, darkest first; the dashes tell the lines apart in grey print too
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -18,6 +21,8 @@ STYLE: Any = {
     "axes.grid": True,
     "grid.alpha": 0.3,
 }
+
+CEILING = 3.0  # of a loss in a figure: above it a run has failed, by how much is no matter
 
 Curve = tuple[Sequence[float], Any]
 """Where, (points,), and what, (runs, points). One run draws a line, several draw their mean and its interval."""
@@ -46,9 +51,24 @@ def line_figure(
     return figure
 
 
-def mean_and_half_interval(runs: Any) -> tuple[Any, Any]:
-    """Return the mean over runs, (runs, ...) -> (...), and half its 95 % interval (Student's t); 0 for a single run."""
-    values = np.asarray(runs, dtype=float)
-    if len(values) == 1:
-        return values[0], np.zeros_like(values[0])
-    return values.mean(0), stats.t.ppf(0.975, len(values) - 1) * stats.sem(values, axis=0)
+def draw_courses(runs: pd.DataFrame, folder: Path) -> None:
+    """Draw validation loss against epoch and rate against step: mean and 95 % interval over runs, one line an arm."""
+    for column, x, y, log, name in [
+        ("val_losses", "epoch", "validation loss", False, "comparison.png"),
+        ("lrs", "step", "learning rate", True, "lr_evolution.png"),
+    ]:
+        curves = {}
+        for arm, histories in runs.groupby("arm", sort=False)[column]:
+            points = min(map(len, histories))  # a run that diverged has fewer
+            curves[str(arm)] = (range(1, points + 1), [history[:points] for history in histories])
+        line_figure({arm: curve for arm, curve in curves.items() if curve[0]}, x, y, log).savefig(folder / name)
+
+
+def draw_sensitivity(runs: pd.DataFrame, folder: Path) -> None:
+    """Draw the final test loss against the starting rate, one line an arm."""
+    curves = {}
+    for arm, own in runs.groupby("arm", sort=False):
+        losses = own.pivot(index=["draw", "seed"], columns="start_lr", values="test_loss").clip(upper=CEILING)
+        curves[str(arm)] = (list(losses.columns), losses.to_numpy())
+    figure = line_figure(curves, "learning rate at the start", "test loss after the last epoch", log_x=True)
+    figure.savefig(folder / "lr_sensitivity.png")

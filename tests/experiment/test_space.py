@@ -4,8 +4,8 @@ import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from options import ARMS
-from space import default_space, described, dimension, extremes, suggest
+from experiment.presets import ARMS
+from experiment.space import default_space, dimension, distribution, extremes, suggest
 
 
 @pytest.mark.parametrize(
@@ -22,10 +22,11 @@ from space import default_space, described, dimension, extremes, suggest
     ],
 )
 def test_what_is_typed_is_what_is_searched(text: str, values: BaseDistribution) -> None:
-    assert dimension(f"model.x={text}") == ("model.x", values)
+    assert dimension(f"model.x={text}") == ("model.x", text)
+    assert distribution(text) == values
     for _ in range(5):
-        assert values._contains(values.to_internal_repr(suggest(optuna.create_study().ask(), "model.x", values)))
-    assert all(values._contains(values.to_internal_repr(end)) for end in extremes(values))
+        assert values._contains(values.to_internal_repr(suggest(optuna.create_study().ask(), "model.x", text)))
+    assert all(values._contains(values.to_internal_repr(end)) for end in extremes(text))
 
 
 @pytest.mark.parametrize("text", ["model.lr", "model.lr=", "model.lr=1", "model.lr=2:1", "model.lr=log:0:1", "x=1:2"])
@@ -37,8 +38,3 @@ def test_what_does_not_read_like_a_range_is_refused(text: str) -> None:
 def test_each_arm_has_a_space_with_its_rate() -> None:
     for arm in ARMS:
         assert "model.lr" in default_space(arm)
-
-
-def test_a_space_is_described_as_a_person_reads_it() -> None:
-    space = dict([dimension("model.lr=log:1e-5:1e-1"), dimension("model.network.layers=1,2")])
-    assert described(space) == "model.lr 1e-05 ... 0.1 (log-uniform), model.network.layers one of 1, 2"

@@ -5,7 +5,6 @@ another trial with its slot joins the queue: on one machine when the command is 
 its heartbeat is missing.
 """
 
-import argparse
 import functools
 import hashlib
 import math
@@ -22,8 +21,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
-from store import StoreError, artifact_dir, cause, tracking_uri, without_password
-from workers import each
+from experiment.workers import each
+from tracking.store import StoreError, artifact_dir, cause, tracking_uri, without_password
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # there is a bar
 
 BEGUN = "begun"
 HEARTBEAT, GRACE = 5, 20  # seconds; a worker that was not heard of for GRACE is dead
@@ -61,10 +62,14 @@ def sweep_name(kind: str, facts: Sequence[str]) -> str:
     return f"{kind} {hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:12]}"
 
 
-def require_shared(parser: argparse.ArgumentParser, url: str | None) -> None:
-    """Refuse machines that share a sweep, and not the store of its runs."""
+def require_shared(url: str | None) -> None:
+    """Refuse machines that share a sweep, and not the store of its runs.
+
+    Raises:
+        StoreError: they do not.
+    """
     if url and not url.startswith("sqlite") and tracking_uri().startswith("sqlite"):
-        parser.error("--storage: machines that share runs need one tracking server: set MLFLOW_TRACKING_URI")
+        raise StoreError("--storage: machines that share runs need one tracking server: set MLFLOW_TRACKING_URI")
 
 
 @contextmanager

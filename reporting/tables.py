@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,7 @@ import pandas as pd
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from options import DEFAULT_ARM
-from plots import mean_and_half_interval
-
-PAIR = ["draw", "seed", "start_lr"]  # what two runs of a pair share
+from reporting.statistics import bootstrap, differences, mean_and_half_interval
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -33,27 +31,41 @@ def with_interval(values: Any, form: str = ".3f") -> str:
     return f"{mean:{form}} ± {half:{form}}".replace("± +", "± ")
 
 
-def bootstrap(values: Any) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval (BCa, 9,999 resamples, seed 0) of the mean."""
-    values = np.asarray(values, dtype=float)
-    if len(values) < 3 or np.ptp(values) == 0 or not np.isfinite(values).all():
-        return float(np.mean(values)), float(np.mean(values))
-    interval = stats.bootstrap((values,), np.mean, rng=np.random.default_rng(0)).confidence_interval
-    return float(interval.low), float(interval.high)
+def difference(values: Any) -> str:
+    """Return "mean (low … high)" of paired differences, with the 95 % bootstrap interval."""
+    return f"{np.mean(values):+.3f} ({{:+.3f}} … {{:+.3f}})".format(*bootstrap(values))
 
 
-def differences(runs: pd.DataFrame, arm: str, base: str) -> Any:
-    """Return test loss of `arm` minus `base`, a value a pair."""
-    losses = runs.pivot_table(index=PAIR, columns="arm", values="test_loss", dropna=False, sort=False)
-    return (losses[arm] - losses[base]).dropna().to_numpy()
+def grid(runs: pd.DataFrame, show: Sequence[str] = ("test_loss",), base: str | None = None) -> str:
+    """Return a table of the frame's `row` × `column`, each cell the mean of what is to be shown, over its runs.
+
+    base: a column, and the other columns' ratios of the mean test loss to it are added; or a row, and the paired
+    difference of each row's last column to it is.
+    """
+    columns = list(dict.fromkeys(runs.column))
+    others = [column for column in columns if column != base] if base in columns else []
+    lines = []
+    for row, own in runs.groupby("row", sort=False):
+        of = dict(iter(own.groupby("column")))
+        line = [str(row), *(_cell(of[column], show) if column in of else "–" for column in columns)]
+        line += [f"{of[column].test_loss.mean() / of[str(base)].test_loss.mean():.2f}" for column in others]
+        if base and not others:
+            label, to = own.arm.iloc[-1], runs[runs.row == base].arm.iloc[-1]
+            line.append("–" if label == to else difference(differences(runs, label, to)))
+        lines.append(line)
+    added = [f"{column}: ratio" for column in others] or ([f"minus {base} (95 %)"] if base else [])
+    return markdown(["", *(column or " / ".join(show) for column in columns), *added], lines)
 
 
-def paired_table(runs: pd.DataFrame, base: str = DEFAULT_ARM, tuning: dict[str, int] | None = None) -> str:
+def _cell(runs: pd.DataFrame, show: Sequence[str]) -> str:
+    return " / ".join(with_interval(runs[name]) for name in show)
+
+
+def paired_table(runs: pd.DataFrame, base: str = "meta", tuning: dict[str, int] | None = None) -> str:
     """Return a row an arm, best first: loss, accuracy, the difference to `base` with interval and test, and the cost.
 
     tuning: trials that an arm's tuning took; its passes and seconds count those too.
     """
-    runs = runs.assign(start_lr=runs.start_lr.fillna(-1.0))
     order = runs.groupby("arm").test_loss.mean().sort_values().index
     others = [arm for arm in order if arm != base] if base in order else []
     paired = {arm: differences(runs, arm, base) for arm in others}
@@ -64,13 +76,10 @@ def paired_table(runs: pd.DataFrame, base: str = DEFAULT_ARM, tuning: dict[str, 
     rows = []
     for arm in order:
         own, trials = runs[runs.arm == arm], (tuning or {}).get(arm, 0)
-        difference = "–"
-        if arm in paired:
-            low, high = bootstrap(paired[arm])
-            difference = f"{np.mean(paired[arm]):+.3f} ({low:+.3f} … {high:+.3f})"
+        against = difference(paired[arm]) if arm in paired else "–"
         p = f"{corrected[arm]:.1g}" if arm in corrected else "–"
         cost = [f"{(1 + trials) * own.passes.mean():.2f}", f"{(1 + trials) * own.seconds.mean():.0f}"]
-        rows.append([f"`{arm}`", with_interval(own.test_loss), difference, p, with_interval(own.test_accuracy), *cost])
+        rows.append([f"`{arm}`", with_interval(own.test_loss), against, p, with_interval(own.test_accuracy), *cost])
     header = ["arm", "test loss", f"minus `{base}` (95 %)", "p", "test accuracy", "passes", "seconds"]
     return markdown(header, rows)
 
@@ -95,3 +104,9 @@ def conditions(runs: pd.DataFrame, command: str) -> str:
         f"Python {platform.python_version()}, torch {version('torch')}, pytorch-lightning "
         f"{version('pytorch-lightning')}; trained at commit {', '.join(sorted(set(runs.commit)))}."
     )
+
+
+def write_between_markers(text: str, path: Path, begin: str, end: str) -> None:
+    """Put the text between the two markers of a file."""
+    before, rest = path.read_text(encoding="utf-8").split(begin)
+    path.write_text(before + begin + text + end + rest.split(end)[1], encoding="utf-8")

@@ -4,8 +4,8 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from store import StoreError
-from sweep import alone, fill, open_storage, release, sweep_name, work_off
+from experiment.sweep import alone, fill, open_storage, release, sweep_name, work_off
+from tracking.store import StoreError
 
 
 def new_study(name: str = "s") -> optuna.Study:

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from plots import COLORS, line_figure, mean_and_half_interval
+from reporting.figures import COLORS, line_figure
+from reporting.statistics import mean_and_half_interval
 
 
 def test_the_interval_is_students() -> None:

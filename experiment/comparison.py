@@ -1,0 +1,96 @@
+"""Arms × seeds × draws of the data × starting rates: trained where missing, set side by side."""
+
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+from pytorch_lightning.callbacks import Timer
+
+from experiment.jobs import Job, run_all, share
+from experiment.presets import QUIET, preset
+from experiment.sweep import alone, require_shared, sweep_name
+from experiment.training import train
+from experiment.workers import worker_pool
+from reporting.figures import draw_courses, draw_sensitivity
+from reporting.tables import conditions, paired_table
+from tracking.runs import parent_run
+from tracking.store import client, open_experiment
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared; the options of `compare.py`. `arguments` go on to every run."""
+
+    optimizers: list[str]
+    seeds: int
+    draws: int
+    initial_lrs: list[float | None]
+    arguments: tuple[str, ...]
+    workers: int
+    storage: str | None
+    output: Path
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Every run of it."""
+        grid = product(range(self.draws), range(1, self.seeds + 1), self.optimizers, self.initial_lrs)
+        return [Job(Path(arm).stem, arm, seed, draw, lr, self.arguments) for draw, seed, arm, lr in grid]
+
+
+def compare(comparison: Comparison, command: str) -> tuple[pd.DataFrame, str, str]:
+    """Train what is missing, read everything back from MLflow, write the figures, the table and the raw numbers.
+
+    Returns the runs, the table, and the run in MLflow that holds it all.
+
+    Raises:
+        SystemExit: status 2 where the arguments are wrong.
+    """
+    require_shared(comparison.storage)
+    open_experiment()
+    text, digests = plan(comparison)
+    print(text)
+    facts = [comparison.seeds, comparison.draws, comparison.initial_lrs]
+    sweep = sweep_name("compare", [*digests, str(facts)])
+    tags = {"mlflow.note.content": f"`{command}`"}
+    with alone(sweep, comparison.storage), parent_run("compare", sweep, tags) as parent:
+        jobs = [replace(job, parent=parent) for job in comparison.jobs]
+        if comparison.storage:
+            share(comparison.storage, sweep, jobs, comparison.workers)
+        with worker_pool(comparison.workers) as pool:
+            runs = run_all(jobs, pool)
+        table = f"{paired_table(runs)}\n\n{conditions(runs, command)}\n"
+        comparison.output.mkdir(parents=True, exist_ok=True)
+        if comparison.initial_lrs != [None]:
+            draw_sensitivity(runs, comparison.output)
+        draw_courses(runs, comparison.output)
+        keep(runs, table, comparison.output, parent)
+    return runs, table, parent
+
+
+def plan(comparison: Comparison) -> tuple[str, list[str]]:
+    """Refuse wrong options; return how many runs there will be and how long that takes, and each arm's digest.
+
+    The time is estimated from an epoch of each arm.
+    """
+    seconds, digests = [], []
+    for arm in comparison.optimizers:
+        timer = Timer()
+        options = [*preset(arm), QUIET, "--trainer.fast_dev_run=32", *comparison.arguments]
+        run = train(options, callbacks=[timer])
+        steps = max(run.command.trainer.max_epochs or 1, 1) * len(iter(run.datamodule.train_dataloader()))
+        seconds.append(timer.time_elapsed("train") * steps / max(1, run.trainer.global_step))
+        digests.append(run.digest)
+    runs = len(comparison.jobs)
+    minutes = runs * sum(seconds) / len(seconds) / comparison.workers / 60
+    arms = ", ".join(Path(name).stem for name in comparison.optimizers)
+    return f"{runs} runs of {arms}; about {minutes:.1f} minutes, less for what MLflow has already", digests
+
+
+def keep(runs: pd.DataFrame, text: str, folder: Path, parent: str) -> None:
+    """Write table and raw numbers beside the figures, and everything into the parent run."""
+    runs.drop(columns=["val_losses", "lrs"]).to_csv(folder / "results.csv", index=False)
+    (folder / "table.md").write_text(text, encoding="utf-8")
+    client().set_tag(parent, "mlflow.note.content", text)  # the description that the UI shows
+    for file in [*folder.glob("*.png"), folder / "results.csv", folder / "table.md"]:
+        client().log_artifact(parent, str(file))

@@ -1,0 +1,58 @@
+"""A command as a process: what its user can mend gives a line and a status, not a traceback."""
+
+import errno
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # there is no room, or no right, to write
+QUIET_LOGGERS = ("mlflow", "pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed")
+UNHEEDED = (  # warnings that a user of this project can do nothing about
+    ".*LeafSpec.*",  # of Lightning, about torch
+    "The tensor attributes .*_flat_weights",  # of torch, while a GRU is exported
+    ".*Any type hint is inferred as AnyType",  # of MLflow, about its own
+    ".* is experimental .supported from",  # of Optuna, as is the next
+    "Argument .* is an experimental feature",
+    "The dirpath has changed",  # of Lightning: each run saves in a folder of its own
+    "Checkpoint directory",
+)
+
+
+def quiet() -> None:
+    """Silence what a user of this project can do nothing about."""
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in UNHEEDED:
+        warnings.filterwarnings("ignore", message)
+
+
+def script(command: Callable[[], Any]) -> None:
+    """Run a command as a process.
+
+    Status 2: nothing was begun. 1: what was begun could not go on. 130: Ctrl-C.
+    """
+    quiet()
+    try:
+        command()
+    except KeyboardInterrupt:
+        end("interrupted; what was done is kept.", 130)  # the status that shells give it
+    except Exception as error:
+        from optuna.exceptions import StorageInternalError  # late: the help does not wait for these
+
+        from tracking.store import FAULTS, StoreError, cause
+
+        if isinstance(error, StoreError):
+            end(f"error: {error}", 2)
+        known = isinstance(error, (*FAULTS, StorageInternalError))
+        if not known or (isinstance(error, OSError) and error.errno not in PLACE):
+            raise
+        end(f"error: {cause(error)}. What was done is kept; mend it, and type the same again.", 1)
+
+
+def end(message: str, status: int) -> None:
+    """Print one line, with the name of the command before it, and exit."""
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    sys.exit(status)

@@ -1,0 +1,86 @@
+"""What comes out of a stage: its figures and its table, in its folder, in MLflow, and in the documents."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiment.comparison import keep
+from experiment.presets import RESULTS, ROOT
+from experiment.stages import STAGES, Scale, run_stage
+from reporting.figures import draw_courses, draw_sensitivity
+from reporting.tables import conditions, grid, markdown, paired_table, write_between_markers
+from tracking.runs import parent_run
+from tracking.store import open_experiment
+
+
+def publish_stage(name: str, scale: Scale, command: str) -> str:
+    """Run a stage, keep what came out, put its table into the documents, and return it."""
+    open_experiment()
+    sweep = f"results {name} {scale.seeds} {scale.draws} {scale.trials}"
+    with parent_run(f"results: {name}", sweep, {"mlflow.note.content": f"`{command}`"}) as parent:
+        runs = run_stage(name, scale)
+        folder = scale.output / name
+        folder.mkdir(parents=True, exist_ok=True)
+        draw(STAGES[name], runs, scale.output)
+        text = f"{tables(STAGES[name], runs, scale.trials)}\n\n{conditions(runs, command)}\n"
+        keep(runs, text, folder, parent)
+        if scale.output == RESULTS:
+            publish(name, text, [ROOT / "README.md", ROOT / "docs" / "method.md"])
+    return text
+
+
+def draw(stage: dict[str, Any], runs: pd.DataFrame, folder: Path) -> None:
+    """Draw what the stage shows."""
+    if shown := stage.get("courses"):
+        draw_courses(runs[runs.arm.isin(shown) & (runs.draw == 0)], folder)
+    if stage.get("sensitivity"):
+        draw_sensitivity(runs.assign(arm=runs.row), folder)
+
+
+def tables(stage: dict[str, Any], runs: pd.DataFrame, trials: int) -> str:
+    """Return the stage's table, and for the comparison that decides what its bars ask."""
+    if stage.get("table") != "paired":
+        return grid(runs, stage.get("table", ["test_loss"]), stage.get("base"))
+    tuned = [row for row, said in stage["rows"].items() if said.get("tune")]
+    text = paired_table(runs, tuning=dict.fromkeys(tuned, trials))
+    return f"{text}\n\n{readings(runs, tuned)}" if "courses" in stage else text
+
+
+def readings(runs: pd.DataFrame, tuned: list[str]) -> str:
+    """Say what the bars of the claim ask: ratios, the best study, epochs to the tuned loss, draw by draw."""
+    means = runs.groupby(["arm", "draw"]).test_loss.mean().unstack()
+    overall = means.mean(axis=1)
+    best = {arm: min(means.loc[arm] / means.loc["meta"]) for arm in tuned}
+    nearest = min(best, key=lambda arm: best[arm])
+    pairs = runs.pivot(index=["draw", "seed"], columns="arm", values="val_losses")
+    reached, plain = (
+        [first_below(curve, goal[-1]) for curve, goal in zip(pairs[arm], pairs["adam"], strict=True)]
+        for arm in ("meta", "adam")
+    )
+    by_draw = markdown(
+        ["arm", *(f"draw {draw}" for draw in means.columns)],
+        [[f"`{arm}`", *(f"{value:.3f}" for value in means.loc[arm])] for arm in overall.sort_values().index],
+    )
+    return (
+        f"- `meta` / `adam` = {overall['meta'] / overall['adam']:.3f}; `meta` / `cosine` = "
+        f"{overall['meta'] / overall['cosine']:.3f}.\n"
+        f"- The single study nearest to `meta`, of the {len(tuned) * len(means.columns)}: one of `{nearest}`, with "
+        f"{best[nearest]:.3f} times the test loss of `meta` on its draw.\n"
+        f"- `meta` reaches the final validation loss of `adam` after {np.mean(reached):.1f} epochs on average (at most "
+        f"{np.max(reached):.0f}); `adam` itself first does after {np.mean(plain):.1f}.\n\n{by_draw}"
+    )
+
+
+def first_below(curve: list[float], goal: float) -> float:
+    """Return the first epoch, from 1, whose loss is at the goal or below; infinite where none is."""
+    return next((epoch for epoch, loss in enumerate(curve, 1) if loss <= goal), np.inf)
+
+
+def publish(name: str, text: str, documents: list[Path]) -> None:
+    """Put a stage's table into every document that has its markers."""
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+    for path in documents:
+        if begin in path.read_text(encoding="utf-8"):
+            write_between_markers(text, path, begin, end)

@@ -1,0 +1,176 @@
+"""One run, from its options to its test: its name, its tags, how it goes on, how it ends, what is said of it."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from mlflow.exceptions import MlflowException
+from pytorch_lightning import Callback
+from pytorch_lightning.loggers.logger import DummyLogger
+
+from callbacks import DivergenceError, LogDataset, LogModel
+from experiment.command_line import CommandLine
+from experiment.presets import CONFIGS, DEFAULT_ARM, SUBCOMMANDS
+from lightning_modules import SearchClassifier
+from tracking.links import how_to_see
+from tracking.logger import Tracker
+from tracking.runs import close_broken_off, find_run, run_of
+from tracking.store import StoreError, client
+
+
+def train(
+    args: Sequence[str],
+    tags: dict[str, str] | None = None,
+    test: bool = True,
+    reuse: bool = False,
+    callbacks: Sequence[Callback] = (),
+) -> "Run":
+    """Run the command line `args` of `train.py` and return what it built.
+
+    tags: more of them for the MLflow run. test: whether `fit` reads the test set at its end. reuse: whether a finished
+    run of the same configuration may stand for this one. callbacks: more of them.
+
+    Raises:
+        SystemExit: status 2 where the arguments are wrong, before anything was trained.
+    """
+    given = list(args)
+    command = [given.pop(0)] if given and given[0] in SUBCOMMANDS else ["fit"]
+    if not any(argument.split("=")[0] in ("--optimizer", "--config", "-c") for argument in given):
+        given = ["--config", str(CONFIGS / f"{DEFAULT_ARM}.yaml"), *given]
+    return Run(command + given, tags or {}, test, reuse, callbacks)
+
+
+class Run(CommandLine):
+    """A run as its command line says, with a test at the end of `fit`, kept in MLflow.
+
+    `run_id` is the MLflow run, `diverged` the message of a run that did, `test_metrics` what the test found.
+    """
+
+    run_id: str | None = None
+    diverged: str | None = None
+    test_metrics: Mapping[str, float] = MappingProxyType({})
+
+    def __init__(
+        self, args: list[str], tags: dict[str, str], test: bool, reuse: bool, callbacks: Sequence[Callback]
+    ) -> None:
+        self.tags, self.reads_test_set, self.reuse, self.callbacks = tags, test, reuse, callbacks
+        super().__init__(args)
+
+    @property
+    def tracker(self) -> Tracker | None:
+        """The logger, where it is MLflow's."""
+        logger = self.trainer.logger
+        return logger if isinstance(logger, Tracker) else None
+
+    def before_instantiate_classes(self) -> None:
+        """Name the run after its arm and tag it."""
+        command, goes_on = self.command, None
+        files = [Path(str(file)) for file in command.config or []]
+        arm = command.optimizer or next(file.stem for file in reversed(files) if file.parent.name != "tasks")
+        torch.set_num_threads(command.threads)
+        self._dump_config()
+        self.digest = digest(self.config_dump)
+        if self.subcommand == "fit" and command.ckpt_path:
+            goes_on = run_of(str(command.ckpt_path), self.digest)
+            if not goes_on:  # it begins with weights of another configuration: no run for `find_run`
+                self.digest += " from a checkpoint"
+        tags = {
+            "optimizer": arm,
+            "task": command.task or "mlp",
+            "seed": str(command.seed_everything),
+            "draw": str(command.data.init_args.get("draw", 0)),
+            "config": self.digest,
+        } | self.tags
+        logger = command.trainer.logger
+        if isinstance(logger, Namespace) and logger.class_path == "tracking.logger.Tracker":
+            logger.init_args.run_name = logger.init_args.run_name or arm
+            logger.init_args.tags = (logger.init_args.tags or {}) | tags
+            logger.init_args.run_id = logger.init_args.run_id or goes_on
+
+    def instantiate_classes(self) -> None:
+        """Build everything before a run begins; a value that a class refuses is the user's to mend."""
+        try:
+            super().instantiate_classes()
+            if isinstance(self.model, SearchClassifier):
+                self.model.require_one_process(self.trainer.world_size)
+        except (ValueError, StoreError, MisconfigurationException) as error:
+            self.parser.error(str(innermost(error)))
+
+    def after_instantiate_classes(self) -> None:
+        """Put the model's configuration into its checkpoints: `--ckpt_path` alone brings a run back."""
+        keep_model = [LogModel()] if self.command.log_model else []
+        self.trainer.callbacks += [LogDataset(), *keep_model, *self.callbacks]  # type: ignore[attr-defined]
+        model = self.config_dump["model"]
+        origin = {"_class_path": model["class_path"], "_instantiator": "pytorch_lightning.cli.instantiate_module"}
+        self.model.save_hyperparameters(origin | model["init_args"], logger=False)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Train, unless the same run is there already and may serve again."""
+        tracker = self.tracker
+        if tracker and self.reuse and (found := find_run(tracker.name, self.digest)):
+            self.run_id = found
+            return
+        if tracker and "mlflow.parentRunId" in self.tags:
+            close_broken_off(tracker.name, self.digest)
+        try:
+            super()._run_subcommand(subcommand)
+        except MisconfigurationException as error:  # Lightning's, before anything ran
+            self.parser.error(str(error))
+        except DivergenceError as error:
+            self.diverged = str(error)
+            if tracker:
+                tracker.experiment.set_tag(tracker.run_id, "diverged", self.diverged)
+        except SystemExit:
+            if not self.trainer.interrupted:
+                raise
+            if tracker:
+                tracker.experiment.set_terminated(tracker.run_id, "KILLED")
+            raise KeyboardInterrupt from None  # Lightning makes an exit of Ctrl-C, which callers could not tell apart
+        self.run_id = tracker.run_id if tracker else None
+
+    def after_fit(self) -> None:
+        """Read the test set, once, with the weights of the last step."""
+        if self.reads_test_set and not isinstance(self.trainer.logger, DummyLogger):  # Lightning's, in fast_dev_run
+            tested = self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+            self.test_metrics = tested[0] if tested else {}  # none with --trainer.limit_test_batches=0
+
+    def report(self) -> None:
+        """Print what came out, and where it is to be seen; of several processes, the first one does."""
+        if not self.trainer.is_global_zero:
+            return
+        if self.diverged:
+            print(self.diverged, file=sys.stderr)
+        metrics = dict(self.test_metrics)
+        with suppress(MlflowException):  # a server that has gone away; the rest is printed all the same
+            metrics = client().get_run(self.run_id).data.metrics if self.run_id else metrics
+        names = [name for name in ("val/loss", "test/loss", "test/accuracy", "test/r2") if name in metrics]
+        if names and not self.diverged:
+            print(", ".join(f"{name} {metrics[name]:.4f}" for name in names))
+        if "lr" in metrics:
+            print(f"the learning rate ended at {metrics['lr']:.3g}")
+        if path := getattr(self.trainer.checkpoint_callback, "best_model_path", None):
+            print(f"checkpoint  {path}")
+        if self.run_id and self.tracker:
+            print(f"MLflow run  {self.run_id}")
+            print(f"see it      {how_to_see(str(self.tracker.experiment_id), self.run_id)}")
+
+
+def digest(config: dict[str, Any]) -> str:
+    """Identify what a run computes: its configuration less what only shows or stores it."""
+    aside = {"logger", "enable_progress_bar", "enable_model_summary", "default_root_dir"}
+    trainer = {key: value for key, value in config["trainer"].items() if key not in aside}
+    facts = {key: config[key] for key in ("seed_everything", "threads", "model", "data")} | {"trainer": trainer}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def innermost(error: BaseException) -> BaseException:
+    """Follow `raise ... from` to the class that refused a value: jsonargparse wraps what it said."""
+    return innermost(error.__cause__) if isinstance(error.__cause__, ValueError | StoreError) else error

@@ -1,0 +1,13 @@
+"""Where runs are kept: MLflow's store, Lightning's logger on it, and what the store missed.
+
+To import this package sets MLflow's environment, which it reads while it is imported: so this file imports nothing of
+the others, and `experiment` imports it before anything else.
+"""
+
+import os
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # each run's; a command prints its own
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # 7, the default, takes minutes to say that it is down
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")  # seconds

@@ -1,0 +1,32 @@
+"""Which command and which link show a run, or a comparison, in MLflow's UI."""
+
+from pathlib import Path
+from urllib.parse import quote
+
+from tracking.store import OWN_URI, ROOT, tracking_uri, without_password
+
+VIEW = "workflowType=machine_learning"  # not the UI's agents' view
+
+
+def how_to_see(experiment_id: str, run_id: str) -> str:
+    """Say which command and which link show the run in MLflow's UI."""
+    return _command(f"#/experiments/{experiment_id}/runs/{run_id}?{VIEW}")
+
+
+def how_to_compare(experiment_id: str, parent: str) -> str:
+    """Say which command and which link show the charts of the runs that a comparison trained, side by side."""
+    own = quote(f"tags.mlflow.parentRunId = '{parent}'", safe="")
+    best_first = f"orderByKey={quote('metrics.`test/loss`', safe='')}&orderByAsc=true"  # by date they would be folded
+    return _command(f"#/experiments/{experiment_id}/runs?{VIEW}&compareRunsMode=CHART&{best_first}&searchFilter={own}")
+
+
+def _command(page: str) -> str:
+    uri = tracking_uri()
+    if uri.startswith("http"):
+        return f"{without_password(uri)}/{page}"
+    command = f"mlflow ui --backend-store-uri '{uri}'"
+    if without_password(uri) != uri:
+        command = 'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI"'
+    elif uri == OWN_URI:
+        command = "mlflow ui" if Path.cwd() == ROOT else f"(cd '{ROOT}' && mlflow ui)"
+    return f"{command}   and open http://127.0.0.1:5000/{page}"

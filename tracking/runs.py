@@ -1,0 +1,72 @@
+"""What the store says of runs: the one that may stand for another, the one that goes on, the one that holds a sweep."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mlflow.exceptions import MlflowException
+from mlflow.tracking.context.registry import resolve_tags
+
+from tracking.store import client, open_experiment
+
+GOES_ON = "attributes.status = 'RUNNING'"
+
+
+def find_run(experiment: str, config: str) -> str | None:
+    """Return the newest run of this configuration (its digest) that was tested or diverged."""
+    runs = client().search_runs([open_experiment(experiment)], f"tags.config = '{config}'")
+    done = [run.info.run_id for run in runs if "test/loss" in run.data.metrics or "diverged" in run.data.tags]
+    return done[0] if done else None
+
+
+def run_of(checkpoint: str, config: str) -> str | None:
+    """Return the run that wrote the checkpoint and broke off, if it has this configuration (its digest)."""
+    try:
+        run = client().get_run(Path(checkpoint).resolve().parents[1].name)  # .../<run>/checkpoints/<file>
+    except MlflowException:  # from another store, or moved
+        return None
+    goes_on = run.data.tags.get("config", "").startswith(config) and run.info.status != "FINISHED"
+    return str(run.info.run_id) if goes_on else None
+
+
+def close_broken_off(experiment: str, config: str) -> None:
+    """Mark the runs of this configuration that were killed: they cannot say so themselves, and seem to be running.
+
+    One that does run, somewhere else, says FINISHED when it ends.
+    """
+    store = client()
+    query = f"tags.config = '{config}' and {GOES_ON}"
+    for run in store.search_runs([open_experiment(experiment)], query):
+        store.set_terminated(run.info.run_id, "KILLED")
+
+
+@contextmanager
+def parent_run(name: str, sweep: str, tags: dict[str, str]) -> Iterator[str]:
+    """Open the run that holds a sweep (the one that is there, where it goes on), and end it as the work ended.
+
+    sweep: what identifies the sweep, on every machine.
+    """
+    store, run_id = client(), _parent(name, tags | {"sweep": sweep})
+    store.update_run(run_id, "RUNNING")
+    try:
+        yield run_id
+    except BaseException as error:
+        for child in store.search_runs([open_experiment()], f"tags.mlflow.parentRunId = '{run_id}' and {GOES_ON}"):
+            store.set_terminated(child.info.run_id, "KILLED")
+        store.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    store.set_terminated(run_id)
+
+
+def _parent(name: str, tags: dict[str, str]) -> str:
+    """Return the oldest run of the sweep: several machines may each have made one in the same moment."""
+    store, experiment = client(), open_experiment()
+    query, oldest = f"tags.sweep = '{tags['sweep']}'", ["attributes.start_time", "attributes.run_id"]
+    found = store.search_runs([experiment], query, order_by=oldest)
+    if found:
+        return str(found[0].info.run_id)
+    own = store.create_run(experiment, run_name=name, tags=resolve_tags(tags)).info.run_id
+    first = store.search_runs([experiment], query, order_by=oldest)[0].info.run_id
+    if first != own:
+        store.delete_run(own)
+    return str(first)

@@ -1,0 +1,86 @@
+"""Where runs are kept: MLflow's own default, `mlflow.db` and `mlruns/` beside it, anchored at the root of the clone."""
+
+import logging
+import os
+import re
+from pathlib import Path
+
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Experiment
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENT = "mnist1d"
+OWN_URI = f"sqlite:///{ROOT / 'mlflow.db'}"
+FAULTS = (MlflowException, SQLAlchemyError, OSError)  # what a store raises that is away, locked, full or broken
+
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # logs the traceback of what it raises
+
+
+class StoreError(Exception):
+    """The tracking store cannot take a run. The message says what is wrong and what to do."""
+
+
+def tracking_uri() -> str:
+    """Return MLFLOW_TRACKING_URI where it is set, else the store in the clone."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or OWN_URI
+
+
+def client() -> MlflowClient:
+    """Return MLflow's client of that store."""
+    return MlflowClient(tracking_uri())
+
+
+def artifact_dir() -> Path:
+    """Return `mlruns/` beside the SQLite file; for any other store, the clone's."""
+    kind, _, path = tracking_uri().partition(":///")
+    return (Path(path).resolve().parent if kind == "sqlite" else ROOT) / "mlruns"
+
+
+def open_experiment(name: str = EXPERIMENT) -> str:
+    """Return the experiment's id; make the store and the experiment where they are missing.
+
+    Raises:
+        StoreError: the store cannot be reached or written, or the experiment was deleted in the UI.
+    """
+    try:
+        artifact_dir().mkdir(parents=True, exist_ok=True)
+        with FileLock(artifact_dir() / ".lock"):  # processes that open a new SQLite store at once break it
+            experiment = client().get_experiment_by_name(name) or _create_experiment(name)
+    except FAULTS as error:
+        raise StoreError(
+            f"The MLflow store {without_password(tracking_uri())} cannot be used: {cause(error)}. Make it reachable "
+            "and writable, or set MLFLOW_TRACKING_URI."
+        ) from error
+    if experiment.lifecycle_stage == "deleted":
+        raise StoreError(
+            f"The MLflow experiment {name!r} was deleted and still holds its name. Restore it with `mlflow experiments "
+            f"restore -x {experiment.experiment_id}`, or name another with --trainer.logger.experiment_name."
+        )
+    return str(experiment.experiment_id)
+
+
+def _create_experiment(name: str) -> Experiment:
+    served = tracking_uri().startswith("http")  # a server knows its own place
+    try:
+        made = client().create_experiment(name, None if served else str(artifact_dir() / name))
+    except MlflowException as error:
+        found = client().get_experiment_by_name(name)  # made by another machine in this moment
+        if found is None:
+            raise error
+        return found
+    return client().get_experiment(made)
+
+
+def cause(error: BaseException) -> str:
+    """Return the line of a store's error that says what is wrong, without a password."""
+    [first, *_] = str(error).splitlines() or [type(error).__name__]
+    return without_password(first).rstrip(".")
+
+
+def without_password(text: str) -> str:
+    """Hide who logs in, and with what, in every address of the text."""
+    named = re.sub(r"(?<=[?&]password=)[^&\s'\"`]+", "***", text)
+    return re.sub(r"(?<=://)[^\s'\"`]+@", "***@", named)
