@@ -17,7 +17,7 @@ def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = sweep_parser("compare.py", __doc__)
     add = parser.add_argument
     add("--seeds", type=positive, default=5, help="runs an arm: seeds 1 ... SEEDS (tuning took 0)")
-    add("--draws", type=positive, default=1, help="draws of the data: 0, the published, ... DRAWS - 1")
+    add("--data-seeds", type=positive, default=1, help="of the data: 0, the published, ... DATA_SEEDS - 1")
     arms = f"{' '.join(ARMS)}, or YAML files of your own"
     add("--optimizers", nargs="+", type=arm_or_file, default=HEADLINE, metavar="ARM", help=arms)
     add("--initial-lrs", nargs="+", type=rate, default=[None], metavar="LR", help="run every arm from each of these")

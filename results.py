@@ -14,7 +14,7 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--stages", nargs="+", choices=STAGES, default=STAGES, metavar="STAGE", help=" ".join(STAGES))
     add("--seeds", type=positive, default=10, help="of the main comparison (default: 10)")
-    add("--draws", type=positive, default=3, help="of the data (default: 3)")
+    add("--data-seeds", type=positive, default=3, help="of the data (default: 3)")
     add("--trials", type=positive, default=20, help="that tuning takes (default: 20)")
     add("--workers", type=positive, default=CORES, help="processes (default: the cores)")
     add("--output", type=Path, default=RESULTS, help="folder (default: results)")
@@ -31,7 +31,7 @@ def main(args: list[str] | None = None) -> None:
     with worker_pool(own.workers) as pool:
         for name in own.stages:
             text = publish_stage(
-                name, Scale(own.seeds, own.draws, own.trials, own.output, pool), typed("results.py", args)
+                name, Scale(own.seeds, own.data_seeds, own.trials, own.output, pool), typed("results.py", args)
             )
             print(f"\n{name}\n{text}")
 

@@ -118,8 +118,10 @@ def onestep(epochs: int, lr: float = 1e-3, meta_lr: float = 0.05, seed: int = 0)
     return record
 
 
-def meta(epochs: int, seed: int = 0, stretch: float = 0.08, memory: float = 12.0, meta_lr: float = 0.6) -> Record:
-    """Find the rate, then train with Adam, an adapted shrink and averaged weights."""
+def meta(
+    epochs: int, seed: int = 0, stretch: float = 0.08, time_constant: float = 12.0, meta_lr: float = 0.6
+) -> Record:
+    """Find the rate, then train with Adam, an adapted decay and averaged weights."""
     network, data = start(seed)
     params, record = tensors(network), Record()
     optimizer = torch.optim.Adam(params, lr=1e-3)
@@ -133,7 +135,7 @@ def meta(epochs: int, seed: int = 0, stretch: float = 0.08, memory: float = 12.0
         optimizer.step()
         return loss.detach()
 
-    eta = 1 / (memory * PER_EPOCH)
+    eta = 1 / (time_constant * PER_EPOCH)
 
     def first(times: int) -> list[tuple[Batch, Batch]]:
         length = times * math.ceil(stretch * epochs * PER_EPOCH)

@@ -29,7 +29,7 @@ def plain_step(network: nn.Module, optimizer: Optimizer, train: Batch, _look: Ba
 
 
 def adapted(network: nn.Module, optimizer: Optimizer, train: Batch, look: Batch, every: int = 1) -> Step:
-    """Return the adapted step of `OneStepClassifier`, in every k-th step; a plain one between."""
+    """Return the adapted step of `OneStepModule`, in every k-th step; a plain one between."""
     log_scale, count = torch.zeros((), dtype=look[0].dtype), 0
 
     def step() -> Tensor | None:

@@ -13,7 +13,7 @@ class Trajectory(Callback):
 
     A module that returns no `lr` is asked for its optimizer's. The points of an epoch go to the loggers at its end, and
     when the run ends, however it ends. In the end the whole course is kept in MLflow as `schedule.csv` (step, lr,
-    shrink), which `replay` reads.
+    decay), which `replay` reads.
     """
 
     def __init__(self) -> None:
@@ -56,8 +56,8 @@ class Trajectory(Callback):
             rates = [seen["lr"] for seen in self.course.values()]
             figure = line_figure({"learning rate": (list(self.course), rates)}, "step", "learning rate", log=True)
             client.log_figure(run_id, figure, "trajectory.png")
-            lines = [f"{step},{seen['lr']!r},{seen.get('shrink', 0.0)!r}\n" for step, seen in self.course.items()]
-            client.log_text(run_id, "step,lr,shrink\n" + "".join(lines), "schedule.csv")
+            lines = [f"{step},{seen['lr']!r},{seen.get('decay', 0.0)!r}\n" for step, seen in self.course.items()]
+            client.log_text(run_id, "step,lr,decay\n" + "".join(lines), "schedule.csv")
 
     def _log(self, trainer: Trainer) -> None:
         points, self.points = self.points, []

@@ -10,12 +10,12 @@ from torch import Tensor
 from data.tensors import Samples, TensorDataModule, require
 
 TRAIN, TEST = 4_000, 1_000
-PUBLISHED = 42  # seed of the generator: the paper's draw; draw k is 42 + 2 k, its validation set comes from 43 + 2 k
+PUBLISHED = 42  # seed of the generator: the paper's; data seed k is 42 + 2 k, and its validation set 43 + 2 k
 
 
 @lru_cache
 def generate(seed: int) -> dict[str, Tensor]:
-    """Return one draw of 5,000 samples: `x` (4000, 40) float32, `y` (4000,) int64, `x_test` and `y_test` (1000, ...).
+    """Return 5,000 samples: `x` (4000, 40) float32, `y` (4000,) int64, `x_test` and `y_test` (1000, ...).
 
     Seed 42 gives the arrays that the paper publishes. The global random generators are left as they were.
     """
@@ -36,7 +36,7 @@ class MNIST1DDataModule(TensorDataModule):
         train_on_validation: train on the validation samples too. The validation loss then says nothing.
         held_out: 0 draws 1,000 validation samples from the same generator under another seed. More than 0 takes that
             many from the training samples instead, which are then fewer.
-        draw: 0 for the published samples, 1, 2, ... for others from the same generator.
+        seed: of the data; 0 for the published samples, 1, 2, ... for others from the same generator.
 
     Raises:
         ValueError: a size that does not fit the data.
@@ -48,19 +48,19 @@ class MNIST1DDataModule(TensorDataModule):
         val_batch_size: int = 128,
         train_on_validation: bool = False,
         held_out: int = 0,
-        draw: int = 0,
+        seed: int = 0,
     ) -> None:
         require("held_out", held_out, 0, TRAIN - 1)
-        require("draw", draw, 0, 1_000)
+        require("seed", seed, 0, 1_000)
         super().__init__(batch_size, val_batch_size, train_on_validation, TRAIN - held_out, held_out or TEST)
-        self.held_out, self.draw = held_out, draw
+        self.held_out, self.seed = held_out, seed
 
     def samples(self) -> tuple[Samples, Samples, Samples]:
-        """Generate the arrays: about two seconds a draw, once a process."""
-        arrays = generate(PUBLISHED + 2 * self.draw)
+        """Generate the arrays: about two seconds, once a process."""
+        arrays = generate(PUBLISHED + 2 * self.seed)
         train, test = (arrays["x"], arrays["y"]), (arrays["x_test"], arrays["y_test"])
         if not self.held_out:
-            fresh = generate(PUBLISHED + 2 * self.draw + 1)
+            fresh = generate(PUBLISHED + 2 * self.seed + 1)
             return train, (fresh["x_test"], fresh["y_test"]), test
         kept = TRAIN - self.held_out
         return (train[0][:kept], train[1][:kept]), (train[0][kept:], train[1][kept:]), test

@@ -9,14 +9,14 @@ from data.tensors import Samples, TensorDataModule
 class DigitsDataModule(TensorDataModule):
     """scikit-learn's 1,797 bundled digits: 1,000 to train on, 300 to validate, 497 to test.
 
-    x (samples, 64) float32 in 0 ... 1, y (samples,) int64. `draw` shuffles them before they are cut.
+    x (samples, 64) float32 in 0 ... 1, y (samples,) int64. `seed` shuffles them before they are cut.
     """
 
     def __init__(
-        self, batch_size: int = 64, val_batch_size: int = 128, train_on_validation: bool = False, draw: int = 0
+        self, batch_size: int = 64, val_batch_size: int = 128, train_on_validation: bool = False, seed: int = 0
     ) -> None:
         super().__init__(batch_size, val_batch_size, train_on_validation, 1_000, 300)
-        self.draw = draw
+        self.seed = seed
 
     def samples(self) -> tuple[Samples, Samples, Samples]:
         """Read them from the package."""
@@ -24,7 +24,7 @@ class DigitsDataModule(TensorDataModule):
 
         pixels, digits = load_digits(return_X_y=True)
         x, y = torch.tensor(pixels / 16).float(), torch.tensor(digits)
-        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(self.draw))
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(self.seed))
         return _cut(x[order], y[order], 1_000, 300)
 
 
@@ -36,16 +36,16 @@ class FriedmanDataModule(TensorDataModule):
     """
 
     def __init__(
-        self, batch_size: int = 64, val_batch_size: int = 128, train_on_validation: bool = False, draw: int = 0
+        self, batch_size: int = 64, val_batch_size: int = 128, train_on_validation: bool = False, seed: int = 0
     ) -> None:
         super().__init__(batch_size, val_batch_size, train_on_validation, 1_000, 500)
-        self.draw = draw
+        self.seed = seed
 
     def samples(self) -> tuple[Samples, Samples, Samples]:
         """Generate them."""
         from sklearn.datasets import make_friedman1  # late: other tasks do not wait for it
 
-        inputs, values = make_friedman1(4_000, n_features=20, noise=3.0, random_state=self.draw)
+        inputs, values = make_friedman1(4_000, n_features=20, noise=3.0, random_state=self.seed)
         x, y = torch.tensor((inputs - 0.5) * 12**0.5).float(), torch.tensor(values).float()
         return _cut(x, (y - y[:1_000].mean()) / y[:1_000].std(), 1_000, 500)
 

@@ -18,7 +18,7 @@ from callbacks import SaveConfigArtifact
 from callbacks.config import flat
 from data.tensors import TensorDataModule
 from experiment.presets import ARMS, CONFIGS, DEFAULT_ARM, TASKS, USAGE
-from lightning_modules import Classifier
+from lightning_modules import SupervisedModule
 
 
 def one_line(message: str) -> str:
@@ -66,7 +66,7 @@ class CommandLine(LightningCLI):
         Parser.given = args
         command = {"default_config_files": [str(CONFIGS / "base.yaml")], "usage": USAGE}
         super().__init__(
-            Classifier,
+            SupervisedModule,
             TensorDataModule,
             parser_class=Parser,
             parser_kwargs={args[0]: command, "allow_abbrev": False},
@@ -92,7 +92,7 @@ class CommandLine(LightningCLI):
         parser.add_argument("--task", action=Preset, choices=TASKS, help="the data and the network, mlp by default")
         parser.add_argument("--threads", type=PositiveInt, default=1, help="another count gives other last digits")
         parser.add_argument("--log-model", action="store_true", help="keep the network as an MLflow model too")
-        parser.add_lightning_class_args(Classifier, "model", subclass_mode=True)
+        parser.add_lightning_class_args(SupervisedModule, "model", subclass_mode=True)
         parser.add_lightning_class_args(TensorDataModule, "data", subclass_mode=True)
         parser.add_lightning_class_args(self.trainer_class, "trainer")
 

@@ -1,4 +1,4 @@
-"""Arms × seeds × draws of the data × starting rates: trained where missing, set side by side."""
+"""Arms × seeds × data seeds × starting rates: trained where missing, set side by side."""
 
 from dataclasses import dataclass, replace
 from itertools import product
@@ -24,7 +24,7 @@ class Comparison:
 
     optimizers: list[str]
     seeds: int
-    draws: int
+    data_seeds: int
     initial_lrs: list[float | None]
     arguments: tuple[str, ...]
     workers: int
@@ -34,8 +34,8 @@ class Comparison:
     @property
     def jobs(self) -> list[Job]:
         """Every run of it."""
-        grid = product(range(self.draws), range(1, self.seeds + 1), self.optimizers, self.initial_lrs)
-        return [Job(Path(arm).stem, arm, seed, draw, lr, self.arguments) for draw, seed, arm, lr in grid]
+        grid = product(range(self.data_seeds), range(1, self.seeds + 1), self.optimizers, self.initial_lrs)
+        return [Job(Path(arm).stem, arm, seed, data_seed, lr, self.arguments) for data_seed, seed, arm, lr in grid]
 
 
 def compare(comparison: Comparison, command: str) -> tuple[pd.DataFrame, str, str]:
@@ -50,7 +50,7 @@ def compare(comparison: Comparison, command: str) -> tuple[pd.DataFrame, str, st
     open_experiment()
     text, digests = plan(comparison)
     print(text)
-    facts = [comparison.seeds, comparison.draws, comparison.initial_lrs]
+    facts = [comparison.seeds, comparison.data_seeds, comparison.initial_lrs]
     sweep = sweep_name("compare", [*digests, str(facts)])
     tags = {"mlflow.note.content": f"`{command}`"}
     with alone(sweep, comparison.storage), parent_run("compare", sweep, tags) as parent:

@@ -22,7 +22,7 @@ from tracking.store import StoreError, client
 
 @dataclass(frozen=True)
 class Job:
-    """One run: what it is called in the results, its arm or a file, its seed, the draw of its data, its other options.
+    """One run: what it is called in the results, its arm or a file, its seed, its data seed, its other options.
 
     parent: the run in MLflow under which it is kept.
     """
@@ -30,17 +30,17 @@ class Job:
     label: str
     arm: str
     seed: int
-    draw: int = 0
+    data_seed: int = 0
     lr: float | None = None
     options: tuple[str, ...] = ()
     parent: str | None = None
 
     def args(self) -> list[str]:
         """Return the command line of `train.py`."""
-        draw = [f"--data.draw={self.draw}"] if self.draw else []
+        data_seed = [f"--data.seed={self.data_seed}"] if self.data_seed else []
         lr = [] if self.lr is None else [f"--model.lr={self.lr}"]
         name = f"--trainer.logger.run_name={self.label} seed {self.seed}"
-        return [*preset(self.arm), *self.options, *draw, *lr, f"--seed_everything={self.seed}", name, QUIET]
+        return [*preset(self.arm), *self.options, *data_seed, *lr, f"--seed_everything={self.seed}", name, QUIET]
 
 
 def run(job: Job) -> str | None:
@@ -57,7 +57,7 @@ def run_all(jobs: Sequence[Job], pool: Executor | None = None, name: str = "comp
             ids[number] = run_id
             bar.set_postfix_str(f"{jobs[number].label}, seed {jobs[number].seed}")
             bar.update()
-    facts = [{"arm": job.label, "seed": job.seed, "draw": job.draw, "start_lr": job.lr} for job in jobs]
+    facts = [{"arm": job.label, "seed": job.seed, "data_seed": job.data_seed, "start_lr": job.lr} for job in jobs]
     return pd.DataFrame([facts[number] | {"run_id": ids[number]} | read_run(ids[number]) for number in sorted(ids)])
 
 

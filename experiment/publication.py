@@ -18,7 +18,7 @@ from tracking.store import open_experiment
 def publish_stage(name: str, scale: Scale, command: str) -> str:
     """Run a stage, keep what came out, put its table into the documents, and return it."""
     open_experiment()
-    sweep = f"results {name} {scale.seeds} {scale.draws} {scale.trials}"
+    sweep = f"results {name} {scale.seeds} {scale.data_seeds} {scale.trials}"
     with parent_run(f"results: {name}", sweep, {"mlflow.note.content": f"`{command}`"}) as parent:
         runs = run_stage(name, scale)
         folder = scale.output / name
@@ -34,7 +34,7 @@ def publish_stage(name: str, scale: Scale, command: str) -> str:
 def draw(stage: dict[str, Any], runs: pd.DataFrame, folder: Path) -> None:
     """Draw what the stage shows."""
     if shown := stage.get("courses"):
-        draw_courses(runs[runs.arm.isin(shown) & (runs.draw == 0)], folder)
+        draw_courses(runs[runs.arm.isin(shown) & (runs.data_seed == 0)], folder)
     if stage.get("sensitivity"):
         draw_sensitivity(runs.assign(arm=runs.row), folder)
 
@@ -49,25 +49,25 @@ def tables(stage: dict[str, Any], runs: pd.DataFrame, trials: int) -> str:
 
 
 def readings(runs: pd.DataFrame, tuned: list[str]) -> str:
-    """Say what the bars of the claim ask: ratios, the best study, epochs to the tuned loss, draw by draw."""
-    means = runs.groupby(["arm", "draw"]).test_loss.mean().unstack()
+    """Say what the bars of the claim ask: ratios, the best study, epochs to the tuned loss, by data seed."""
+    means = runs.groupby(["arm", "data_seed"]).test_loss.mean().unstack()
     overall = means.mean(axis=1)
     best = {arm: min(means.loc[arm] / means.loc["meta"]) for arm in tuned}
     nearest = min(best, key=lambda arm: best[arm])
-    pairs = runs.pivot(index=["draw", "seed"], columns="arm", values="val_losses")
+    pairs = runs.pivot(index=["data_seed", "seed"], columns="arm", values="val_losses")
     reached, plain = (
         [first_below(curve, goal[-1]) for curve, goal in zip(pairs[arm], pairs["adam"], strict=True)]
         for arm in ("meta", "adam")
     )
     by_draw = markdown(
-        ["arm", *(f"draw {draw}" for draw in means.columns)],
+        ["arm", *(f"data seed {data_seed}" for data_seed in means.columns)],
         [[f"`{arm}`", *(f"{value:.3f}" for value in means.loc[arm])] for arm in overall.sort_values().index],
     )
     return (
         f"- `meta` / `adam` = {overall['meta'] / overall['adam']:.3f}; `meta` / `cosine` = "
         f"{overall['meta'] / overall['cosine']:.3f}.\n"
         f"- The single study nearest to `meta`, of the {len(tuned) * len(means.columns)}: one of `{nearest}`, with "
-        f"{best[nearest]:.3f} times the test loss of `meta` on its draw.\n"
+        f"{best[nearest]:.3f} times the test loss of `meta` on its data.\n"
         f"- `meta` reaches the final validation loss of `adam` after {np.mean(reached):.1f} epochs on average (at most "
         f"{np.max(reached):.0f}); `adam` itself first does after {np.mean(plain):.1f}.\n\n{by_draw}"
     )

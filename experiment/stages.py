@@ -23,10 +23,10 @@ STAGES: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).with_suffix("
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything: seeds and draws of the data, trials that tuning takes; where it goes; the workers."""
+    """How much of everything: seeds and data seeds, trials that tuning takes; where it goes; the workers."""
 
     seeds: int
-    draws: int
+    data_seeds: int
     trials: int
     output: Path
     pool: Any = field(default=None, compare=False)
@@ -44,11 +44,11 @@ class Study:
 
 @dataclass(frozen=True)
 class Cell:
-    """What is trained on every seed: a row and a column of a stage, on a draw of the data. See `stages.yaml`."""
+    """What is trained on every seed: a row and a column of a stage, on a data seed. See `stages.yaml`."""
 
     row: str
     column: str
-    draw: int
+    data_seed: int
     arm: str
     lr: float | None = None
     options: tuple[str, ...] = ()
@@ -66,31 +66,31 @@ class Cell:
         trials = studies[self.study][: self.of] if self.study else []
         best = min(trials, key=lambda trial: float("inf") if trial.value is None else trial.value, default=None)
         found = tuple(option for option in options(best.params if best else {}) if self.part in option)
-        return Job(self.label, self.arm, seed, self.draw, self.lr, (*self.options, *found))
+        return Job(self.label, self.arm, seed, self.data_seed, self.lr, (*self.options, *found))
 
 
 def cells(stage: dict[str, Any], scale: Scale) -> list[Cell]:
     """Return every cell of a stage."""
-    draws = range(min(scale.draws, stage.get("draws", scale.draws)))
-    grid = product(draws, stage["rows"].items(), stage.get("columns", {"": {}}).items())
+    data_seeds = range(min(scale.data_seeds, stage.get("data_seeds", scale.data_seeds)))
+    grid = product(data_seeds, stage["rows"].items(), stage.get("columns", {"": {}}).items())
     return [
-        cell(row, column, draw, scale, {"arm": row[0], **row[1], **column[1]})
-        for draw, row, column in grid
+        cell(row, column, data_seed, scale, {"arm": row[0], **row[1], **column[1]})
+        for data_seed, row, column in grid
         if column[0] in row[1].get("only", [column[0]])
     ]
 
 
-def cell(row: tuple[str, Any], column: tuple[str, Any], draw: int, scale: Scale, said: dict[str, Any]) -> Cell:
+def cell(row: tuple[str, Any], column: tuple[str, Any], data_seed: int, scale: Scale, said: dict[str, Any]) -> Cell:
     """Return one; `said` is what row and column say together."""
     given = [*row[1].get("options", []), *column[1].get("options", [])]
     given = [str(ROOT / word) if word.endswith(".yaml") else word for word in given]
     study = None
     if tunes := said.get("tune"):
-        drawn = [f"--data.draw={draw}"] if draw else []
+        seeded = [f"--data.seed={data_seed}"] if data_seed else []
         arm = said["arm"] if tunes is True else tunes
-        study = Study(arm, (*drawn, *given), said.get("trials", scale.trials), said.get("seed", 0))
+        study = Study(arm, (*seeded, *given), said.get("trials", scale.trials), said.get("seed", 0))
     fields = {name: said[name] for name in ("arm", "lr", "of", "part") if name in said}
-    return Cell(row[0], column[0], draw, options=tuple(given), study=study, **fields)
+    return Cell(row[0], column[0], data_seed, options=tuple(given), study=study, **fields)
 
 
 def run_stage(name: str, scale: Scale) -> pd.DataFrame:

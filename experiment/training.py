@@ -19,7 +19,7 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from callbacks import DivergenceError, LogDataset, LogModel
 from experiment.command_line import CommandLine
 from experiment.presets import CONFIGS, DEFAULT_ARM, SUBCOMMANDS
-from lightning_modules import SearchClassifier
+from lightning_modules import SearchModule
 from tracking.links import how_to_see
 from tracking.logger import Tracker
 from tracking.runs import close_broken_off, find_run, run_of
@@ -86,7 +86,7 @@ class Run(CommandLine):
             "optimizer": arm,
             "task": command.task or "mlp",
             "seed": str(command.seed_everything),
-            "draw": str(command.data.init_args.get("draw", 0)),
+            "data_seed": str(command.data.init_args.get("seed", 0)),
             "config": self.digest,
         } | self.tags
         logger = command.trainer.logger
@@ -99,7 +99,7 @@ class Run(CommandLine):
         """Build everything before a run begins; a value that a class refuses is the user's to mend."""
         try:
             super().instantiate_classes()
-            if isinstance(self.model, SearchClassifier):
+            if isinstance(self.model, SearchModule):
                 self.model.require_one_process(self.trainer.world_size)
         except (ValueError, StoreError, MisconfigurationException) as error:
             self.parser.error(str(innermost(error)))

@@ -1,23 +1,23 @@
 """What is trained, and how: one ordinary module for the baselines, and those that learn their rate."""
 
-from lightning_modules.classifier import Classifier
-from lightning_modules.descent_classifier import DescentClassifier
-from lightning_modules.meta_classifier import MetaClassifier
+from lightning_modules.hypergradient_descent import HypergradientDescentModule
+from lightning_modules.meta import MetaModule
 from lightning_modules.networks import GRU, MLP, ConvNet
-from lightning_modules.one_step_classifier import OneStepClassifier
+from lightning_modules.one_step import OneStepModule
 from lightning_modules.schedules import Replay, linear, plateau
-from lightning_modules.search_classifier import SearchClassifier
+from lightning_modules.search import SearchModule
+from lightning_modules.supervised import SupervisedModule
 
 __all__ = [
     "GRU",
     "MLP",
-    "Classifier",
     "ConvNet",
-    "DescentClassifier",
-    "MetaClassifier",
-    "OneStepClassifier",
+    "HypergradientDescentModule",
+    "MetaModule",
+    "OneStepModule",
     "Replay",
-    "SearchClassifier",
+    "SearchModule",
+    "SupervisedModule",
     "linear",
     "plateau",
 ]

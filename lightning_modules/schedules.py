@@ -18,19 +18,19 @@ def plateau(optimizer: Optimizer, _steps: int) -> ReduceLROnPlateau:
 
 
 class Replay(LambdaLR):
-    """The rates and the shrink of a run that adapted them, from its artifact `schedule.csv`, over a run of any length.
+    """The rates and the decay of a run that adapted them, from its artifact `schedule.csv`, over a run of any length.
 
-    The optimizer must have a decoupled weight decay (AdamW): the shrink becomes weight_decay = η / α.
+    The optimizer must have a decoupled weight decay (AdamW): the decay η becomes weight_decay = η / α.
 
     Raises:
-        ValueError: the file is not there, is no schedule, or the optimizer cannot shrink as it says.
+        ValueError: the file is not there, is no schedule, or the optimizer cannot decay weights as it says.
     """
 
     def __init__(self, optimizer: Optimizer, steps: int, path: str) -> None:
-        self.rates, self.shrinks = _read(Path(path))
+        self.rates, self.decays = _read(Path(path))
         decoupled = optimizer.defaults.get("decoupled_weight_decay", False)
-        if any(self.shrinks) and not decoupled:
-            raise ValueError(f"{type(optimizer).__name__} cannot replay {path}, which shrinks weights: take AdamW.")
+        if any(self.decays) and not decoupled:
+            raise ValueError(f"{type(optimizer).__name__} cannot replay {path}, which decays weights: take AdamW.")
         self.stretch = len(self.rates) / steps  # the same course, whatever the number of steps
         for group in optimizer.param_groups:
             group["lr"] = 1.0
@@ -38,7 +38,7 @@ class Replay(LambdaLR):
         self._decay()
 
     def step(self, epoch: int | None = None) -> None:
-        """Move on to the next rate, and its shrink."""
+        """Move on to the next rate, and its decay."""
         super().step(epoch)
         if hasattr(self, "base_lrs"):
             self._decay()
@@ -49,18 +49,18 @@ class Replay(LambdaLR):
     def _decay(self) -> None:
         now = self._at(self.last_epoch)
         for group in self.optimizer.param_groups:
-            group["weight_decay"] = self.shrinks[now] * self.stretch / self.rates[now]
+            group["weight_decay"] = self.decays[now] * self.stretch / self.rates[now]
 
 
 def _read(path: Path) -> tuple[list[float], list[float]]:
     try:
         with path.open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        rates, shrinks = [float(row["lr"]) for row in rows], [float(row["shrink"]) for row in rows]
+        rates, decays = [float(row["lr"]) for row in rows], [float(row["decay"]) for row in rows]
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(
             f"--model.schedule.path: {path} is no schedule ({error!r}). A run of `meta` keeps one: schedule.csv."
         ) from error
     if not rates:
         raise ValueError(f"--model.schedule.path: {path} holds no step.")
-    return rates, shrinks
+    return rates, decays

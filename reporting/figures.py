@@ -68,7 +68,7 @@ def draw_sensitivity(runs: pd.DataFrame, folder: Path) -> None:
     """Draw the final test loss against the starting rate, one line an arm."""
     curves = {}
     for arm, own in runs.groupby("arm", sort=False):
-        losses = own.pivot(index=["draw", "seed"], columns="start_lr", values="test_loss").clip(upper=CEILING)
+        losses = own.pivot(index=["data_seed", "seed"], columns="start_lr", values="test_loss").clip(upper=CEILING)
         curves[str(arm)] = (list(losses.columns), losses.to_numpy())
     figure = line_figure(curves, "learning rate at the start", "test loss after the last epoch", log_x=True)
     figure.savefig(folder / "lr_sensitivity.png")

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-PAIR = ["draw", "seed", "start_lr"]  # what two runs of a pair share
+PAIR = ["data_seed", "seed", "start_lr"]  # what two runs of a pair share
 
 
 def mean_and_half_interval(runs: Any) -> tuple[Any, Any]:

@@ -90,16 +90,17 @@ def _span(name: str, numbers: pd.Series) -> str:
 
 
 def conditions(runs: pd.DataFrame, command: str) -> str:
-    """Say how the numbers came about: command, seeds, draws, epochs, machine, versions."""
+    """Say how the numbers came about: command, seeds, epochs, machine, versions."""
     epochs = sorted({len(history) for history in runs.val_losses})
     cpuinfo = Path("/proc/cpuinfo")  # Linux alone names the processor, and there
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return (
-        f"Made by `{command}`: {_span('seed', runs.seed)}, {_span('draw', runs.draw)}, "
+        f"Made by `{command}`: {_span('seed', runs.seed)}, {_span('data seed', runs.data_seed)}, "
         f"{' or '.join(map(str, epochs))} epochs, weights after the last step, mean ± half the "
-        f"95 % interval (Student's t); differences paired by draw and seed, with bootstrap intervals, p by Wilcoxon's "
-        f"test after Holm; passes: forward-backward passes of a batch a step, tuning included, as in the seconds. "
+        f"95 % interval (Student's t); differences paired by data seed and seed, with bootstrap intervals, p by "
+        f"Wilcoxon's test after Holm; passes: forward-backward passes of a batch a step, tuning included, as in the "
+        f"seconds. "
         f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, a thread a run; "
         f"Python {platform.python_version()}, torch {version('torch')}, pytorch-lightning "
         f"{version('pytorch-lightning')}; trained at commit {', '.join(sorted(set(runs.commit)))}."

@@ -12,12 +12,12 @@ BAD_INPUT = {
     "train.py --task convv": r"--task: invalid choice: 'convv' \(choose from .*conv",
     "train.py --task conv --task gru": r"--task was given twice \(conv, gru\): name one task",
     "train.py --model.stretch 1": r"--model.stretch is a fraction of the run, 0 or more and below 1, got 1",
-    "train.py --model.memory 0": r"--model.memory must be positive, got 0",
+    "train.py --model.time_constant 0": r"--model.time_constant must be positive, got 0",
     "train.py --model.every 0": r"--model.every must be positive, got 0",
     "train.py --model.trust 1": r"--model.trust is a fraction of the validation loss, 0 or more and below 1, got 1",
     "train.py --model.meta_lr -1": r"--model.meta_lr must lie between 0 and 10, got -1",
     "train.py --optimizer meta_onestep --model.every 0": r"--model.every must be 1 or more, got 0",
-    "train.py --data.draw -1": r"--data.draw must lie between 0 and 1000 here, got -1",
+    "train.py --data.seed -1": r"--data.seed must lie between 0 and 1000 here, got -1",
     "train.py --task digits --data.batch_size 1001": r"--data.batch_size must lie between 1 and 1000 here, got 1001",
     "train.py --optimizer replay": r"--model.schedule.path: schedule.csv is no schedule .*schedule.csv",
     "train.py --config nowhere.yaml": r"config.*File does not exist: .*nowhere.yaml",
@@ -85,7 +85,7 @@ BAD_INPUT = {
     "compare.py --seed 3": r"unrecognized arguments: --seed",
     "compare.py --optimizer adam": r"--optimizer is of one run; here it is --optimizers",
     "compare.py --seed_everything 7": r"--seed_everything is of one run; here it is --seeds",
-    "compare.py --data.draw=2": r"--data.draw is of one run; here it is --draws",
+    "compare.py --data.seed=2": r"--data.seed is of one run; here it is --data-seeds",
     "compare.py --output /proc/version": r"--output: /proc/version is a file, not a folder",
     "compare.py --storage postgresql://h/o": r"--storage: .* need one tracking server: set MLFLOW_TRACKING_URI",
     "results.py --stages nothing": r"--stages: invalid choice: 'nothing'",
@@ -108,15 +108,15 @@ FAULTS = {
     "`mlruns` is a file": Fault(r"error: The MLflow store .* cannot be used: .*exists: .*mlruns", 2),
     "the store is locked": Fault(r"error: The MLflow store .* cannot be used: .*database is locked", 2),
     "the store is no database": Fault(
-        r"file is not a database", 2, "test_tracking.py::test_a_file_that_is_no_database_is_refused"
+        r"file is not a database", 2, "tracking/test_store.py::test_a_file_that_is_no_database_is_refused"
     ),
     "the experiment was deleted in the UI": Fault(
         r"mlflow experiments restore -x 1",
         2,
-        "test_tracking.py::test_an_experiment_deleted_in_the_ui_is_refused_with_the_way_back",
+        "tracking/test_store.py::test_an_experiment_deleted_in_the_ui_is_refused_with_the_way_back",
     ),
     "four processes open a fresh store at once": Fault(
-        "", 0, "test_tracking.py::test_four_processes_may_open_a_new_store_at_once_ten_times_over"
+        "", 0, "tracking/test_store.py::test_four_processes_may_open_a_new_store_at_once_ten_times_over"
     ),
     "no tracking server at the start": Fault(
         r"error: The MLflow store http://\*\*\*@127.* cannot be used: .*refused", 2
@@ -141,7 +141,7 @@ FAULTS = {
         "", 0, "test_scale.py::test_three_machines_share_a_comparison_and_lose_nothing_when_one_is_killed"
     ),
     "a sweep is started twice on one machine": Fault(
-        r"This sweep runs already, in another process", 2, "test_sweep.py::test_a_sweep_runs_once_on_a_machine"
+        r"This sweep runs already, in another process", 2, "experiment/test_sweep.py::test_a_sweep_runs_once_on_a_machine"
     ),
     "training diverges": Fault(
         r"Training diverged at step 2", 1, "test_train.py::test_a_run_that_diverges_ends_with_a_message_and_status_1"

@@ -103,7 +103,7 @@ def test_the_comparison_of_two_arms_shows_exactly_the_parameters_that_differ(pag
     page.click("[aria-label='Parameters - Show diff only']")
     differ = "\n".join("\t".join(row) for row in rows if row[1] != row[2])
     soon(page, lambda: page.find(TABLES)[1].get_property("innerText"), differ)
-    assert "model\tlightning_modules.MetaClassifier\tlightning_modules.Classifier" in differ
+    assert "model\tlightning_modules.MetaModule\tlightning_modules.SupervisedModule" in differ
 
 
 def test_a_run_shows_its_configuration(page: Page, made: Store) -> None:

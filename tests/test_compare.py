@@ -84,7 +84,7 @@ def test_the_table_has_means_intervals_paired_differences_and_the_conditions(tmp
     loss = results.pivot(index="seed", columns="arm", values="test_loss")
     assert f"| `adam` | {loss.adam.mean():.3f} ± " in table
     assert f" | {(loss.adam - loss.meta).mean():+.3f} (" in table
-    assert "seeds 1–2, draw 0, 2 epochs" in table
+    assert "seeds 1–2, data seed 0, 2 epochs" in table
     assert "python compare.py --seeds 2" in table
 
 
@@ -128,7 +128,9 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(sent: signal.Signals
 def test_a_yaml_file_of_ones_own_is_compared_under_its_name_and_the_plan_comes_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arm = {"model": {"class_path": "lightning_modules.Classifier", "init_args": {"optimizer": "torch.optim.RAdam"}}}
+    arm = {
+        "model": {"class_path": "lightning_modules.SupervisedModule", "init_args": {"optimizer": "torch.optim.RAdam"}}
+    }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(arm))
     options = ["--seeds", "2", "--trainer.max_epochs=2", "--workers", "1", "--output", str(tmp_path)]
     results = compare.main(["--optimizers", "meta", str(tmp_path / "mine.yaml"), *options])

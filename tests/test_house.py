@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from experiment.presets import ROOT
 
@@ -58,3 +59,11 @@ def test_the_page_on_design_names_every_package() -> None:
     for package in PACKAGES:
         assert f"{package}/" in drawn
         assert [line for line in rooms if line.startswith(f"| `{package}/` |")], package
+
+
+def test_editors_and_make_run_the_same_checks() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for tool in ("ruff check", "ruff format", "mypy", "lint-imports"):
+        assert f"$(BIN)/{tool}" in makefile
+        assert [hook for hook in hooks if f".venv/bin/{tool}" in hook["entry"]], tool

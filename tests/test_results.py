@@ -13,10 +13,10 @@ from tests.store import runs
 def test_a_stage_tunes_trains_and_writes_and_a_second_call_trains_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole way, on one draw and one seed; the stage is the one that decides the claim."""
+    """The whole way, on one data seed and one seed; the stage is the one that decides the claim."""
     rows = {arm: stages.STAGES["main"]["rows"][arm] for arm in ("meta", "meta_onestep", "adam", "cosine")}
     monkeypatch.setitem(stages.STAGES, "main", stages.STAGES["main"] | {"rows": rows})
-    typed = ["--stages", "main", "--seeds", "1", "--draws", "1", "--trials", "1", "--workers", "1"]
+    typed = ["--stages", "main", "--seeds", "1", "--data-seeds", "1", "--trials", "1", "--workers", "1"]
     results.main([*typed, "--output", str(tmp_path)])
     table = (tmp_path / "main" / "table.md").read_text()
     kept = pd.read_csv(tmp_path / "main" / "results.csv").set_index("arm").test_loss
@@ -55,7 +55,7 @@ def test_work_is_done_once_each_and_numbered_in_one_process_and_in_two() -> None
             assert dict(each(str.upper, ["a", "b", "c"], pool)) == {0: "A", 1: "B", 2: "C"}
 
 
-@pytest.mark.parametrize("typed", ["--stages nothing", "--seeds 0", "--draw 3"])
+@pytest.mark.parametrize("typed", ["--stages nothing", "--seeds 0", "--data-seed 3"])
 def test_bad_input_gives_status_2(typed: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         results.main(typed.split())

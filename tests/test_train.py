@@ -24,7 +24,7 @@ def printed_config(*args: str, capsys: pytest.CaptureFixture[str]) -> Any:
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_each_arm_trains_is_tested_once_and_keeps_what_it_did(arm: str) -> None:
-    Path("schedule.csv").write_text("step,lr,shrink\n1,0.002,0.01\n")  # what `replay` needs
+    Path("schedule.csv").write_text("step,lr,decay\n1,0.002,0.01\n")  # what `replay` needs
     cli = train(["--optimizer", arm, "--model.lr=0.002", "--seed_everything=7", *SHORT])
     [run] = runs()
     assert run.info.run_id == cli.run_id
@@ -68,7 +68,7 @@ def test_the_published_experiment_is_kept_to_the_letter(capsys: pytest.CaptureFi
     assert (settings["lr"], settings["meta_lr"]) == (1e-3, 1e-4)
     assert settings["optimizer"]["class_path"] == "torch.optim.SGD"
     sizes = {"batch_size": 128, "val_batch_size": 128, "held_out": 800}
-    assert config["data"]["init_args"] == sizes | {"draw": 0, "train_on_validation": False}
+    assert config["data"]["init_args"] == sizes | {"seed": 0, "train_on_validation": False}
 
 
 def test_a_run_repeats_from_the_configuration_it_kept() -> None:
@@ -102,7 +102,9 @@ def test_what_lightning_offers_is_still_there(option: str, capsys: pytest.Captur
 
 
 def test_somebodys_own_arm_is_a_file(tmp_path: Path) -> None:
-    arm = {"model": {"class_path": "lightning_modules.Classifier", "init_args": {"optimizer": "torch.optim.AdamW"}}}
+    arm = {
+        "model": {"class_path": "lightning_modules.SupervisedModule", "init_args": {"optimizer": "torch.optim.AdamW"}}
+    }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(arm))
     train(["--config", str(tmp_path / "mine.yaml"), *SHORT])
     [run] = runs()

@@ -162,7 +162,9 @@ def test_the_time_given_ends_tuning_and_more_time_goes_on() -> None:
 
 
 def test_a_yaml_file_of_ones_own_is_tuned_under_its_name(tmp_path: Path) -> None:
-    arm = {"model": {"class_path": "lightning_modules.Classifier", "init_args": {"optimizer": "torch.optim.RAdam"}}}
+    arm = {
+        "model": {"class_path": "lightning_modules.SupervisedModule", "init_args": {"optimizer": "torch.optim.RAdam"}}
+    }
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(arm))
     tune.main(["--optimizer", str(tmp_path / "mine.yaml"), *SHORT, "--trials", "1"])
     assert [run.info.run_name for run in runs()] == ["tune mine", "mine trial 0"]

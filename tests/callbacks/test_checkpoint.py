@@ -8,14 +8,14 @@ from pytorch_lightning import LightningModule, Trainer
 
 from callbacks import LastCheckpoint
 from data import MNIST1DDataModule
-from lightning_modules import MLP, Classifier
+from lightning_modules import MLP, SupervisedModule
 
 
 class Ends(Exception):  # noqa: N818  # not an error: the test's own end of a run
     pass
 
 
-class Dies(Classifier):
+class Dies(SupervisedModule):
     """Breaks off in the third epoch."""
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -57,7 +57,7 @@ def steps_kept(folder: Path, seconds: float, module: LightningModule, ends: dict
 def test_the_end_of_a_run_is_kept_and_before_it_a_state_every_few_seconds(
     seconds: float, ends: dict[str, int], steps: list[int], tmp_path: Path
 ) -> None:
-    assert steps_kept(tmp_path, seconds, Classifier(MLP()), ends) == steps
+    assert steps_kept(tmp_path, seconds, SupervisedModule(MLP()), ends) == steps
 
 
 def test_a_run_that_breaks_off_is_kept_where_it_did(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ SHORT = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
 def test_a_run_names_its_data_with_digests_that_are_those_of_the_draw() -> None:
     train(["--optimizer", "adam", *SHORT])
     train(["--optimizer", "meta_onestep", *SHORT])
-    train(["--optimizer", "adam", *SHORT, "--data.draw=1"])
+    train(["--optimizer", "adam", *SHORT, "--data.seed=1"])
     digests = []
     for run in runs():
         assert run.inputs
@@ -25,7 +25,7 @@ def test_a_run_names_its_data_with_digests_that_are_those_of_the_draw() -> None:
         assert inputs["MNIST1D val"].tags[0].value == "validation"
         digests.append(inputs["MNIST1D train"].dataset.digest)
     assert digests[0] == digests[1] != digests[2]
-    assert [run.data.tags["draw"] for run in runs()] == ["0", "0", "1"]
+    assert [run.data.tags["data_seed"] for run in runs()] == ["0", "0", "1"]
 
 
 @pytest.mark.parametrize("task", ["mlp", "conv_batchnorm", "gru"])

@@ -63,7 +63,7 @@ def test_an_epoch_is_one_pass_over_the_training_samples_in_pairs(batch_size: int
 
 
 def test_another_draw_shares_no_sample_with_the_published_one() -> None:
-    parts = [x for data in (module(), module(draw=1)) for x, _ in (data.train, data.val, data.test)]
+    parts = [x for data in (module(), module(seed=1)) for x, _ in (data.train, data.val, data.test)]
     assert len(torch.cat(parts).unique(dim=0)) == 12_000
 
 

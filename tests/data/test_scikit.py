@@ -12,7 +12,7 @@ from data.tensors import TensorDataModule
 def test_the_three_sets_have_their_sizes_share_no_sample_and_change_with_the_draw(
     kind: type[TensorDataModule], sizes: tuple[int, ...], inputs: int
 ) -> None:
-    data, other = kind(), kind(draw=1)  # type: ignore[call-arg]
+    data, other = kind(), kind(seed=1)  # type: ignore[call-arg]
     data.setup("fit")
     other.setup("fit")
     parts = [data.train[0], data.val[0], data.test[0]]

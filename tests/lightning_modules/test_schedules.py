@@ -28,7 +28,7 @@ def test_linear_decay_ends_one_step_above_zero() -> None:
 
 
 def test_a_replayed_run_has_the_weights_of_the_run_that_found_the_schedule() -> None:
-    """Adam and a shrink of its own, or AdamW with lr · weight_decay: the same arithmetic but for the last bits."""
+    """Adam and a decay of its own, or AdamW with lr · weight_decay: the same arithmetic but for the last bits."""
     found = train(["--optimizer", "meta", *SHORT])
     path = client().download_artifacts(str(found.run_id), "schedule.csv")
     options = [f"--model.schedule.path={path}", "--data.train_on_validation=false", *SHORT]
@@ -40,7 +40,7 @@ def test_a_replayed_run_has_the_weights_of_the_run_that_found_the_schedule() -> 
 def test_a_schedule_is_stretched_over_a_run_of_another_length(tmp_path: Path) -> None:
     path = tmp_path / "schedule.csv"
     with path.open("w") as file:
-        csv.writer(file).writerows([("step", "lr", "shrink"), (1, 0.1, 0.02), (2, 0.4, 0.04)])
+        csv.writer(file).writerows([("step", "lr", "decay"), (1, 0.1, 0.02), (2, 0.4, 0.04)])
     optimizer = adamw()
     schedule, seen = Replay(optimizer, 4, str(path)), []
     for _ in range(4):
@@ -51,13 +51,13 @@ def test_a_schedule_is_stretched_over_a_run_of_another_length(tmp_path: Path) ->
     assert seen == [pytest.approx(pair) for pair in [(0.1, 0.01), (0.1, 0.01), (0.4, 0.02), (0.4, 0.02)]]
 
 
-def test_an_optimizer_that_cannot_shrink_as_the_schedule_says_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "schedule.csv").write_text("step,lr,shrink\n1,0.1,0.02\n")
+def test_an_optimizer_that_cannot_decay_as_the_schedule_says_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "schedule.csv").write_text("step,lr,decay\n1,0.1,0.02\n")
     with pytest.raises(ValueError, match=r"Adam cannot replay .*: take AdamW"):
         Replay(torch.optim.Adam(nn.Linear(2, 2).parameters()), 4, str(tmp_path / "schedule.csv"))
 
 
-@pytest.mark.parametrize("text", ["", "step,lr\n1,0.1\n", "step,lr,shrink\n", "step,lr,shrink\n1,fast,0\n"])
+@pytest.mark.parametrize("text", ["", "step,lr\n1,0.1\n", "step,lr,decay\n", "step,lr,decay\n1,fast,0\n"])
 def test_a_file_that_is_no_schedule_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "schedule.csv").write_text(text)
     with pytest.raises(ValueError, match=r"--model.schedule.path: .*schedule.csv"):

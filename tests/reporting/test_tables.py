@@ -12,7 +12,7 @@ from reporting.tables import paired_table, with_interval
 
 def runs(losses: dict[str, list[float]]) -> pd.DataFrame:
     rows = [
-        {"arm": arm, "seed": i // 2, "draw": i % 2, "start_lr": None, "test_loss": loss, "test_accuracy": 0.5}
+        {"arm": arm, "seed": i // 2, "data_seed": i % 2, "start_lr": None, "test_loss": loss, "test_accuracy": 0.5}
         | {"passes": 2.0, "seconds": 3.0}
         for arm, values in losses.items()
         for i, loss in enumerate(values)

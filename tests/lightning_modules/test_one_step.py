@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
 from data import MNIST1DDataModule
-from lightning_modules import MLP, Classifier, OneStepClassifier
+from lightning_modules import MLP, OneStepModule, SupervisedModule
 
 
 def trainer(folder: Path, **options: Any) -> Trainer:
@@ -52,8 +52,8 @@ class Rates(Callback):
 def test_frozen_meta_optimizer_reproduces_automatic_optimization_bit_for_bit(name: str, tmp_path: Path) -> None:
     """With BatchNorm and dropout: the lookahead leaves no trace in statistics or random stream."""
     optimizer = getattr(torch.optim, name)
-    plain = Classifier(network(), lr=0.003, optimizer=optimizer)
-    meta = OneStepClassifier(network(), lr=0.003, meta_lr=0.0, optimizer=optimizer)
+    plain = SupervisedModule(network(), lr=0.003, optimizer=optimizer)
+    meta = OneStepModule(network(), lr=0.003, meta_lr=0.0, optimizer=optimizer)
     fit(plain, tmp_path / "plain")
     fit(meta, tmp_path / "meta")
     assert same(plain.network, meta.network)  # type: ignore[arg-type]
@@ -62,7 +62,7 @@ def test_frozen_meta_optimizer_reproduces_automatic_optimization_bit_for_bit(nam
 
 def test_the_rate_moves_by_about_meta_lr_a_step_and_stays_positive(tmp_path: Path) -> None:
     rates = Rates()
-    fit(OneStepClassifier(network(), lr=1e-5, meta_lr=0.05), tmp_path, callbacks=[rates])
+    fit(OneStepModule(network(), lr=1e-5, meta_lr=0.05), tmp_path, callbacks=[rates])
     steps = torch.tensor([1e-5, *rates.seen]).log().diff()
     assert len(rates.seen) == 16
     assert steps[0] == pytest.approx(0.05, rel=1e-3)  # Adam's first step, up: the start is far too small
@@ -72,9 +72,9 @@ def test_the_rate_moves_by_about_meta_lr_a_step_and_stays_positive(tmp_path: Pat
 
 def test_the_real_step_is_the_plain_step_at_the_rate_that_is_reported(tmp_path: Path) -> None:
     rates, start = Rates(), network()
-    meta = OneStepClassifier(copy.deepcopy(start), lr=0.01, meta_lr=0.7)
+    meta = OneStepModule(copy.deepcopy(start), lr=0.01, meta_lr=0.7)
     fit(meta, tmp_path / "meta", max_steps=1, callbacks=[rates])
-    plain = Classifier(start, lr=rates.seen[0])
+    plain = SupervisedModule(start, lr=rates.seen[0])
     fit(plain, tmp_path / "plain", max_steps=1)
     assert rates.seen[0] == pytest.approx(0.01 * 2.0137, rel=1e-3)  # exp(0.7), Adam's first step
     torch.testing.assert_close(meta.network.state_dict(), plain.network.state_dict(), rtol=0, atol=1e-6)
@@ -82,15 +82,15 @@ def test_the_real_step_is_the_plain_step_at_the_rate_that_is_reported(tmp_path: 
 
 def test_the_rate_moves_in_every_kth_step_alone(tmp_path: Path) -> None:
     rates = Rates()
-    fit(OneStepClassifier(network(), lr=1e-3, every=4), tmp_path, callbacks=[rates])
+    fit(OneStepModule(network(), lr=1e-3, every=4), tmp_path, callbacks=[rates])
     changes = torch.tensor([1e-3, *rates.seen]).diff() != 0
     assert changes.nonzero().flatten().tolist() == [0, 4, 8, 12]
     assert not math.isclose(rates.seen[0], 1e-3, rel_tol=0.01)
 
 
 def test_a_batch_counts_once(tmp_path: Path) -> None:
-    assert fit(OneStepClassifier(network()), tmp_path / "epochs").global_step == 16
-    assert fit(OneStepClassifier(network()), tmp_path / "steps", max_epochs=-1, max_steps=5).global_step == 5
+    assert fit(OneStepModule(network()), tmp_path / "epochs").global_step == 16
+    assert fit(OneStepModule(network()), tmp_path / "steps", max_epochs=-1, max_steps=5).global_step == 5
 
 
 @pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual")  # it says that it saves after the step
@@ -99,7 +99,7 @@ def test_a_batch_counts_once(tmp_path: Path) -> None:
 def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(stop: int, tmp_path: Path) -> None:
     """Without dropout: the global random stream is not in a checkpoint."""
     torch.manual_seed(0)
-    start = OneStepClassifier(MLP(), lr=1e-3)
+    start = OneStepModule(MLP(), lr=1e-3)
     whole, part, resumed = (copy.deepcopy(start) for _ in range(3))
     rates, first, rest = Rates(), Rates(), Rates()
     fit(whole, tmp_path / "whole", max_epochs=3, callbacks=[rates])
@@ -111,7 +111,7 @@ def test_resumed_run_is_the_uninterrupted_one_bit_for_bit(stop: int, tmp_path: P
 
 
 def test_the_checkpoint_holds_the_learned_rate_and_loads_without_pickle(tmp_path: Path) -> None:
-    meta = OneStepClassifier(network(), lr=1e-3)
+    meta = OneStepModule(network(), lr=1e-3)
     fitting = fit(meta, tmp_path)
     path = fitting.checkpoint_callback.best_model_path  # type: ignore[union-attr]
     state = torch.load(path, weights_only=True)["state_dict"]
@@ -121,15 +121,15 @@ def test_the_checkpoint_holds_the_learned_rate_and_loads_without_pickle(tmp_path
 @pytest.mark.parametrize("lr", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_rate_that_is_not_positive_and_finite_is_refused(lr: float) -> None:
     with pytest.raises(ValueError, match=r"--model\.lr must be a positive finite number"):
-        OneStepClassifier(network(), lr=lr)
+        OneStepModule(network(), lr=lr)
 
 
 @pytest.mark.parametrize("meta_lr", [-0.1, float("nan"), float("inf")])
 def test_a_meta_rate_that_is_negative_or_not_finite_is_refused(meta_lr: float) -> None:
     with pytest.raises(ValueError, match=r"--model\.meta_lr must be a finite number"):
-        OneStepClassifier(network(), meta_lr=meta_lr)
+        OneStepModule(network(), meta_lr=meta_lr)
 
 
 def test_an_optimizer_that_cannot_be_adapted_is_refused_before_training() -> None:
     with pytest.raises(ValueError, match="Rprop cannot be adapted"):
-        OneStepClassifier(network(), optimizer=torch.optim.Rprop)
+        OneStepModule(network(), optimizer=torch.optim.Rprop)

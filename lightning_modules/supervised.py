@@ -20,7 +20,7 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter], float], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 
 
-class Classifier(LightningModule):
+class SupervisedModule(LightningModule):
     """Training at a fixed or a scheduled learning rate: of cross-entropy, or of squared error where targets are floats.
 
     Args:
@@ -80,10 +80,10 @@ class Classifier(LightningModule):
         loss = self.loss(batch["train"])
         self.losses.append(loss.detach())
         group = self.trainer.optimizers[0].param_groups[0]
-        seen = {"loss": loss, "lr": group["lr"], "shrink": self.shrink(group)}
-        return {name: value for name, value in seen.items() if name != "shrink" or value}
+        seen = {"loss": loss, "lr": group["lr"], "decay": self.decay(group)}
+        return {name: value for name, value in seen.items() if name != "decay" or value}
 
-    def shrink(self, group: dict[str, Any]) -> float:
+    def decay(self, group: dict[str, Any]) -> float:
         """Return what a step takes from each weight, beside the gradient's part: η = lr · weight_decay in AdamW."""
         decoupled = group.get("decoupled_weight_decay", False)
         return float(group["lr"] * group["weight_decay"]) if decoupled else 0.0

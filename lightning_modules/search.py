@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hypergradient import check_supported, no_trace, search_rate, starting_rate
-from lightning_modules.classifier import Batch, Classifier, OptimizerFactory, Pair
+from lightning_modules.supervised import Batch, OptimizerFactory, Pair, SupervisedModule
 
 REFERENCE_BATCH = 64  # samples: the batch at which the bracket's rate is right as it is
 JUDGES = 1024  # validation samples that judge a stretch
 
 
-class SearchClassifier(Classifier):
+class SearchModule(SupervisedModule):
     """A classifier that needs no learning rate: the validation loss of hypothetical steps gives it, before step 1.
 
         bracket       s                    where the hypergradient of the first step changes sign

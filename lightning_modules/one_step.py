@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hypergradient import check_supported, hypergradient, lookahead, no_trace, real_step, scaled
-from lightning_modules.classifier import Batch, Classifier, OptimizerFactory, Pair
+from lightning_modules.supervised import Batch, OptimizerFactory, Pair, SupervisedModule
 
 
-class OneStepClassifier(Classifier):
+class OneStepModule(SupervisedModule):
     """The plain rule: before each real step, the rate moves along the hypergradient of that step.
 
     Args:

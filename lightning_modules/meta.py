@@ -1,4 +1,4 @@
-"""The whole method: the rate found by hypothetical steps, the shrink of the weights adapted during the run."""
+"""The whole method: the rate found by hypothetical steps, the decay of the weights adapted during the run."""
 
 from typing import Any
 
@@ -7,23 +7,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hypergradient import no_trace
-from lightning_modules.classifier import Pair
-from lightning_modules.search_classifier import SearchClassifier
+from lightning_modules.search import SearchModule
+from lightning_modules.supervised import Pair
 
 
-class MetaClassifier(SearchClassifier):
-    """A `SearchClassifier` whose weights shrink, as the validation loss at their average A tells.
+class MetaModule(SearchModule):
+    """A `SearchModule` whose weights decay, as the validation loss at their average A tells.
 
-        each real step    θ ← (1 - η) θ + Δ(α)             at first η = 1 / (memory · steps an epoch)
-        hypergradient     h = dL_val(A)/d log η = -η ⟨∇L_val(A), θ⟩     what shrinking by a little more would do
-        shrink            log η ← log η - meta_lr / √k · h / rms(h)     at the k-th look
+        each real step    θ ← (1 - η) θ + Δ(α)             at first η = 1 / (time constant · steps an epoch)
+        hypergradient     h = dL_val(A)/d log η = -η ⟨∇L_val(A), θ⟩     what a little more decay would do
+        decay             log η ← log η - meta_lr / √k · h / rms(h)     at the k-th look
 
     Meant to return averaged weights: `callbacks.TailAverage`. Without it, A is θ.
 
-    Takes the options of `SearchClassifier`, and:
+    Takes the options of `SearchModule`, and:
 
     Args:
-        memory: epochs after which, at first, a weight has forgotten 63 % of its past; inf for no shrink.
+        time_constant: of the decay at first: epochs after which a weight has forgotten 63 % of its past; inf for none.
         meta_lr: the greatest relative change of η at the first look; 0 for no look.
         every: training samples between looks.
 
@@ -36,30 +36,30 @@ class MetaClassifier(SearchClassifier):
     log_scale: Tensor
 
     def __init__(
-        self, network: nn.Module, memory: float = 12.0, meta_lr: float = 0.6, every: int = 4096, **options: Any
+        self, network: nn.Module, time_constant: float = 12.0, meta_lr: float = 0.6, every: int = 4096, **options: Any
     ) -> None:
         super().__init__(network, **options)
-        for name, value in {"memory": memory, "every": every}.items():
+        for name, value in {"time_constant": time_constant, "every": every}.items():
             if not value > 0:
                 raise ValueError(f"--model.{name} must be positive, got {value}.")
         if not 0 <= meta_lr < 10:
             raise ValueError(f"--model.meta_lr must lie between 0 and 10, got {meta_lr}.")
-        self.memory, self.meta_lr, self.every, self.batch_size = memory, meta_lr, every, 0
+        self.time_constant, self.meta_lr, self.every, self.batch_size = time_constant, meta_lr, every, 0
         for name in ("k", "square", "log_scale"):  # buffers: checkpoints hold them
             self.register_buffer(name, torch.zeros(()))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Shrink the weights. The gradient is already that at the weights before."""
         with torch.no_grad():
-            torch._foreach_mul_([p for p in self.network.parameters() if p.requires_grad], 1 - self.shrink({}))
+            torch._foreach_mul_([p for p in self.network.parameters() if p.requires_grad], 1 - self.decay({}))
 
-    def shrink(self, group: dict[str, Any]) -> float:
+    def decay(self, group: dict[str, Any]) -> float:
         """Return η, the part of each weight that a step takes away."""
         steps = float(self.trainer.num_training_batches) / self.trainer.accumulate_grad_batches
-        return float(self.log_scale.exp()) / (self.memory * steps)
+        return float(self.log_scale.exp()) / (self.time_constant * steps)
 
     def on_train_batch_end(self, outputs: Any, batch: Pair, batch_idx: int) -> None:
-        """Look, every so many samples, and move the shrink."""
+        """Look, every so many samples, and move the decay."""
         size = len(batch["train"][1])
         batches = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1  # not steps: gradients may be accumulated
         if not self.meta_lr or (batches * size) % self.every >= size:
@@ -85,4 +85,4 @@ class MetaClassifier(SearchClassifier):
             gradient = torch.autograd.grad(average.loss(batch["val"]), params, materialize_grads=True)
         weights = (p.detach() for p in self.network.parameters() if p.requires_grad)
         pairs = zip(gradient, weights, strict=True)
-        return -self.shrink({}) * sum((torch.sum(g * p) for g, p in pairs), torch.zeros_like(self.k))
+        return -self.decay({}) * sum((torch.sum(g * p) for g, p in pairs), torch.zeros_like(self.k))

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_modules import MLP, DescentClassifier
-from tests.lightning_modules.test_one_step_classifier import Rates, fit
+from lightning_modules import MLP, HypergradientDescentModule
+from tests.lightning_modules.test_one_step import Rates, fit
 
 
 def test_the_rate_follows_the_published_rule(tmp_path: Path) -> None:
@@ -15,7 +15,7 @@ def test_the_rate_follows_the_published_rule(tmp_path: Path) -> None:
     net = MLP()
     rates, gradients = Rates(), []
 
-    class Watched(DescentClassifier):
+    class Watched(HypergradientDescentModule):
         def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
             gradients.append(torch.cat([p.grad.flatten().clone() for p in self.network.parameters()]))  # type: ignore[union-attr]
             super().on_before_optimizer_step(optimizer)

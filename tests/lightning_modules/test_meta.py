@@ -9,20 +9,20 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from callbacks import TailAverage
 from data import MNIST1DDataModule
 from experiment.training import train
-from lightning_modules import MLP, Classifier, MetaClassifier
-from lightning_modules.classifier import Pair
-from tests.lightning_modules.test_one_step_classifier import fit, network, same, trainer
+from lightning_modules import MLP, MetaModule, SupervisedModule
+from lightning_modules.supervised import Pair
+from tests.lightning_modules.test_one_step import fit, network, same, trainer
 from tests.store import history
 
 SHORT = ["--trainer.max_epochs=4", "--trainer.enable_progress_bar=false", "--data.batch_size=200"]
 
 
-def rate(model: MetaClassifier) -> float:
+def rate(model: MetaModule) -> float:
     return float(model.trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def plain(lr: float, bracket: bool = False, stretch: float = 0.0, memory: float = math.inf) -> MetaClassifier:
-    return MetaClassifier(network(), lr=lr, bracket=bracket, stretch=stretch, memory=memory, meta_lr=0.0)
+def plain(lr: float, bracket: bool = False, stretch: float = 0.0, time_constant: float = math.inf) -> MetaModule:
+    return MetaModule(network(), lr=lr, bracket=bracket, stretch=stretch, time_constant=time_constant, meta_lr=0.0)
 
 
 @pytest.mark.parametrize("options", [{}, {"stretch": 0.2}, {"bracket": True, "stretch": 0.2}])
@@ -32,16 +32,18 @@ def test_the_search_leaves_no_trace_and_the_run_is_the_plain_one_at_its_rate(
     """Bit for bit, with BatchNorm and dropout, whatever was tried before step 1."""
     meta = plain(0.01, **options)  # type: ignore[arg-type]
     fit(meta, tmp_path / "meta")
-    ordinary = Classifier(network(), lr=rate(meta))
+    ordinary = SupervisedModule(network(), lr=rate(meta))
     fit(ordinary, tmp_path / "plain")
     assert same(meta.network, ordinary.network)  # type: ignore[arg-type]
 
 
-def test_the_shrink_is_decoupled_weight_decay(tmp_path: Path) -> None:
-    """AdamW multiplies by 1 - lr · weight_decay: η = 1 / (memory · 8 steps an epoch)."""
-    meta = plain(0.01, memory=2.0)
+def test_the_decay_is_decoupled_weight_decay(tmp_path: Path) -> None:
+    """AdamW multiplies by 1 - lr · weight_decay: η = 1 / (time constant · 8 steps an epoch)."""
+    meta = plain(0.01, time_constant=2.0)
     fit(meta, tmp_path / "meta")
-    ordinary = Classifier(network(), lr=0.01, optimizer=lambda p, lr: torch.optim.AdamW(p, lr, weight_decay=100 / 16))
+    ordinary = SupervisedModule(
+        network(), lr=0.01, optimizer=lambda p, lr: torch.optim.AdamW(p, lr, weight_decay=100 / 16)
+    )
     fit(ordinary, tmp_path / "plain")
     torch.testing.assert_close(meta.network.state_dict(), ordinary.network.state_dict(), rtol=0, atol=1e-5)
 
@@ -50,7 +52,7 @@ def test_the_starting_rate_is_never_read(tmp_path: Path) -> None:
     found = []
     for lr in (1e-6, 1.0):
         torch.manual_seed(0)
-        meta = MetaClassifier(MLP(), lr=lr)
+        meta = MetaModule(MLP(), lr=lr)
         fit(meta, tmp_path / str(lr))
         found.append(rate(meta))
     assert found[0] == found[1]
@@ -67,7 +69,7 @@ def test_stretches_alone_find_the_rate_from_far_off() -> None:
 
 
 def test_a_stretch_has_the_batches_that_the_run_begins_with_beyond_the_first_epoch_too(tmp_path: Path) -> None:
-    class Watched(MetaClassifier):
+    class Watched(MetaModule):
         def training_step(self, batch: Pair, batch_idx: int) -> dict[str, torch.Tensor | float]:
             seen.append(batch["train"][0])
             return super().training_step(batch, batch_idx)
@@ -97,7 +99,7 @@ def test_what_the_search_cost_is_in_mlflow() -> None:
 
 def test_a_resumed_run_does_not_search_again_and_is_the_uninterrupted_one(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    start = MetaClassifier(MLP(), stretch=0.0, every=1000)
+    start = MetaModule(MLP(), stretch=0.0, every=1000)
     whole, part, resumed = (copy.deepcopy(start) for _ in range(3))
     fit(whole, tmp_path / "whole", max_epochs=3)
     first = fit(part, tmp_path / "part", max_epochs=2)
@@ -109,11 +111,11 @@ def test_a_resumed_run_does_not_search_again_and_is_the_uninterrupted_one(tmp_pa
 
 def test_a_run_without_an_end_or_without_a_datamodule_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException, match="A stretch is part of a run that ends"):
-        fit(MetaClassifier(MLP()), tmp_path, max_epochs=-1)
+        fit(MetaModule(MLP()), tmp_path, max_epochs=-1)
     data = MNIST1DDataModule()
     data.setup("fit")
     with pytest.raises(MisconfigurationException, match="it needs a datamodule"):
-        trainer(tmp_path).fit(MetaClassifier(MLP()), data.train_dataloader(), data.val_dataloader())
+        trainer(tmp_path).fit(MetaModule(MLP()), data.train_dataloader(), data.val_dataloader())
 
 
 def test_lightnings_clipping_and_accumulation_are_there() -> None:
@@ -123,31 +125,36 @@ def test_lightnings_clipping_and_accumulation_are_there() -> None:
     assert accumulated.trainer.global_step == 40
 
 
-@pytest.mark.parametrize(("memory", "direction"), [(0.5, -1), (1000.0, 1)])
-def test_the_adapted_shrink_moves_towards_its_place(memory: float, direction: int) -> None:
-    options = [f"--model.memory={memory}", "--model.stretch=0", "--model.every=200", "--trainer.max_epochs=20"]
+@pytest.mark.parametrize(("time_constant", "direction"), [(0.5, -1), (1000.0, 1)])
+def test_the_adapted_decay_moves_towards_its_place(time_constant: float, direction: int) -> None:
+    options = [
+        f"--model.time_constant={time_constant}",
+        "--model.stretch=0",
+        "--model.every=200",
+        "--trainer.max_epochs=20",
+    ]
     cli = train(["--optimizer", "meta", *options, *SHORT[1:]])
-    values = [value for _, value in history(str(cli.run_id), "shrink")]
+    values = [value for _, value in history(str(cli.run_id), "decay")]
     assert direction * (values[-1] - values[0]) > 0
     before, after = (value for _, value in history(str(cli.run_id), "search/passes"))
     assert after - before == pytest.approx(20 * 20 * 128 / 200, rel=0.01)  # a look a step, of 128 for 200 samples
 
 
-def test_the_shrinks_hypergradient_is_the_finite_difference(tmp_path: Path) -> None:
+def test_the_decays_hypergradient_is_the_finite_difference(tmp_path: Path) -> None:
     """Of the validation loss at the average A, as a step takes η θ more or less from the weights."""
-    meta = MetaClassifier(MLP(), stretch=0.0, memory=2.0)
+    meta = MetaModule(MLP(), stretch=0.0, time_constant=2.0)
     fitting = fit(meta, tmp_path, callbacks=[TailAverage(window=1.0)])
     [average] = [callback.average for callback in fitting.callbacks if isinstance(callback, TailAverage)]  # type: ignore[attr-defined]
     torch.manual_seed(1)
-    assert isinstance(average, MetaClassifier)
-    average.load_state_dict(MetaClassifier(MLP()).state_dict())  # A is another point than θ
+    assert isinstance(average, MetaModule)
+    average.load_state_dict(MetaModule(MLP()).state_dict())  # A is another point than θ
     meta.double(), average.double()
     x, y = fitting.datamodule.val  # type: ignore[attr-defined]
     batch = {"val": (x.double(), y)}
     point = [p.detach().clone() for p in average.network.parameters()]
 
     def loss(log_eta: float) -> float:
-        eta = meta.shrink({}) * math.exp(log_eta)
+        eta = meta.decay({}) * math.exp(log_eta)
         with torch.no_grad():
             for a, p, theta in zip(average.network.parameters(), point, meta.network.parameters(), strict=True):
                 a.copy_(p - eta * theta)

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.classifier import Classifier, OptimizerFactory, Pair
+from lightning_modules.supervised import OptimizerFactory, Pair, SupervisedModule
 
 
-class DescentClassifier(Classifier):
+class HypergradientDescentModule(SupervisedModule):
     """A classifier whose rate descends the *training* loss: one dot product of this gradient and the last step.
 
         α ← α - β ⟨∇L_train(θ), Δ(1)⟩        Δ(1): the last step, at rate 1
