@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help train tune compare results bench ui test test-all check
+.PHONY: help train tune compare results original bench ui test test-all check
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -19,6 +19,9 @@ tune: .venv/installed  ## set up, then tune Adam's rate, 20 Optuna trials
 
 compare: .venv/installed  ## set up, then train the headline arms on 5 seeds and set them side by side
 	$(BIN)/python compare.py --seeds 5
+
+original: .venv/installed  ## set up, then repeat the published experiment (docs/original.md), 3 minutes
+	$(BIN)/python results.py --stages original readings
 
 results: .venv/installed  ## set up, then remake every figure and number of the documents (hours; goes on where it was)
 	$(BIN)/python results.py

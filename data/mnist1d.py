@@ -34,8 +34,6 @@ class MNIST1DDataModule(TensorDataModule):
         batch_size: training samples a step.
         val_batch_size: validation samples a step, for a look. Validation itself takes the whole set.
         train_on_validation: train on the validation samples too. The validation loss then says nothing.
-        held_out: 0 draws 1,000 validation samples from the same generator under another seed. More than 0 takes that
-            many from the training samples instead, which are then fewer.
         seed: of the data; 0 for the published samples, 1, 2, ... for others from the same generator.
 
     Raises:
@@ -47,20 +45,14 @@ class MNIST1DDataModule(TensorDataModule):
         batch_size: int = 128,
         val_batch_size: int = 128,
         train_on_validation: bool = False,
-        held_out: int = 0,
         seed: int = 0,
     ) -> None:
-        require("held_out", held_out, 0, TRAIN - 1)
         require("seed", seed, 0, 1_000)
-        super().__init__(batch_size, val_batch_size, train_on_validation, TRAIN - held_out, held_out or TEST)
-        self.held_out, self.seed = held_out, seed
+        super().__init__(batch_size, val_batch_size, train_on_validation, TRAIN, TEST)
+        self.seed = seed
 
     def samples(self) -> tuple[Samples, Samples, Samples]:
         """Generate the arrays: about two seconds, once a process."""
-        arrays = generate(PUBLISHED + 2 * self.seed)
+        arrays, fresh = generate(PUBLISHED + 2 * self.seed), generate(PUBLISHED + 2 * self.seed + 1)
         train, test = (arrays["x"], arrays["y"]), (arrays["x_test"], arrays["y_test"])
-        if not self.held_out:
-            fresh = generate(PUBLISHED + 2 * self.seed + 1)
-            return train, (fresh["x_test"], fresh["y_test"]), test
-        kept = TRAIN - self.held_out
-        return (train[0][:kept], train[1][:kept]), (train[0][kept:], train[1][kept:]), test
+        return train, (fresh["x_test"], fresh["y_test"]), test

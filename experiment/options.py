@@ -12,7 +12,18 @@ from experiment.presets import ARMS
 CORES = os.cpu_count() or 1
 SAMPLERS, PRUNERS = ("tpe", "random", "qmc", "gp"), ("none", "median", "halving")  # of Optuna
 SEARCHES = "model.lr=log:1e-5:1e-1, model.network.hidden=32:512 or model.network.layers=1,2,3"  # how they are written
-STAGES = ("main", "starts", "ablation", "tasks", "rivals", "budget", "settings", "paper")  # of `results.py`
+STAGES = (
+    "original",
+    "readings",
+    "main",
+    "starts",
+    "ablation",
+    "tasks",
+    "rivals",
+    "budget",
+    "settings",
+    "paper",
+)  # of `results.py`
 OF_ONE_RUN = {"--optimizer": "--optimizers", "--seed_everything": "--seeds", "--data.seed": "--data-seeds"}
 
 NOT_FOR_MANY = {  # options of one run, refused by the commands of many

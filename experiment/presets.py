@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS, RESULTS = ROOT / "configs", ROOT / "results"
 ARMS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "base")
-HEADLINE = ["meta", "meta_onestep", "meta_seed", "adam", "cosine"]  # what is compared where nothing else is named
+HEADLINE = ["meta", "meta_onestep", "meta_original", "adam", "cosine"]  # what is compared where nothing else is named
 TASKS = sorted(path.stem for path in (CONFIGS / "tasks").glob("*.yaml"))
 DEFAULT_ARM = "meta"
 SUBCOMMANDS = ("fit", "validate", "test", "predict")

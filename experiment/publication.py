@@ -23,11 +23,11 @@ def publish_stage(name: str, scale: Scale, command: str) -> str:
         runs = run_stage(name, scale)
         folder = scale.output / name
         folder.mkdir(parents=True, exist_ok=True)
-        draw(STAGES[name], runs, scale.output)
+        draw(STAGES[name], runs, folder)
         text = f"{tables(STAGES[name], runs, scale.trials)}\n\n{conditions(runs, command)}\n"
         keep(runs, text, folder, parent)
         if scale.output == RESULTS:
-            publish(name, text, [ROOT / "README.md", ROOT / "docs" / "method.md"])
+            publish(name, text, [ROOT / "README.md", ROOT / "docs" / "method.md", ROOT / "docs" / "original.md"])
     return text
 
 
@@ -44,8 +44,10 @@ def tables(stage: dict[str, Any], runs: pd.DataFrame, trials: int) -> str:
     if stage.get("table") != "paired":
         return grid(runs, stage.get("table", ["test_loss"]), stage.get("base"))
     tuned = [row for row, said in stage["rows"].items() if said.get("tune")]
-    text = paired_table(runs, tuning=dict.fromkeys(tuned, trials))
-    return f"{text}\n\n{readings(runs, tuned)}" if "courses" in stage else text
+    text = paired_table(runs, stage.get("base", "meta"), dict.fromkeys(tuned, trials))
+    if "courses" in stage:
+        text += f"\n\n{grid(runs[runs.arm.isin(stage['courses'])], ['val_loss', 'test_loss', 'rates'])}"
+    return f"{text}\n\n{readings(runs, tuned)}" if stage.get("claim") else text
 
 
 def readings(runs: pd.DataFrame, tuned: list[str]) -> str:

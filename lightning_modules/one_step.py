@@ -1,7 +1,7 @@
 """The plain one-step rule: the learning rate follows the gradient of the validation loss, step by step."""
 
 import math
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,12 @@ class OneStepModule(SupervisedModule):
     Args:
         network: (batch, ...) inputs -> (batch, classes) logits.
         lr: the learning rate to start from.
-        meta_lr: the step of the meta-optimizer (Adam) on log lr: at most about this relative change of the rate a step.
+        meta_lr: the step of the meta-optimizer: of Adam about the largest change, relative for log_rate, in one step.
+        adapt: what the meta-optimizer moves: the logarithm of the rate, or the rate itself, which a floor at a thousandth
+            of lr then keeps positive.
         every: adapt in every k-th step; the steps between are plain ones at the rate so far.
         optimizer: makes the inner optimizer from the parameters and the rate.
+        meta_optimizer: makes the meta-optimizer from what it moves and meta_lr.
 
     Raises:
         ValueError: lr or meta_lr is out of range, or the inner optimizer's step is not proportional to its rate.
@@ -30,8 +33,10 @@ class OneStepModule(SupervisedModule):
         network: nn.Module,
         lr: float = 1e-3,
         meta_lr: float = 0.05,
+        adapt: Literal["log_rate", "rate"] = "log_rate",
         every: int = 1,
         optimizer: OptimizerFactory = torch.optim.Adam,
+        meta_optimizer: OptimizerFactory = torch.optim.Adam,
     ) -> None:
         super().__init__(network, lr, optimizer)
         if not 0 <= meta_lr < math.inf:
@@ -39,14 +44,19 @@ class OneStepModule(SupervisedModule):
         if every < 1:
             raise ValueError(f"--model.every must be 1 or more, got {every}.")
         check_supported(self.inner_optimizer())
-        self.meta_lr, self.every = meta_lr, every
-        # of the rate over `lr`; made here, so that checkpoints hold it; has no gradient, which DDP would wait for
-        self.log_scale = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.meta_lr, self.adapt, self.every, self.make_meta_optimizer = meta_lr, adapt, every, meta_optimizer
+        # log(rate / lr), or the rate; made here, so that checkpoints hold it; has no gradient, which DDP would wait for
+        self.learned = nn.Parameter(torch.tensor(lr if adapt == "rate" else 0.0), requires_grad=False)
         self.automatic_optimization = False
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Build the inner optimizer on the network, and the meta-optimizer on the learning rate."""
-        return [self.inner_optimizer(), torch.optim.Adam([self.log_scale], lr=self.meta_lr)]
+        return [self.inner_optimizer(), self.make_meta_optimizer([self.learned], self.meta_lr)]
+
+    def scale(self) -> Tensor:
+        """Return rate / lr, 0-d; exactly 1 at the start."""
+        learned = self.learned.detach()
+        return learned / self.lr if self.adapt == "rate" else learned.exp()
 
     def training_step(self, batch: Pair, batch_idx: int) -> dict[str, Tensor | float]:
         """Take one step, an adapted one where it is due, and return what it saw."""
@@ -56,23 +66,27 @@ class OneStepModule(SupervisedModule):
         self.manual_backward(loss)
         self.losses.append(loss.detach())
         if self.trainer.global_step % self.every:
-            scale = self.log_scale.detach().exp()
-            with scaled(optimizer, scale):
+            with scaled(optimizer, self.scale()):
                 optimizer.step()
-            return {"loss": loss.detach(), "lr": self.lr * scale}
+            return {"loss": loss.detach(), "lr": self.lr * self.scale()}
         return {"loss": loss.detach()} | self._adapted_step(optimizer, meta_optimizer, batch["val"])
 
     def _adapted_step(self, optimizer: Any, meta_optimizer: Any, batch: Batch) -> dict[str, Tensor | float]:
         """Take one adapted step (`hypergradient.step` has the letters)."""
-        scale = self.log_scale.detach().exp()
+        scale = self.scale()
         update = lookahead(optimizer, scale)
         optimizer.zero_grad()  # done with: the validation gradient takes its memory
         with no_trace(self.network):
             lookahead_loss = self.loss(batch)
             h = hypergradient(lookahead_loss, optimizer, update).sum()
         h = self.trainer.strategy.reduce(h, reduce_op="mean")  # over processes: one rate for all
-        self.log_scale.grad = h.to(self.log_scale)
-        meta_optimizer.optimizer.step()  # unwrapped: a second Lightning step would count this batch twice
-        new_scale = self.log_scale.detach().exp()
-        real_step(optimizer, update, new_scale / scale)
-        return {"lookahead_loss": lookahead_loss.detach(), "hypergradient": h, "lr": self.lr * new_scale}
+        self._move(h, meta_optimizer.optimizer)  # unwrapped: a second Lightning step would count this batch twice
+        real_step(optimizer, update, self.scale() / scale)
+        return {"lookahead_loss": lookahead_loss.detach(), "hypergradient": h, "lr": self.lr * self.scale()}
+
+    def _move(self, h: Tensor, meta_optimizer: Optimizer) -> None:
+        """Let the meta-optimizer step along h = dL_val/d log α; dL_val/dα is h / α."""
+        self.learned.grad = h.to(self.learned) / (self.learned if self.adapt == "rate" else 1)
+        meta_optimizer.step()
+        if self.adapt == "rate":
+            self.learned.clamp_(min=self.lr / 1000)

@@ -24,7 +24,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 def with_interval(values: Any, form: str = ".3f") -> str:
     """Return "mean ± half the 95 % interval" (Student's t), or how many runs diverged."""
     values = np.asarray(values, dtype=float)
-    diverged = int(np.isinf(values).sum())
+    diverged = int((~np.isfinite(values)).sum())
     if diverged:
         return f"{diverged} of {len(values)} diverged"
     mean, half = mean_and_half_interval(values)
@@ -32,13 +32,16 @@ def with_interval(values: Any, form: str = ".3f") -> str:
 
 
 def difference(values: Any) -> str:
-    """Return "mean (low … high)" of paired differences, with the 95 % bootstrap interval."""
+    """Return "mean (low … high)" of paired differences, with the 95 % bootstrap interval; "–" where a run diverged."""
+    if not np.isfinite(values).all():
+        return "–"
     return f"{np.mean(values):+.3f} ({{:+.3f}} … {{:+.3f}})".format(*bootstrap(values))
 
 
 def grid(runs: pd.DataFrame, show: Sequence[str] = ("test_loss",), base: str | None = None) -> str:
     """Return a table of the frame's `row` × `column`, each cell the mean of what is to be shown, over its runs.
 
+    show: columns of the frame; `rates` is the learning rate at the start, after a quarter, a half, and at the end.
     base: a column, and the other columns' ratios of the mean test loss to it are added; or a row, and the paired
     difference of each row's last column to it is.
     """
@@ -47,18 +50,26 @@ def grid(runs: pd.DataFrame, show: Sequence[str] = ("test_loss",), base: str | N
     lines = []
     for row, own in runs.groupby("row", sort=False):
         of = dict(iter(own.groupby("column")))
-        line = [str(row), *(_cell(of[column], show) if column in of else "–" for column in columns)]
+        line = [str(row)]
+        for column in columns:
+            figures = [_figure(of[column], name) for name in show] if column in of else ["–"]
+            line += [" / ".join(figures)] if column else figures
         line += [f"{of[column].test_loss.mean() / of[str(base)].test_loss.mean():.2f}" for column in others]
         if base and not others:
             label, to = own.arm.iloc[-1], runs[runs.row == base].arm.iloc[-1]
             line.append("–" if label == to else difference(differences(runs, label, to)))
         lines.append(line)
     added = [f"{column}: ratio" for column in others] or ([f"minus {base} (95 %)"] if base else [])
-    return markdown(["", *(column or " / ".join(show) for column in columns), *added], lines)
+    titles = [name.replace("_", " ") for name in show] if columns == [""] else columns
+    return markdown(["", *titles, *added], lines)
 
 
-def _cell(runs: pd.DataFrame, show: Sequence[str]) -> str:
-    return " / ".join(with_interval(runs[name]) for name in show)
+def _figure(runs: pd.DataFrame, name: str) -> str:
+    if name != "rates":
+        return with_interval(runs[name])
+    steps = min(map(len, runs.lrs))
+    rates = stats.gmean([run[:steps] for run in runs.lrs], axis=0)
+    return " … ".join(f"{rates[int(part * (len(rates) - 1))]:.2g}" for part in (0, 0.25, 0.5, 1))
 
 
 def paired_table(runs: pd.DataFrame, base: str = "meta", tuning: dict[str, int] | None = None) -> str:

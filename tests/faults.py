@@ -36,7 +36,7 @@ BAD_INPUT = {
     "train.py --data.batch_size 4001": r"--data.batch_size must lie between 1 and 4000 here, got 4001",
     "train.py --data.batch_size 0": r"--data.batch_size must lie between 1 and 4000 here, got 0",
     "train.py --data.batch_size few": r"data.batch_size.*int.* few",
-    "train.py --data.held_out 4000": r"--data.held_out must lie between 0 and 3999 here",
+    "train.py --optimizer meta_original --model.adapt lr": r"--model.adapt: .*'log_rate', 'rate'.* lr",
     "train.py --data.batchsize 3": r"--data.batchsize: Option 'batchsize' is not accepted",
     "train.py --trainer.max_epochs 0": r"--trainer.max_epochs must be 1 or more, got 0",
     "train.py --trainer.max_epoch 3": r"unrecognized arguments: --trainer.max_epoch",
@@ -141,7 +141,9 @@ FAULTS = {
         "", 0, "test_scale.py::test_three_machines_share_a_comparison_and_lose_nothing_when_one_is_killed"
     ),
     "a sweep is started twice on one machine": Fault(
-        r"This sweep runs already, in another process", 2, "experiment/test_sweep.py::test_a_sweep_runs_once_on_a_machine"
+        r"This sweep runs already, in another process",
+        2,
+        "experiment/test_sweep.py::test_a_sweep_runs_once_on_a_machine",
     ),
     "training diverges": Fault(
         r"Training diverged at step 2", 1, "test_train.py::test_a_run_that_diverges_ends_with_a_message_and_status_1"

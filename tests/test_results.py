@@ -22,7 +22,7 @@ def test_a_stage_tunes_trains_and_writes_and_a_second_call_trains_nothing(
     kept = pd.read_csv(tmp_path / "main" / "results.csv").set_index("arm").test_loss
     assert set(kept.index) == {"meta", "meta_onestep", "adam", "cosine"}
     assert f"`meta` / `adam` = {kept.meta / kept.adam:.3f}" in table
-    assert {"comparison.png", "lr_evolution.png"} <= {path.name for path in tmp_path.glob("*.png")}
+    assert {"comparison.png", "lr_evolution.png"} <= {path.name for path in (tmp_path / "main").glob("*.png")}
     trained = len(runs())
     results.main([*typed, "--output", str(tmp_path)])
     assert len([run for run in runs() if "tune" not in run.info.run_name]) - trained <= 1  # the parent of the stage
@@ -38,7 +38,7 @@ def test_a_table_goes_into_every_document_that_has_its_place(tmp_path: Path) -> 
 
 
 def test_every_stage_has_its_place_in_the_document() -> None:
-    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    text = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("method.md", "original.md"))
     assert list(stages.STAGES) == list(options.STAGES)
     for stage in stages.STAGES:
         assert f"<!-- {stage}: begin -->\n" in text

@@ -63,12 +63,13 @@ def test_later_options_win_over_the_preset(arm: str, capsys: pytest.CaptureFixtu
 
 
 def test_the_published_experiment_is_kept_to_the_letter(capsys: pytest.CaptureFixture[str]) -> None:
-    config = printed_config("--optimizer", "meta_seed", capsys=capsys)
+    config = printed_config("--optimizer", "meta_original", capsys=capsys)
     settings = config["model"]["init_args"]
-    assert (settings["lr"], settings["meta_lr"]) == (1e-3, 1e-4)
-    assert settings["optimizer"]["class_path"] == "torch.optim.SGD"
-    sizes = {"batch_size": 128, "val_batch_size": 128, "held_out": 800}
-    assert config["data"]["init_args"] == sizes | {"seed": 0, "train_on_validation": False}
+    assert (settings["lr"], settings["meta_lr"], settings["adapt"]) == (1e-3, 1e-4, "rate")
+    assert {settings[name]["class_path"] for name in ("optimizer", "meta_optimizer")} == {"torch.optim.Adam"}
+    assert config["trainer"]["max_epochs"] == 50
+    assert config["data"]["class_path"] == "data.MNIST1DDataModule"
+    assert not config["data"]["init_args"]["train_on_validation"]  # 4,000 samples
 
 
 def test_a_run_repeats_from_the_configuration_it_kept() -> None:
@@ -82,16 +83,16 @@ def test_a_run_repeats_from_the_configuration_it_kept() -> None:
 
 
 def test_a_checkpoint_alone_brings_its_arm_back() -> None:
-    cli = train(["--optimizer", "meta_seed", "--model.network.hidden=30", *SHORT])
+    cli = train(["--optimizer", "meta_original", "--model.network.hidden=30", *SHORT])
     path = str(cli.trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
     tested = train(["test", "--ckpt_path", path, "--trainer.enable_progress_bar=false"])
     assert tested.model.network[0].out_features == 30
     assert tested.trainer.callback_metrics["test/loss"].item() == cli.test_metrics["test/loss"]
     for command in ("validate", "predict"):
         train([command, "--ckpt_path", path, "--trainer.enable_progress_bar=false"])
-    resumed = train(["--optimizer", "meta_seed", "--ckpt_path", path, *SHORT[1:], "--trainer.max_epochs=2"])
+    resumed = train(["--optimizer", "meta_original", "--ckpt_path", path, *SHORT[1:], "--trainer.max_epochs=2"])
     assert resumed.trainer.global_step == 8
-    assert isinstance(resumed.trainer.optimizers[0], torch.optim.SGD)
+    assert isinstance(resumed.trainer.optimizers[0], torch.optim.Adam)
 
 
 @pytest.mark.parametrize("option", ["--trainer.logger=false", "--trainer.limit_val_batches=0", "--trainer.max_steps=2"])

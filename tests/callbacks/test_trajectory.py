@@ -14,7 +14,7 @@ def test_every_step_of_a_meta_run_is_in_mlflow() -> None:
     assert cli.run_id
     for name in ("lr", "hypergradient", "lookahead_loss"):
         assert [step for step, _ in history(cli.run_id, name)] == STEPS
-    assert history(cli.run_id, "lr")[-1][1] == pytest.approx(0.001 * cli.model.log_scale.exp().item())
+    assert history(cli.run_id, "lr")[-1][1] == pytest.approx(0.001 * cli.model.scale().item())
     assert {"config.yaml", "trajectory.png"} <= artifacts(cli.run_id)
 
 

@@ -48,12 +48,15 @@ class Rates(Callback):
         self.seen.append(float(outputs["lr"]))
 
 
+@pytest.mark.parametrize("adapt", ["rate", "log_rate"])
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop"])
-def test_frozen_meta_optimizer_reproduces_automatic_optimization_bit_for_bit(name: str, tmp_path: Path) -> None:
+def test_frozen_meta_optimizer_reproduces_automatic_optimization_bit_for_bit(
+    name: str, adapt: Any, tmp_path: Path
+) -> None:
     """With BatchNorm and dropout: the lookahead leaves no trace in statistics or random stream."""
     optimizer = getattr(torch.optim, name)
     plain = SupervisedModule(network(), lr=0.003, optimizer=optimizer)
-    meta = OneStepModule(network(), lr=0.003, meta_lr=0.0, optimizer=optimizer)
+    meta = OneStepModule(network(), lr=0.003, meta_lr=0.0, adapt=adapt, optimizer=optimizer)
     fit(plain, tmp_path / "plain")
     fit(meta, tmp_path / "meta")
     assert same(plain.network, meta.network)  # type: ignore[arg-type]
@@ -78,6 +81,25 @@ def test_the_real_step_is_the_plain_step_at_the_rate_that_is_reported(tmp_path: 
     fit(plain, tmp_path / "plain", max_steps=1)
     assert rates.seen[0] == pytest.approx(0.01 * 2.0137, rel=1e-3)  # exp(0.7), Adam's first step
     torch.testing.assert_close(meta.network.state_dict(), plain.network.state_dict(), rtol=0, atol=1e-6)
+
+
+def test_the_rate_itself_moves_by_the_derivative_with_respect_to_it(tmp_path: Path) -> None:
+    """dL/dα = dL/d log α / α: one step of plain descent on either, from the same weights and batches."""
+    moved = {}
+    for adapt, meta_lr in (("rate", 1e-7), ("log_rate", 1e-1)):
+        rates, options = Rates(), {"meta_lr": meta_lr, "adapt": adapt, "meta_optimizer": torch.optim.SGD}
+        fit(OneStepModule(network(), lr=1e-3, **options), tmp_path / adapt, max_steps=1, callbacks=[rates])  # type: ignore[arg-type]
+        moved[adapt] = rates.seen[0]
+    h = -math.log(moved["log_rate"] / 1e-3) / 1e-1
+    assert moved["rate"] - 1e-3 == pytest.approx(-1e-7 * h / 1e-3, rel=1e-2)
+    assert h < 0
+
+
+def test_the_rate_itself_stays_at_a_thousandth_of_its_start_at_least(tmp_path: Path) -> None:
+    rates, options = Rates(), {"meta_lr": 1e3, "adapt": "rate", "meta_optimizer": torch.optim.SGD}
+    fit(OneStepModule(network(), lr=10.0, **options), tmp_path, max_steps=4, callbacks=[rates])  # type: ignore[arg-type]
+    assert rates.seen[0] == pytest.approx(0.01)
+    assert min(rates.seen) == pytest.approx(0.01)
 
 
 def test_the_rate_moves_in_every_kth_step_alone(tmp_path: Path) -> None:
@@ -115,7 +137,7 @@ def test_the_checkpoint_holds_the_learned_rate_and_loads_without_pickle(tmp_path
     fitting = fit(meta, tmp_path)
     path = fitting.checkpoint_callback.best_model_path  # type: ignore[union-attr]
     state = torch.load(path, weights_only=True)["state_dict"]
-    assert state["log_scale"] == meta.log_scale != 0
+    assert state["learned"] == meta.learned != 0
 
 
 @pytest.mark.parametrize("lr", [0.0, -1.0, float("nan"), float("inf")])
