@@ -5,10 +5,8 @@ No Lightning, no MLflow, no checkpoint; what stays is the arithmetic, and the re
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import chain, count, islice
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,10 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from data.mnist1d import PUBLISHED, generate
-from hypergradient import search_rate, starting_rate
 
 Batch = tuple[Tensor, Tensor]
-BATCH, LOOK, EVERY, PER_EPOCH = 128, 128, 4096, 32
+BATCH, LOOK, EVERY, PER_EPOCH = 128, 128, 16, 32
 
 
 @dataclass
@@ -118,82 +115,75 @@ def onestep(epochs: int, lr: float = 1e-3, meta_lr: float = 0.05, seed: int = 0)
     return record
 
 
-def meta(
-    epochs: int, seed: int = 0, stretch: float = 0.08, time_constant: float = 12.0, meta_lr: float = 0.6
-) -> Record:
-    """Find the rate, then train with Adam, an adapted decay and averaged weights."""
+def meta(epochs: int, seed: int = 0, kappa: float = 0.6, c: float = 0.07, decay: float = 0.005) -> Record:
+    """Train with Adam at a rate that a hypothetical run beside it moves, and averaged weights."""
     network, data = start(seed)
-    params, record = tensors(network), Record()
-    optimizer = torch.optim.Adam(params, lr=1e-3)
-
-    def shrunk_step(x: Tensor, y: Tensor, eta: float) -> Tensor:
-        optimizer.zero_grad()
-        loss = cross_entropy(network(x), y)
-        loss.backward()
-        with torch.no_grad():
-            torch._foreach_mul_(params, 1 - eta)
-        optimizer.step()
-        return loss.detach()
-
-    eta = 1 / (time_constant * PER_EPOCH)
-
-    def first(times: int) -> list[tuple[Batch, Batch]]:
-        length = times * math.ceil(stretch * epochs * PER_EPOCH)
-        return list(islice(chain.from_iterable(pairs(data, seed, epoch) for epoch in count()), length))
-
-    rate = _search(network, optimizer, first, lambda batch: shrunk_step(batch[0], batch[1], eta))
-    optimizer.param_groups[0]["lr"] = rate
-    average = [p.detach().clone() for p in params]
-    averaged = copy.deepcopy(network)
-    for p, a in zip(averaged.parameters(), average, strict=True):
-        p.data = a
-    log_scale = square = k = torch.zeros(())
-    step = 0
+    twin, averaged = copy.deepcopy(network), copy.deepcopy(network)
+    params, others, average, record = tensors(network), tensors(twin), tensors(averaged), Record()
+    difference = [torch.zeros_like(p) for p in params]
+    optimizer, other = torch.optim.Adam(params, lr=1.0), torch.optim.Adam(others, lr=1.0)
+    step = moved = moves = looks = 0
+    alpha, weight_decay, tau, length = 0.0, 0.0, 1, epochs * PER_EPOCH
+    sums, squares = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
     for epoch in range(epochs):
         for (x, y), look in pairs(data, seed, epoch):
-            now = float(log_scale.exp()) * eta
-            record.losses.append(shrunk_step(x, y, now))
-            record.rates.append(rate)
+            loss = backward(network, params, x, y)
+            if step == 0:
+                unit = _unit(params)
+                alpha, weight_decay = c * unit, decay / unit
+            moves_now = step and step - moved >= max(1.0, 0.1 * step)
+            if moves_now or (step and step % EVERY == 0):
+                gradient = torch.autograd.grad(cross_entropy(averaged(look[0]), look[1]), average)
+                rate = sum(torch.sum(g * z) for g, z in zip(gradient, difference, strict=True))
+                shrunk = -sum(torch.sum(g * p.detach()) for g, p in zip(gradient, params, strict=True))
+                sums += torch.tensor([float(rate), alpha * weight_decay * float(shrunk)], dtype=torch.float64)
+                looks += 1
+            if moves_now:
+                moves, h = moves + 1, sums / looks
+                squares += (h**2 - squares) / min(moves, 10)
+                z, z_decay = (h / squares.sqrt()).clamp(-2, 2).tolist()
+                alpha *= math.exp(-kappa * z * math.log(step / tau))
+                weight_decay *= math.exp(-z_decay * (step - moved) / max(step, length / 4))
+                moved = tau = step
+                sums, looks = torch.zeros(2, dtype=torch.float64), 0
+            _step(optimizer, params, alpha, alpha * weight_decay)
+            part = min(len(y), max(16, int(0.375 * len(y))))
+            backward(twin, others, x[:part], y[:part])
+            _step(other, others, 2 * alpha, alpha * weight_decay)
             step += 1
             with torch.no_grad():
-                torch._foreach_lerp_(average, params, 1 / max(1.0, 0.1 * step))
-            if (step * len(x)) % EVERY < len(x):
-                k = k + 1
-                gradient = torch.autograd.grad(cross_entropy(averaged(look[0]), look[1]), list(averaged.parameters()))
-                h = -now * sum(torch.sum(g * p.detach()) for g, p in zip(gradient, params, strict=True))
-                square = square + 0.1 * (h**2 - square)
-                log_scale = log_scale - meta_lr / k.sqrt() * h / (square / (1 - 0.9**k)).sqrt()
+                torch._foreach_lerp_([*others, *_moments(other)], [*params, *_moments(optimizer)], 0.1)
+                weight = 1 / max(1.0, 0.1 * step)
+                torch._foreach_lerp_([*average, *difference], [*params, *torch._foreach_sub(others, params)], weight)
+            record.rates.append(alpha)
+            record.losses.append(loss)
         record.validation.append(evaluate(averaged, data["val"]))
     record.test_loss = evaluate(averaged, data["test"])[0]
     return record
 
 
-def _search(
-    network: nn.Module, optimizer: torch.optim.Optimizer, first: Callable[[int], list[Any]], step: Any
-) -> float:
-    judges, params = [look for _, look in first(1)[:8]], tensors(network)
-    look = judges[0]
-    bracket = starting_rate(lambda: cross_entropy(network(look[0]), look[1]), optimizer) * math.sqrt(BATCH / 64)
-    state, fresh = copy.deepcopy(network.state_dict()), copy.deepcopy(optimizer.state_dict())
+def backward(network: nn.Module, params: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """Give the parameters the gradients of a batch; return its loss."""
+    loss = cross_entropy(network(x), y)
+    for p, g in zip(params, torch.autograd.grad(loss, params), strict=True):
+        p.grad = g
+    return loss.detach()
 
-    def judged() -> float:
-        with torch.no_grad():
-            return float(sum(cross_entropy(network(x), y) for x, y in judges) / 8)
 
-    def stretch(rate: float, times: int) -> float:
-        network.load_state_dict(state)
-        optimizer.load_state_dict(copy.deepcopy(fresh))
-        optimizer.param_groups[0]["lr"] = rate
-        average = [p.detach().clone() for p in params]
-        for number, (batch, _) in enumerate(first(times), 1):
-            if not step(batch).isfinite():
-                return math.inf
-            torch._foreach_lerp_(average, [p.detach() for p in params], 1 / max(1, number / 2))
-        with torch.no_grad():
-            torch._foreach_copy_(params, average)
-        return judged()
+def _step(optimizer: torch.optim.Optimizer, params: list[Tensor], rate: float, decay: float) -> None:
+    with torch.no_grad():
+        torch._foreach_mul_(params, 1 - decay)
+    optimizer.param_groups[0]["lr"] = rate
+    optimizer.step()
 
-    found = search_rate(stretch, bracket, untrained=judged())
-    network.load_state_dict(state)
-    optimizer.load_state_dict(fresh)
-    return found
+
+def _moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+
+
+def _unit(params: list[Tensor]) -> float:
+    """Return rms(θ) / rms(Δ(1)) of Adam, whose hundredth equal step is g / (|g| + ε)."""
+    pairs = [(p.detach(), p.grad / (p.grad.abs() + 1e-8)) for p in params if p.grad is not None and p.dim() > 1]
+    size = sum(p.numel() for p, _ in pairs)
+    step = math.sqrt(sum(float((d**2).sum()) for _, d in pairs) / size)
+    return math.exp(sum(p.numel() * 0.5 * math.log(float((p**2).mean())) for p, _ in pairs) / size) / step

@@ -69,8 +69,8 @@ def read_run(run_id: str) -> dict[str, Any]:
         raise StoreError(f"MLflow has no curves of run {run_id}. If it missed them, deliver them: {missed}")
     metrics, params, info = run.data.metrics, run.data.params, run.info
     lrs = [point.value for point in client().get_metric_history(run_id, "lr")]
-    if "search/passes" in metrics:
-        passes = 1 + metrics["search/passes"] / len(lrs)
+    if "passes" in metrics:
+        passes = 1 + metrics["passes"] / len(lrs)
     elif "hypergradient" in metrics:
         looks = len(client().get_metric_history(run_id, "hypergradient")) / len(lrs)
         passes = 1 + looks * int(params["data.val_batch_size"]) / int(params["data.batch_size"])

@@ -32,8 +32,8 @@ Train one arm on mnist1d, test it once, keep the run in MLflow.
 
 {_choices("--optimizer ARM", ARMS)}
 {_choices("--task TASK", TASKS)}
-  --model.lr RATE       the learning rate that the arm starts from, or keeps; `meta` reads none
-  --model.help NAME     the options of a module: SupervisedModule, MetaModule, OneStepModule, HypergradientDescentModule
+  --model.lr RATE       the learning rate that the arm starts from, or keeps; `meta` needs none
+  --model.help NAME     the options of a module: SupervisedModule, MetaModule, OneStepModule, SearchDecayModule
   --trainer.max_epochs EPOCHS, --seed_everything SEED, and all that Lightning's Trainer takes
 
 Later options win. Two arms on one line are refused."""

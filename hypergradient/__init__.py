@@ -1,15 +1,20 @@
 """The learning rate's own gradient: any `torch.optim` optimizer, one extra backward pass, torch alone."""
 
+from hypergradient.adaptation import Adaptation, Settings
 from hypergradient.adapter import NotFiniteError, RateAdapter
 from hypergradient.search import search_rate
 from hypergradient.start import starting_rate
 from hypergradient.step import hypergradient, lookahead, real_step, scaled
 from hypergradient.support import check_supported
 from hypergradient.trace import no_trace
+from hypergradient.twin import Twin
 
 __all__ = [
+    "Adaptation",
     "NotFiniteError",
     "RateAdapter",
+    "Settings",
+    "Twin",
     "check_supported",
     "hypergradient",
     "lookahead",

@@ -6,13 +6,14 @@ bracket          s                  the rate at which ⟨∇L_val(θ + s Δ(1)),
 Below s a longer first step lowers the validation loss, above it a shorter one would: s is the line search of that loss.
 """
 
-import copy
 import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from hypergradient.copies import copy_onto
 
 LOWEST, HIGHEST = 1e-7, 1e3
 SETTLING = 100  # equal gradients after which an optimizer's step has its final length; 10 times the first for 0.9
@@ -49,6 +50,26 @@ def starting_rate(validation_loss: Callable[[], Tensor], optimizer: Optimizer) -
     return rate / 2 * 2**fraction
 
 
+def weights_per_step(optimizer: Optimizer) -> float:
+    """Return rms(θ) / rms(Δ(1)): the learning rate at which one step would be as long as the weights.
+
+    From the gradients that the parameters have, and of matrices alone: biases may be zero. rms(θ) is the geometric mean
+    over the matrices, by size. Groups keep the ratios of their rates. Nothing is changed.
+
+    Raises:
+        ValueError: no matrix has a gradient, or all of them are zero.
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    settled = _settled_step(optimizer, params, tuple(p.grad for p in params if p.grad is not None))
+    pairs = [(p.detach(), d) for p, d in zip(params, settled, strict=True) if p.dim() > 1]
+    size = sum(p.numel() for p, _ in pairs)
+    length = math.sqrt(sum(float(d.square().sum()) for _, d in pairs) / max(1, size))
+    if not 0 < length < math.inf:
+        raise ValueError("No weight matrix has a finite gradient other than zero, so there is no step to scale.")
+    logs = sum(p.numel() * 0.5 * math.log(float(p.square().mean().clamp(min=1e-30))) for p, _ in pairs)
+    return math.exp(logs / size) / length
+
+
 def _gradient(loss: Callable[[], Tensor], params: list[Tensor]) -> tuple[Tensor, ...]:
     return torch.autograd.grad(loss(), params, materialize_grads=True)
 
@@ -56,10 +77,10 @@ def _gradient(loss: Callable[[], Tensor], params: list[Tensor]) -> tuple[Tensor,
 @torch.no_grad()
 def _settled_step(optimizer: Optimizer, params: list[Tensor], gradient: tuple[Tensor, ...]) -> list[Tensor]:
     probes = [torch.zeros_like(p) for p in params]
-    memo: dict[int, object] = {id(p): probe for p, probe in zip(params, probes, strict=True)}
-    probe_optimizer = copy.deepcopy(optimizer, memo)
+    probe_optimizer = copy_onto(optimizer, dict(zip(params, probes, strict=True)))
+    first = float(optimizer.param_groups[0]["lr"])
     for group in probe_optimizer.param_groups:
-        group.update(lr=1.0, weight_decay=0.0)
+        group.update(lr=group["lr"] / first, weight_decay=0.0)
     for probe, g in zip(probes, gradient, strict=True):
         probe.grad = g
     for _ in range(SETTLING):

@@ -6,6 +6,7 @@ from lightning_modules.networks import GRU, MLP, ConvNet
 from lightning_modules.one_step import OneStepModule
 from lightning_modules.schedules import Replay, linear, plateau
 from lightning_modules.search import SearchModule
+from lightning_modules.search_decay import SearchDecayModule
 from lightning_modules.supervised import SupervisedModule
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "MetaModule",
     "OneStepModule",
     "Replay",
+    "SearchDecayModule",
     "SearchModule",
     "SupervisedModule",
     "linear",

@@ -1,88 +1,112 @@
-"""The whole method: the rate found by hypothetical steps, the decay of the weights adapted during the run."""
+"""The learning rate adapted during the run: a hypothetical step beside each real one, looks at the validation loss."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hypergradient import no_trace
-from lightning_modules.search import SearchModule
-from lightning_modules.supervised import Pair
+from hypergradient import Adaptation, Settings, check_supported
+from lightning_modules.supervised import Batch, OptimizerFactory, Pair, SupervisedModule, objective
 
 
-class MetaModule(SearchModule):
-    """A `SearchModule` whose weights decay, as the validation loss at their average A tells.
+class MetaModule(SupervisedModule):
+    """Training whose learning rate and weight decay follow their hypergradients (`hypergradient.adaptation`).
 
-        each real step    θ ← (1 - η) θ + Δ(α)             at first η = 1 / (time constant · steps an epoch)
-        hypergradient     h = dL_val(A)/d log η = -η ⟨∇L_val(A), θ⟩     what a little more decay would do
-        decay             log η ← log η - meta_lr / √k · h / rms(h)     at the k-th look
-
-    Meant to return averaged weights: `callbacks.TailAverage`. Without it, A is θ.
-
-    Takes the options of `SearchModule`, and:
+    Meant to return averaged weights: A is that of `callbacks.TailAverage`. Without it, A is θ.
 
     Args:
-        time_constant: of the decay at first: epochs after which a weight has forgotten 63 % of its past; inf for none.
-        meta_lr: the greatest relative change of η at the first look; 0 for no look.
-        every: training samples between looks.
+        network: (batch, ...) inputs -> (batch, classes) logits, or (batch, 1) values.
+        lr: the learning rate to start from, where it is lower than the method's own start; None for that one.
+        meta_lr: κ, how far the logarithm of the rate moves while the number of steps grows e-fold; 0 holds the rate.
+        start: c, the first step's length over that of the weights.
+        weight_decay: λ at first, in units of rms(Δ(1)) / rms(θ); 0 for none.
+        factor: of the hypothetical rate over the real one.
+        pull: the part of the way that the hypothetical run goes back to the real one after each step.
+        part: of a batch, for the hypothetical step; at least 16 samples.
+        optimizer: makes the optimizer from the parameters and the rate; without a weight decay of its own.
 
     Raises:
         ValueError: an argument is out of range, or the optimizer's step is not proportional to its rate.
     """
 
-    k: Tensor
-    square: Tensor
-    log_scale: Tensor
-
     def __init__(
-        self, network: nn.Module, time_constant: float = 12.0, meta_lr: float = 0.6, every: int = 4096, **options: Any
+        self,
+        network: nn.Module,
+        lr: float | None = None,
+        meta_lr: float = 0.6,
+        start: float = 0.07,
+        weight_decay: float = 0.005,
+        factor: float = 2.0,
+        pull: float = 0.1,
+        part: float = 0.375,
+        optimizer: OptimizerFactory = torch.optim.Adam,
     ) -> None:
-        super().__init__(network, **options)
-        for name, value in {"time_constant": time_constant, "every": every}.items():
-            if not value > 0:
-                raise ValueError(f"--model.{name} must be positive, got {value}.")
-        if not 0 <= meta_lr < 10:
-            raise ValueError(f"--model.meta_lr must lie between 0 and 10, got {meta_lr}.")
-        self.time_constant, self.meta_lr, self.every, self.batch_size = time_constant, meta_lr, every, 0
-        for name in ("k", "square", "log_scale"):  # buffers: checkpoints hold them
-            self.register_buffer(name, torch.zeros(()))
+        super().__init__(network, 1.0 if lr is None else lr, optimizer)
+        if not 0 < part <= 1:
+            raise ValueError(f"--model.part must be above 0 and at most 1, got {part}.")
+        check_supported(self.inner_optimizer())
+        self.given_lr, self.part = lr, part
+        self.settings = Settings(meta_lr, start, weight_decay, factor, pull)
+        self.adaptation: Adaptation | None = None
+        self.kept: dict[str, Any] = {}
+        self.passes = 0.0  # forward-backward passes of a training batch, beside the plain ones
+        self.automatic_optimization = False
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Shrink the weights. The gradient is already that at the weights before."""
-        with torch.no_grad():
-            torch._foreach_mul_([p for p in self.network.parameters() if p.requires_grad], 1 - self.decay({}))
+    def training_step(self, batch: Pair, batch_idx: int) -> dict[str, Tensor | float]:
+        """Move the rate, if it is time; take the real step and the hypothetical one; return what was seen."""
+        optimizer = cast(Any, self.optimizers())
+        loss = self.loss(batch["train"])
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        self.losses.append(loss.detach())
+        adaptation = self.adaptation or self._begin(optimizer.optimizer)
+        seen: dict[str, Any] = {"loss": loss.detach()}
+        if adaptation.due:
+            seen |= adaptation.look(lambda network: _loss(network, batch["val"]))
+            self.passes += len(batch["val"][1]) / len(batch["train"][1])
+        seen |= {"lr": adaptation.rate, "decay": adaptation.decay}
+        adaptation.shrink()
+        optimizer.step()
+        adaptation.step(float(loss.detach()), lambda network: _loss(network, self._part(batch["train"])))
+        return seen
 
-    def decay(self, group: dict[str, Any]) -> float:
-        """Return η, the part of each weight that a step takes away."""
-        steps = float(self.trainer.num_training_batches) / self.trainer.accumulate_grad_batches
-        return float(self.log_scale.exp()) / (self.time_constant * steps)
+    def _part(self, batch: Batch) -> Batch:
+        x, y = batch
+        samples = min(len(y), max(16, int(self.part * len(y))))
+        self.passes += samples / len(y)
+        return x[:samples], y[:samples]
 
-    def on_train_batch_end(self, outputs: Any, batch: Pair, batch_idx: int) -> None:
-        """Look, every so many samples, and move the decay."""
-        size = len(batch["train"][1])
-        batches = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1  # not steps: gradients may be accumulated
-        if not self.meta_lr or (batches * size) % self.every >= size:
-            return
-        h = self._hypergradient(batch)
-        self.batch_size = max(self.batch_size, size)  # an epoch's last batch may be smaller: a pass is of a whole one
-        self.passes += len(batch["val"][1]) / self.batch_size
-        self.k += 1
-        self.square += 0.1 * (h**2 - self.square)
-        rms = (self.square / (1 - 0.9**self.k)).sqrt()
-        self.log_scale -= self.meta_lr / self.k.sqrt() * h / rms.clamp(min=1e-30)
+    def _begin(self, optimizer: Optimizer) -> Adaptation:
+        """Start from the first batch's gradients, or go on from the checkpoint."""
+        averages = [own for own in self.trainer.callbacks if hasattr(own, "average")]  # type: ignore[attr-defined]
+        average, window = (averages[0].average.network, averages[0].window) if averages else (self.network, 0.0)
+        epochs, batches = self.trainer.max_epochs or -1, self.trainer.num_training_batches
+        length = self.trainer.max_steps if self.trainer.max_steps > 0 else max(0, int(epochs * batches))
+        self.adaptation = Adaptation(self.network, optimizer, self.settings, average, window, length)
+        if self.kept:
+            self.adaptation.load_state_dict(self.kept)
+        elif self.adaptation.begin(self.given_lr):
+            print(f"--model.lr {self.given_lr:g} is lowered to {self.adaptation.rate:.3g}, where this method starts")
+        return self.adaptation
 
     def on_train_end(self) -> None:
-        """Log the passes again: the looks are among them now."""
+        """Log what the run cost."""
         if self.logger:
-            self.logger.log_metrics({"search/passes": self.passes}, step=self.trainer.global_step)
+            self.logger.log_metrics({"passes": self.passes}, step=self.trainer.global_step)
 
-    def _hypergradient(self, batch: Pair) -> Tensor:
-        averages = [callback.average for callback in self.trainer.callbacks if hasattr(callback, "average")]  # type: ignore[attr-defined]
-        average = averages[0] if averages else self
-        params = [p for p in average.network.parameters() if p.requires_grad]
-        with torch.enable_grad(), no_trace(average.network, batch_statistics=True):
-            gradient = torch.autograd.grad(average.loss(batch["val"]), params, materialize_grads=True)
-        weights = (p.detach() for p in self.network.parameters() if p.requires_grad)
-        pairs = zip(gradient, weights, strict=True)
-        return -self.decay({}) * sum((torch.sum(g * p) for g, p in pairs), torch.zeros_like(self.k))
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the state of the adaptation too."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["adaptation"] = self.adaptation.state_dict() if self.adaptation else {}
+        checkpoint["passes"] = self.passes
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with it."""
+        super().on_load_checkpoint(checkpoint)
+        self.kept, self.passes = checkpoint["adaptation"], checkpoint["passes"]
+
+
+def _loss(network: nn.Module, batch: Batch) -> Tensor:
+    x, y = batch
+    return objective(network(x), y)

@@ -18,8 +18,8 @@ class OneStepModule(SupervisedModule):
         network: (batch, ...) inputs -> (batch, classes) logits.
         lr: the learning rate to start from.
         meta_lr: the step of the meta-optimizer: of Adam about the largest change, relative for log_rate, in one step.
-        adapt: what the meta-optimizer moves: the logarithm of the rate, or the rate itself, which a floor at a thousandth
-            of lr then keeps positive.
+        adapt: what the meta-optimizer moves: the logarithm of the rate, or the rate itself, which then has a floor at a
+            thousandth of lr, so that it stays positive.
         every: adapt in every k-th step; the steps between are plain ones at the rate so far.
         optimizer: makes the inner optimizer from the parameters and the rate.
         meta_optimizer: makes the meta-optimizer from what it moves and meta_lr.

@@ -92,7 +92,7 @@ class SearchModule(SupervisedModule):
             raise MisconfigurationException(str(error)) from error
         _set_rate(optimizer, rate)
         if self.logger:
-            self.logger.log_metrics({"search/rate": rate, "search/passes": self.passes}, step=0)
+            self.logger.log_metrics({"search/rate": rate, "passes": self.passes}, step=0)
 
     def _search(self, optimizer: Optimizer, batches: list[Pair]) -> float:
         """Return the rate; network and optimizer are left as they were."""

@@ -99,7 +99,7 @@ def test_a_run_that_broke_off_goes_on_in_its_own_run_and_one_that_ended_does_not
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ("--optimizer adam", "model lightning_modules.MetaModule, the command line says lightning_modules.Cl"),
+        ("--optimizer adam", "model lightning_modules.MetaModule, the command line says lightning_modules.Su"),
         (
             "--optimizer meta --model.network.hidden 7",
             "model.network.hidden 100, the command line says 7",

@@ -9,7 +9,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from callbacks import TailAverage
 from data import MNIST1DDataModule
 from experiment.training import train
-from lightning_modules import MLP, MetaModule, SupervisedModule
+from lightning_modules import MLP, SearchDecayModule, SupervisedModule
 from lightning_modules.supervised import Pair
 from tests.lightning_modules.test_one_step import fit, network, same, trainer
 from tests.store import history
@@ -17,12 +17,14 @@ from tests.store import history
 SHORT = ["--trainer.max_epochs=4", "--trainer.enable_progress_bar=false", "--data.batch_size=200"]
 
 
-def rate(model: MetaModule) -> float:
+def rate(model: SearchDecayModule) -> float:
     return float(model.trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def plain(lr: float, bracket: bool = False, stretch: float = 0.0, time_constant: float = math.inf) -> MetaModule:
-    return MetaModule(network(), lr=lr, bracket=bracket, stretch=stretch, time_constant=time_constant, meta_lr=0.0)
+def plain(lr: float, bracket: bool = False, stretch: float = 0.0, time_constant: float = math.inf) -> SearchDecayModule:
+    return SearchDecayModule(
+        network(), lr=lr, bracket=bracket, stretch=stretch, time_constant=time_constant, meta_lr=0.0
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"stretch": 0.2}, {"bracket": True, "stretch": 0.2}])
@@ -52,7 +54,7 @@ def test_the_starting_rate_is_never_read(tmp_path: Path) -> None:
     found = []
     for lr in (1e-6, 1.0):
         torch.manual_seed(0)
-        meta = MetaModule(MLP(), lr=lr)
+        meta = SearchDecayModule(MLP(), lr=lr)
         fit(meta, tmp_path / str(lr))
         found.append(rate(meta))
     assert found[0] == found[1]
@@ -62,14 +64,14 @@ def test_stretches_alone_find_the_rate_from_far_off() -> None:
     found = {}
     for lr in (1e-4, 0.03, 3.0):
         options = ["--model.bracket=false", f"--model.lr={lr}", "--model.stretch=0.2"]
-        cli = train(["--optimizer", "meta", *options, *SHORT])
+        cli = train(["--optimizer", "meta_search", *options, *SHORT])
         found[lr] = history(str(cli.run_id), "lr")[-1][1]
     assert max(found.values()) < 3 * min(found.values()), found
     assert 0.005 < found[0.03] < 0.2
 
 
 def test_a_stretch_has_the_batches_that_the_run_begins_with_beyond_the_first_epoch_too(tmp_path: Path) -> None:
-    class Watched(MetaModule):
+    class Watched(SearchDecayModule):
         def training_step(self, batch: Pair, batch_idx: int) -> dict[str, torch.Tensor | float]:
             seen.append(batch["train"][0])
             return super().training_step(batch, batch_idx)
@@ -89,8 +91,8 @@ def test_a_stretch_has_the_batches_that_the_run_begins_with_beyond_the_first_epo
 
 
 def test_what_the_search_cost_is_in_mlflow() -> None:
-    cli = train(["--optimizer", "meta", "--model.stretch=0.1", *SHORT])  # 80 steps: stretches of 8
-    (_, passes), _ = history(str(cli.run_id), "search/passes")  # after the search, and at the end
+    cli = train(["--optimizer", "meta_search", "--model.stretch=0.1", *SHORT])  # 80 steps: stretches of 8
+    (_, passes), _ = history(str(cli.run_id), "passes")  # after the search, and at the end
     [(_, found)] = history(str(cli.run_id), "search/rate")
     stretches = (passes - 20 * 128 / 200) / (8 + 8 * 128 / 200 / 3)  # about 20 looks of the bracket, of 128 samples
     assert 2 < stretches < 12  # three of the ladder, and beside a cliff two of four times the length
@@ -99,7 +101,7 @@ def test_what_the_search_cost_is_in_mlflow() -> None:
 
 def test_a_resumed_run_does_not_search_again_and_is_the_uninterrupted_one(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    start = MetaModule(MLP(), stretch=0.0, every=1000)
+    start = SearchDecayModule(MLP(), stretch=0.0, every=1000)
     whole, part, resumed = (copy.deepcopy(start) for _ in range(3))
     fit(whole, tmp_path / "whole", max_epochs=3)
     first = fit(part, tmp_path / "part", max_epochs=2)
@@ -111,17 +113,17 @@ def test_a_resumed_run_does_not_search_again_and_is_the_uninterrupted_one(tmp_pa
 
 def test_a_run_without_an_end_or_without_a_datamodule_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException, match="A stretch is part of a run that ends"):
-        fit(MetaModule(MLP()), tmp_path, max_epochs=-1)
+        fit(SearchDecayModule(MLP()), tmp_path, max_epochs=-1)
     data = MNIST1DDataModule()
     data.setup("fit")
     with pytest.raises(MisconfigurationException, match="it needs a datamodule"):
-        trainer(tmp_path).fit(MetaModule(MLP()), data.train_dataloader(), data.val_dataloader())
+        trainer(tmp_path).fit(SearchDecayModule(MLP()), data.train_dataloader(), data.val_dataloader())
 
 
 def test_lightnings_clipping_and_accumulation_are_there() -> None:
-    cli = train(["--optimizer", "meta", *SHORT, "--trainer.gradient_clip_val=0.5"])
+    cli = train(["--optimizer", "meta_search", *SHORT, "--trainer.gradient_clip_val=0.5"])
     assert cli.test_metrics["test/loss"] < 2.3
-    accumulated = train(["--optimizer", "meta", *SHORT, "--trainer.accumulate_grad_batches=2"])
+    accumulated = train(["--optimizer", "meta_search", *SHORT, "--trainer.accumulate_grad_batches=2"])
     assert accumulated.trainer.global_step == 40
 
 
@@ -133,21 +135,21 @@ def test_the_adapted_decay_moves_towards_its_place(time_constant: float, directi
         "--model.every=200",
         "--trainer.max_epochs=20",
     ]
-    cli = train(["--optimizer", "meta", *options, *SHORT[1:]])
+    cli = train(["--optimizer", "meta_search", *options, *SHORT[1:]])
     values = [value for _, value in history(str(cli.run_id), "decay")]
     assert direction * (values[-1] - values[0]) > 0
-    before, after = (value for _, value in history(str(cli.run_id), "search/passes"))
+    before, after = (value for _, value in history(str(cli.run_id), "passes"))
     assert after - before == pytest.approx(20 * 20 * 128 / 200, rel=0.01)  # a look a step, of 128 for 200 samples
 
 
 def test_the_decays_hypergradient_is_the_finite_difference(tmp_path: Path) -> None:
     """Of the validation loss at the average A, as a step takes η θ more or less from the weights."""
-    meta = MetaModule(MLP(), stretch=0.0, time_constant=2.0)
+    meta = SearchDecayModule(MLP(), stretch=0.0, time_constant=2.0)
     fitting = fit(meta, tmp_path, callbacks=[TailAverage(window=1.0)])
     [average] = [callback.average for callback in fitting.callbacks if isinstance(callback, TailAverage)]  # type: ignore[attr-defined]
     torch.manual_seed(1)
-    assert isinstance(average, MetaModule)
-    average.load_state_dict(MetaModule(MLP()).state_dict())  # A is another point than θ
+    assert isinstance(average, SearchDecayModule)
+    average.load_state_dict(SearchDecayModule(MLP()).state_dict())  # A is another point than θ
     meta.double(), average.double()
     x, y = fitting.datamodule.val  # type: ignore[attr-defined]
     batch = {"val": (x.double(), y)}

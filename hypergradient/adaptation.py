@@ -1,0 +1,216 @@
+"""The learning rate and the weight decay adapted during the run, by looks at a hypothetical run beside it.
+
+start        α = c · rms(θ) / rms(Δ(1))        low: about a tenth of what a run bears, whatever network and optimizer
+each step    θ ← (1 - αλ) θ + Δ(α; g)          and the hypothetical step (`hypergradient.twin`)
+looks        h = ⟨∇L_val(A), Z⟩                 each 16 steps; their mean moves the rate
+moves        log α ← log α - κ · log(t / t') · h / rms(h)           each time t has grown by a tenth, from t'
+             log λ ← log λ - (t - t') / max(t, T/4) · h_λ / rms(h_λ),      h_λ = -αλ ⟨∇L_val(A), θ⟩
+guard        smoothed loss above 1.2 × that of the first steps, or not finite: back to the last good A, at α/2
+
+rms is that of about the last ten moves. A given rate below the start is doubled after each step whose look says that a
+larger one is better, until it is there. A higher one is lowered to it: what steps that are far too long do to a network
+is not undone, and not seen from where it leads.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hypergradient.start import weights_per_step
+from hypergradient.support import check_supported
+from hypergradient.twin import Twin, trained
+
+EVERY = 16  # steps from look to look, where the rate does not move more often
+BEGINNING = 10  # steps whose mean loss the guard compares with
+COUNTS = ("steps", "looks", "count", "moves", "moved_at", "clock", "tau", "rewound")
+STATE = (*COUNTS, "weight_decay", "highest", "climbing", "sums", "squares", "first_loss", "smooth_loss", "good")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The constants of the method; the defaults serve every task they were tried on (docs/method.md).
+
+    Args:
+        meta_lr: κ; 0 holds the rate.
+        start: c.
+        weight_decay: λ at first, in units of rms(Δ(1)) / rms(θ); 0 for none.
+        factor: of the hypothetical rate over the real one.
+        pull: the part of the way that the hypothetical run goes back to the real one after each step.
+
+    Raises:
+        ValueError: one is out of range.
+    """
+
+    meta_lr: float = 0.6
+    start: float = 0.07
+    weight_decay: float = 0.005
+    factor: float = 2.0
+    pull: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("meta_lr", "weight_decay"):
+            _require(name, 0 <= getattr(self, name) < math.inf, "0 or more, and finite", getattr(self, name))
+        _require("start", 0 < self.start < math.inf, "positive and finite", self.start)
+        _require("factor", 0 < self.factor < math.inf and self.factor != 1, "positive, finite, and not 1", self.factor)
+        _require("pull", 0 <= self.pull <= 1, "between 0 and 1", self.pull)
+
+
+class Adaptation:
+    """Adapts learning rate and weight decay of one run, in the order: `look` where `due`, `shrink`, the step, `step`.
+
+    Args:
+        network: of the run.
+        optimizer: any that `check_supported` takes, without a weight decay of its own.
+        settings: the constants.
+        average: the network at the averaged weights A, which the caller keeps; None: A is θ.
+        window: the part of the run that A averages; 0: A is θ.
+        length: T, the steps of the whole run; 0 where it has no end.
+
+    Attributes:
+        twin: the hypothetical run.
+        looks, rewound: how many there were.
+
+    Raises:
+        ValueError: the optimizer's step is not proportional to its learning rate.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Optimizer,
+        settings: Settings | None = None,
+        average: nn.Module | None = None,
+        window: float = 0.0,
+        length: int = 0,
+    ) -> None:
+        check_supported(optimizer)
+        self.settings = settings or Settings()
+        self.optimizer, self.average, self.length = optimizer, average or network, length
+        self.twin = Twin(network, optimizer, self.settings.factor, self.settings.pull, window)
+        self.steps = self.looks = self.count = self.moves = self.moved_at = self.clock = self.rewound = 0
+        self.tau, self.highest, self.climbing, self.weight_decay = 1, math.inf, False, self.settings.weight_decay
+        # of the rate and of the decay: hypergradients summed since the last move, mean squares of those of the moves
+        self.sums, self.squares = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+        self.first_loss = self.smooth_loss = 0.0
+        self.good: list[Tensor] = []
+
+    def begin(self, lr: float | None = None) -> bool:
+        """Set the starting rate, when the first batch's gradients are there; return whether a given one was lowered."""
+        unit = weights_per_step(self.optimizer)
+        self.highest, self.weight_decay = self.settings.start * unit, self.settings.weight_decay / unit
+        self._set_rate(min(lr or self.highest, self.highest))
+        self.climbing = self.settings.meta_lr > 0 and self.rate < 0.999 * self.highest
+        return lr is not None and lr > self.highest
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the first parameter group; the others keep their ratio to it."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def _set_rate(self, rate: float) -> None:
+        factor = rate / self.rate
+        for group in self.optimizer.param_groups:
+            group["lr"] *= factor
+
+    @property
+    def due(self) -> bool:
+        """Whether a look comes before the next step."""
+        return self.steps > 0 and (self.climbing or self._moves_now or self.steps % EVERY == 0)
+
+    @property
+    def _moves_now(self) -> bool:
+        return self.steps - self.moved_at >= max(1.0, 0.1 * (self.steps - self.clock))
+
+    def look(self, validation_loss: Callable[[nn.Module], Tensor]) -> dict[str, float]:
+        """Look at A, move the rate and the decay where it is time, and return what was seen.
+
+        validation_loss: of a network, 0-d, on a validation batch.
+        """
+        loss, h = self.twin.hypergradients(validation_loss, self.average)
+        self.looks += 1
+        if h.isfinite().all():
+            self.sums += h * torch.tensor([1.0, self.rate * self.weight_decay], dtype=torch.float64)
+            self.count += 1
+        if self.count and self.climbing:
+            self._climb()
+        elif self.count and self._moves_now:
+            self._move()
+        return {"hypergradient": float(h[0]), "lookahead_loss": float(loss)}
+
+    def _climb(self) -> None:
+        if self.sums[0] < 0:
+            self._set_rate(min(2 * self.rate, self.highest))
+        self.climbing = self.rate < 0.999 * self.highest
+        self.clock = self.moved_at = self.steps
+        self._forget()
+
+    def _move(self) -> None:
+        self.moves += 1
+        h = self.sums / self.count
+        self.squares += (h.square() - self.squares) / min(self.moves, 10)
+        z, z_decay = (h / self.squares.sqrt().clamp(min=1e-60)).clamp(-2, 2).tolist()
+        tau, passed = self.steps - self.clock, self.steps - self.moved_at
+        self._set_rate(self.rate * math.exp(-self.settings.meta_lr * z * math.log(tau / self.tau)))
+        self.weight_decay *= math.exp(-z_decay * passed / max(self.steps, self.length / 4))
+        self.tau, self.moved_at = tau, self.steps
+        self._forget()
+        if self.smooth_loss <= 1.1 * self.first_loss:
+            self.good = [p.detach().clone() for p in trained(self.average)]
+
+    def _forget(self) -> None:
+        self.sums, self.count = torch.zeros_like(self.sums), 0
+
+    @property
+    def decay(self) -> float:
+        """αλ, the part of each weight that the next step takes away."""
+        return self.rate * self.weight_decay
+
+    @torch.no_grad()
+    def shrink(self) -> None:
+        """Take it away, before the optimizer's step."""
+        torch._foreach_mul_(self.twin.real, 1 - self.decay)
+
+    def step(self, loss: float, hypothetical_loss: Callable[[nn.Module], Tensor]) -> None:
+        """Take the hypothetical step, after the real one.
+
+        loss: of the real step's batch, before it. hypothetical_loss: of a network, on a part of that batch, 0-d.
+        """
+        self.twin.step(hypothetical_loss, self.decay)
+        self.steps += 1
+        if self.steps <= BEGINNING:
+            self.first_loss += (loss - self.first_loss) / self.steps
+            self.smooth_loss = self.first_loss
+        else:
+            self.smooth_loss += 0.1 * (loss - self.smooth_loss)
+        if self.good and not self.smooth_loss <= 1.2 * self.first_loss:
+            self._rewind()
+
+    @torch.no_grad()
+    def _rewind(self) -> None:
+        torch._foreach_copy_(self.twin.real, self.good)
+        self.optimizer.state.clear()
+        self.twin.reset()
+        self._set_rate(self.rate / 2)
+        self.highest = min(self.highest, self.rate)
+        self.smooth_loss, self.rewound = self.first_loss, self.rewound + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run needs to go on: tensors, numbers, lists and dictionaries alone."""
+        return copy.deepcopy({name: getattr(self, name) for name in STATE} | {"twin": self.twin.state_dict()})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; the learning rate itself is in the optimizer's state."""
+        for name in STATE:
+            setattr(self, name, state[name])
+        self.twin.load_state_dict(state["twin"])
+
+
+def _require(name: str, true: bool, what: str, got: float) -> None:
+    if not true:
+        raise ValueError(f"{name} must be {what}, got {got}.")

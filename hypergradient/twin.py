@@ -1,0 +1,118 @@
+"""A hypothetical copy of the run at a larger learning rate, which says what a larger rate would have done.
+
+real step            θ  ← θ  + Δ(α; g)
+hypothetical step    θ' ← θ' + Δ'(2α; g')          g': the gradient at θ', of a part of the same batch
+pull                 θ' ← θ' + .1 (θ - θ')         the state of its optimizer likewise
+averages             A ← A + (θ - A) / max(1, .1 t)       Z ← Z + (θ' - θ - Z) / max(1, .1 t)
+hypergradient        h = ⟨∇L_val(A), Z⟩
+
+Without the pull and for a factor near 1, (θ' - θ) / log(factor) is dθ/d log α of the whole run so far, by forward-mode
+differentiation; the pull discounts what lies more than about ten steps back. One step ahead is blind to what a rate
+does later (Wu et al. 2018, arXiv 1803.02021). A is what validation measures: its noise is averaged away, so h does not
+mistake noise for curvature.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hypergradient.copies import copy_onto, states
+from hypergradient.processes import mean_over_processes
+from hypergradient.trace import no_trace
+
+
+def trained(network: nn.Module) -> list[Tensor]:
+    """Return the parameters that training moves."""
+    return [p for p in network.parameters() if p.requires_grad]
+
+
+class Twin:
+    """The hypothetical run beside a real one, and what the difference of the two makes of the validation loss.
+
+    Args:
+        network: of the real run; copied.
+        optimizer: of the real run, before or between steps; copied with its state.
+        factor: of the hypothetical learning rate over the real one.
+        pull: the part of the way back to the real run, after each step.
+        window: the part of the run over which weights and differences are averaged.
+    """
+
+    def __init__(
+        self, network: nn.Module, optimizer: Optimizer, factor: float = 2.0, pull: float = 0.1, window: float = 0.1
+    ) -> None:
+        self.real_optimizer, self.factor, self.pull, self.window = optimizer, factor, pull, window
+        self.network = copy.deepcopy(network)
+        self.real, self.own = trained(network), trained(self.network)
+        self.optimizer = copy_onto(optimizer, dict(zip(self.real, self.own, strict=True)))
+        self.difference = [torch.zeros_like(p) for p in self.real]
+        self.steps = 0
+
+    def step(self, loss: Callable[[nn.Module], Tensor], decay: float = 0.0) -> None:
+        """Take the hypothetical step, after the real one, and average the difference.
+
+        loss: of a network on a part of the real step's batch, 0-d. decay: the part of each weight that the real step
+        took away.
+        """
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):  # dropout: the real run's stream stays as it is
+            gradients = torch.autograd.grad(loss(self.network), self.own, materialize_grads=True)
+        for q, g in zip(self.own, mean_over_processes(list(gradients)), strict=True):
+            q.grad = g
+        for group, real in zip(self.optimizer.param_groups, self.real_optimizer.param_groups, strict=True):
+            group["lr"] = self.factor * real["lr"]
+        with torch.no_grad():
+            torch._foreach_mul_(self.own, 1 - decay)
+            self.optimizer.step()
+            torch._foreach_lerp_(self.own, self.real, self.pull)
+            if own := states(self.optimizer, self.own):
+                torch._foreach_lerp_(own, states(self.real_optimizer, self.real), self.pull)
+            self.steps += 1
+            weight = 1 / max(1.0, self.window * self.steps)
+            torch._foreach_lerp_(self.difference, torch._foreach_sub(self.own, self.real), weight)
+
+    def hypergradients(
+        self, validation_loss: Callable[[nn.Module], Tensor], average: nn.Module
+    ) -> tuple[Tensor, Tensor]:
+        """Return the validation loss, 0-d, and its derivatives: along the rate and the decay, (2,) float64 on the CPU.
+
+            ⟨∇L_val(A), Z⟩       -⟨∇L_val(A), θ⟩
+
+        validation_loss: of a network, 0-d, on a validation batch. average: the network at A, same layout.
+        """
+        params = trained(average)
+        with torch.enable_grad(), no_trace(average, batch_statistics=True):
+            loss = validation_loss(average)
+            gradients = torch.autograd.grad(loss, params, materialize_grads=True)
+        with torch.no_grad():
+            products = [
+                torch.stack([torch.sum(g * z), -torch.sum(g * p)])
+                for g, z, p in zip(gradients, self.difference, self.real, strict=True)
+            ]
+            [h] = mean_over_processes([torch.stack(products).sum(0)])
+        return loss.detach(), h.double().cpu()
+
+    def reset(self) -> None:
+        """Begin again where the real run stands, whose optimizer has been cleared."""
+        with torch.no_grad():
+            torch._foreach_copy_(self.own, self.real)
+            torch._foreach_zero_(self.difference)
+        self.optimizer.state.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run needs to go on: tensors, numbers and dictionaries alone."""
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "difference": self.difference,
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch._foreach_copy_(self.difference, list(state["difference"]))
+        self.steps = state["steps"]

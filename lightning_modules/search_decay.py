@@ -1,0 +1,88 @@
+"""The rate found before the first step, the decay of the weights adapted during the run."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hypergradient import no_trace
+from lightning_modules.search import SearchModule
+from lightning_modules.supervised import Pair
+
+
+class SearchDecayModule(SearchModule):
+    """A `SearchModule` whose weights decay, as the validation loss at their average A tells.
+
+        each real step    θ ← (1 - η) θ + Δ(α)             at first η = 1 / (time constant · steps an epoch)
+        hypergradient     h = dL_val(A)/d log η = -η ⟨∇L_val(A), θ⟩     what a little more decay would do
+        decay             log η ← log η - meta_lr / √k · h / rms(h)     at the k-th look
+
+    Meant to return averaged weights: `callbacks.TailAverage`. Without it, A is θ.
+
+    Takes the options of `SearchModule`, and:
+
+    Args:
+        time_constant: of the decay at first: epochs after which a weight has forgotten 63 % of its past; inf for none.
+        meta_lr: the greatest relative change of η at the first look; 0 for no look.
+        every: training samples between looks.
+
+    Raises:
+        ValueError: an argument is out of range, or the optimizer's step is not proportional to its rate.
+    """
+
+    k: Tensor
+    square: Tensor
+    log_scale: Tensor
+
+    def __init__(
+        self, network: nn.Module, time_constant: float = 12.0, meta_lr: float = 0.6, every: int = 4096, **options: Any
+    ) -> None:
+        super().__init__(network, **options)
+        for name, value in {"time_constant": time_constant, "every": every}.items():
+            if not value > 0:
+                raise ValueError(f"--model.{name} must be positive, got {value}.")
+        if not 0 <= meta_lr < 10:
+            raise ValueError(f"--model.meta_lr must lie between 0 and 10, got {meta_lr}.")
+        self.time_constant, self.meta_lr, self.every, self.batch_size = time_constant, meta_lr, every, 0
+        for name in ("k", "square", "log_scale"):  # buffers: checkpoints hold them
+            self.register_buffer(name, torch.zeros(()))
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Shrink the weights. The gradient is already that at the weights before."""
+        with torch.no_grad():
+            torch._foreach_mul_([p for p in self.network.parameters() if p.requires_grad], 1 - self.decay({}))
+
+    def decay(self, group: dict[str, Any]) -> float:
+        """Return η, the part of each weight that a step takes away."""
+        steps = float(self.trainer.num_training_batches) / self.trainer.accumulate_grad_batches
+        return float(self.log_scale.exp()) / (self.time_constant * steps)
+
+    def on_train_batch_end(self, outputs: Any, batch: Pair, batch_idx: int) -> None:
+        """Look, every so many samples, and move the decay."""
+        size = len(batch["train"][1])
+        batches = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1  # not steps: gradients may be accumulated
+        if not self.meta_lr or (batches * size) % self.every >= size:
+            return
+        h = self._hypergradient(batch)
+        self.batch_size = max(self.batch_size, size)  # an epoch's last batch may be smaller: a pass is of a whole one
+        self.passes += len(batch["val"][1]) / self.batch_size
+        self.k += 1
+        self.square += 0.1 * (h**2 - self.square)
+        rms = (self.square / (1 - 0.9**self.k)).sqrt()
+        self.log_scale -= self.meta_lr / self.k.sqrt() * h / rms.clamp(min=1e-30)
+
+    def on_train_end(self) -> None:
+        """Log the passes again: the looks are among them now."""
+        if self.logger:
+            self.logger.log_metrics({"passes": self.passes}, step=self.trainer.global_step)
+
+    def _hypergradient(self, batch: Pair) -> Tensor:
+        averages = [callback.average for callback in self.trainer.callbacks if hasattr(callback, "average")]  # type: ignore[attr-defined]
+        average = averages[0] if averages else self
+        params = [p for p in average.network.parameters() if p.requires_grad]
+        with torch.enable_grad(), no_trace(average.network, batch_statistics=True):
+            gradient = torch.autograd.grad(average.loss(batch["val"]), params, materialize_grads=True)
+        weights = (p.detach() for p in self.network.parameters() if p.requires_grad)
+        pairs = zip(gradient, weights, strict=True)
+        return -self.decay({}) * sum((torch.sum(g * p) for g, p in pairs), torch.zeros_like(self.k))

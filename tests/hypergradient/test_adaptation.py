@@ -1,0 +1,136 @@
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+from torch.optim import Optimizer
+
+from hypergradient import Adaptation, Settings
+from hypergradient.start import weights_per_step
+
+DATA = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
+TARGET = torch.sin(DATA @ torch.randn(8, 1, generator=torch.Generator().manual_seed(1)))
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1))
+
+
+def loss(net: nn.Module, rows: slice) -> torch.Tensor:
+    return mse_loss(net(DATA[rows]), TARGET[rows])
+
+
+def adapt(
+    lr: float | None = None, steps: int = 300, settings: Settings | None = None
+) -> tuple[Adaptation, list[float]]:
+    """Train on 32 samples a step, look at 64 others; return the adaptation and the rate of each step."""
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr or 1.0)
+    adaptation, rates = Adaptation(net, optimizer, settings, length=steps), []
+    for step in range(steps):
+        rows = slice(32 * (step % 6), 32 * (step % 6) + 32)
+        optimizer.zero_grad()
+        now = loss(net, rows)
+        now.backward()
+        if step == 0:
+            adaptation.begin(lr)
+        if adaptation.due:
+            adaptation.look(lambda network: loss(network, slice(192, 256)))
+        rates.append(adaptation.rate)
+        adaptation.shrink()
+        optimizer.step()
+        adaptation.step(now.item(), lambda network, rows=rows: loss(network, rows))  # type: ignore[misc]
+    return adaptation, rates
+
+
+def with_gradients(factory: type[Optimizer], net: nn.Module, gradient: float) -> Optimizer:
+    for p in net.parameters():
+        p.grad = torch.full_like(p, gradient)
+    return factory(net.parameters(), lr=0.3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(("factory", "step"), [(torch.optim.Adam, 1.0), (torch.optim.SGD, 0.2)])
+def test_at_the_unit_rate_a_step_is_as_long_as_the_weights(factory: type[Optimizer], step: float) -> None:
+    """Adam's settled step is 1 whatever the gradient, that of SGD the gradient."""
+    net = network()
+    optimizer = with_gradients(factory, net, 0.2)
+    matrices = [p for p in net.parameters() if p.dim() > 1]
+    size = sum(p.numel() for p in matrices)
+    rms = math.exp(sum(p.numel() * 0.5 * math.log(p.detach().square().mean().item()) for p in matrices) / size)
+    assert weights_per_step(optimizer) == pytest.approx(rms / step, rel=1e-4)
+
+
+def test_a_network_without_gradients_has_no_unit_rate() -> None:
+    with pytest.raises(ValueError, match="No weight matrix has a finite gradient other than zero"):
+        weights_per_step(with_gradients(torch.optim.SGD, network(), 0.0))
+
+
+def test_the_first_rate_is_the_start_and_a_higher_one_is_lowered_to_it() -> None:
+    adaptation, rates = adapt(steps=1)
+    assert rates == [pytest.approx(0.07 * weights_per_step(with_gradients(torch.optim.Adam, network(), 1.0)), rel=0.05)]
+    assert adapt(lr=5.0, steps=1)[1] == pytest.approx(rates)
+    assert not adaptation.climbing
+
+
+def test_a_lower_rate_is_doubled_in_each_step_until_the_start_is_reached() -> None:
+    [start] = adapt(steps=1)[1]
+    _, rates = adapt(lr=start / 1000, steps=20)
+    ratios = [b / a for a, b in pairwise(rates)]
+    assert ratios[:9] == pytest.approx([2.0] * 9)
+    assert max(rates[:11]) <= start * (1 + 1e-9)
+
+
+def test_a_meta_rate_of_0_holds_the_rate_wherever_it_starts() -> None:
+    for lr in (None, 1e-5):
+        _, rates = adapt(lr, steps=50, settings=Settings(meta_lr=0.0))
+        assert len(set(rates)) == 1
+
+
+def test_from_every_start_the_rate_comes_to_the_same_place_and_lowers_the_loss() -> None:
+    ends = {lr: adapt(lr) for lr in (None, 1e-6, 1e-3, 1.0)}
+    rates = [rates[-1] for _, rates in ends.values()]
+    assert max(rates) < 2 * min(rates)
+    for adaptation, _ in ends.values():
+        assert adaptation.smooth_loss < 0.3 * adaptation.first_loss
+
+
+def test_moves_are_spaced_by_a_tenth_of_the_time_and_looks_by_16_steps_at_most() -> None:
+    adaptation, rates = adapt()
+    moved = [step for step, (a, b) in enumerate(pairwise(rates), 1) if a != b]
+    assert moved[:9] == list(range(2, 11))
+    assert all(b - a >= 0.1 * a for a, b in pairwise(moved))
+    assert adaptation.looks == len({1, *moved, *range(16, 300, 16)})
+
+
+def test_a_run_whose_loss_grows_goes_back_to_its_good_average_at_half_the_rate() -> None:
+    adaptation, _ = adapt(steps=60)
+    good, rate = [p.clone() for p in adaptation.good], adaptation.rate
+    with torch.no_grad():
+        for p in adaptation.twin.real:
+            p.mul_(float("nan"))
+    adaptation.step(float("nan"), lambda network: loss(network, slice(0, 16)))
+    assert adaptation.rewound == 1
+    assert adaptation.rate == rate / 2
+    assert all(torch.equal(p, g) for p, g in zip(adaptation.twin.real, good, strict=True))
+    assert all(torch.equal(p, g) for p, g in zip(adaptation.twin.own, good, strict=True))
+    assert not adaptation.optimizer.state
+
+
+def test_a_look_that_is_not_finite_moves_nothing() -> None:
+    adaptation, _ = adapt(steps=16)
+    rate = adaptation.rate
+    adaptation.look(lambda network: loss(network, slice(0, 64)) * float("nan"))
+    assert adaptation.rate == rate
+    assert adaptation.sums.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"meta_lr": -1.0}, {"start": 0.0}, {"factor": 1.0}, {"pull": 2.0}, {"weight_decay": math.nan}]
+)
+def test_a_setting_out_of_range_is_refused(wrong: dict[str, float]) -> None:
+    [name] = wrong
+    with pytest.raises(ValueError, match=rf"^{name} must be .*, got"):
+        Settings(**wrong)
