@@ -115,7 +115,7 @@ def onestep(epochs: int, lr: float = 1e-3, meta_lr: float = 0.05, seed: int = 0)
     return record
 
 
-def meta(epochs: int, seed: int = 0, kappa: float = 0.6, c: float = 0.07, decay: float = 0.005) -> Record:
+def meta(epochs: int, seed: int = 0, kappa: float = 2.0, c: float = 0.03, decay: float = 0.005) -> Record:
     """Train with Adam at a rate that a hypothetical run beside it moves, and averaged weights."""
     network, data = start(seed)
     twin, averaged = copy.deepcopy(network), copy.deepcopy(network)
@@ -142,7 +142,7 @@ def meta(epochs: int, seed: int = 0, kappa: float = 0.6, c: float = 0.07, decay:
                 moves, h = moves + 1, sums / looks
                 squares += (h**2 - squares) / min(moves, 10)
                 z, z_decay = (h / squares.sqrt()).clamp(-2, 2).tolist()
-                alpha *= math.exp(-kappa * z * math.log(step / tau))
+                alpha *= math.exp(-kappa * z * math.log((step + 20) / (tau + 20)))
                 weight_decay *= math.exp(-z_decay * (step - moved) / max(step, length / 4))
                 moved = tau = step
                 sums, looks = torch.zeros(2, dtype=torch.float64), 0

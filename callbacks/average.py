@@ -36,6 +36,12 @@ class TailAverage(WeightAveraging):
         """The averaged module; None before training."""
         return None if self._average_model is None else self._average_model.module
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Copy the module, without its trainer: that holds what cannot be copied, as the processes of DDP."""
+        pl_module.trainer = None
+        super().setup(trainer, pl_module, stage)
+        pl_module.trainer = trainer
+
     def _move(self, averages: Any, current: Any, steps: Any) -> None:
         if not torch.is_floating_point(averages[0]):
             torch._foreach_copy_(averages, current)  # counters, of BatchNorm

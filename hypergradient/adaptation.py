@@ -3,11 +3,11 @@
 start        α = c · rms(θ) / rms(Δ(1))        low: about a tenth of what a run bears, whatever network and optimizer
 each step    θ ← (1 - αλ) θ + Δ(α; g)          and the hypothetical step (`hypergradient.twin`)
 looks        h = ⟨∇L_val(A), Z⟩                 each 16 steps; their mean moves the rate
-moves        log α ← log α - κ · log(t / t') · h / rms(h)           each time t has grown by a tenth, from t'
+moves        log α ← log α - κ · log((t + 20) / (t' + 20)) · h / rms(h)     each time t has grown by a tenth, from t'
              log λ ← log λ - (t - t') / max(t, T/4) · h_λ / rms(h_λ),      h_λ = -αλ ⟨∇L_val(A), θ⟩
 guard        smoothed loss above 1.2 × that of the first steps, or not finite: back to the last good A, at α/2
 
-rms is that of about the last ten moves. A given rate below the start is doubled after each step whose look says that a
+rms is that of about the last ten moves; 20: the hypothetical run needs some ten steps before it means anything. A given rate below the start is doubled after each step whose look says that a
 larger one is better, until it is there. A higher one is lowered to it: what steps that are far too long do to a network
 is not undone, and not seen from where it leads.
 """
@@ -27,6 +27,7 @@ from hypergradient.support import check_supported
 from hypergradient.twin import Twin, trained
 
 EVERY = 16  # steps from look to look, where the rate does not move more often
+DELAY = 20  # steps, in the clock of the moves
 BEGINNING = 10  # steps whose mean loss the guard compares with
 COUNTS = ("steps", "looks", "count", "moves", "moved_at", "clock", "tau", "rewound")
 STATE = (*COUNTS, "weight_decay", "highest", "climbing", "sums", "squares", "first_loss", "smooth_loss", "good")
@@ -47,8 +48,8 @@ class Settings:
         ValueError: one is out of range.
     """
 
-    meta_lr: float = 0.6
-    start: float = 0.07
+    meta_lr: float = 2.0
+    start: float = 0.03
     weight_decay: float = 0.005
     factor: float = 2.0
     pull: float = 0.1
@@ -156,7 +157,7 @@ class Adaptation:
         self.squares += (h.square() - self.squares) / min(self.moves, 10)
         z, z_decay = (h / self.squares.sqrt().clamp(min=1e-60)).clamp(-2, 2).tolist()
         tau, passed = self.steps - self.clock, self.steps - self.moved_at
-        self._set_rate(self.rate * math.exp(-self.settings.meta_lr * z * math.log(tau / self.tau)))
+        self._set_rate(self.rate * math.exp(-self.settings.meta_lr * z * math.log((tau + DELAY) / (self.tau + DELAY))))
         self.weight_decay *= math.exp(-z_decay * passed / max(self.steps, self.length / 4))
         self.tau, self.moved_at = tau, self.steps
         self._forget()

@@ -10,6 +10,9 @@ from hypergradient import Adaptation, Settings, check_supported
 from lightning_modules.supervised import Batch, OptimizerFactory, Pair, SupervisedModule, objective
 
 
+LEAST = 16  # samples of a hypothetical step
+
+
 class MetaModule(SupervisedModule):
     """Training whose learning rate and weight decay follow their hypergradients (`hypergradient.adaptation`).
 
@@ -34,8 +37,8 @@ class MetaModule(SupervisedModule):
         self,
         network: nn.Module,
         lr: float | None = None,
-        meta_lr: float = 0.6,
-        start: float = 0.07,
+        meta_lr: float = 2.0,
+        start: float = 0.03,
         weight_decay: float = 0.005,
         factor: float = 2.0,
         pull: float = 0.1,
@@ -73,7 +76,8 @@ class MetaModule(SupervisedModule):
 
     def _part(self, batch: Batch) -> Batch:
         x, y = batch
-        samples = min(len(y), max(16, int(self.part * len(y))))
+        least = -(-LEAST // self.trainer.world_size)  # of all processes together
+        samples = min(len(y), max(least, int(self.part * len(y))))
         self.passes += samples / len(y)
         return x[:samples], y[:samples]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hypergradient import check_supported, hypergradient, lookahead, no_trace, real_step, scaled
-from lightning_modules.supervised import Batch, OptimizerFactory, Pair, SupervisedModule
+from lightning_modules.supervised import Batch, Factory, OptimizerFactory, Pair, SupervisedModule
 
 
 class OneStepModule(SupervisedModule):
@@ -44,7 +44,7 @@ class OneStepModule(SupervisedModule):
         if every < 1:
             raise ValueError(f"--model.every must be 1 or more, got {every}.")
         check_supported(self.inner_optimizer())
-        self.meta_lr, self.adapt, self.every, self.make_meta_optimizer = meta_lr, adapt, every, meta_optimizer
+        self.meta_lr, self.adapt, self.every, self.make_meta_optimizer = meta_lr, adapt, every, Factory(meta_optimizer)
         # log(rate / lr), or the rate; made here, so that checkpoints hold it; has no gradient, which DDP would wait for
         self.learned = nn.Parameter(torch.tensor(lr if adapt == "rate" else 0.0), requires_grad=False)
         self.automatic_optimization = False

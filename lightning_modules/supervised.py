@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pytorch_lightning import LightningModule
@@ -18,6 +18,21 @@ Batch = tuple[Tensor, Tensor]
 Pair = dict[str, Batch]
 OptimizerFactory = Callable[[Iterable[nn.Parameter], float], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
+
+
+class Factory:
+    """A callable that a copy of its module shares: jsonargparse's hold the parser, which cannot always be copied."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        self.call = call
+
+    def __call__(self, *args: Any) -> Any:
+        """Call it."""
+        return self.call(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Factory":
+        """Return itself."""
+        return self
 
 
 class SupervisedModule(LightningModule):
@@ -46,7 +61,7 @@ class SupervisedModule(LightningModule):
             raise ValueError(f"--model.lr must be a positive finite number, got {lr}. 0.001 is a usual start.")
         self.network = network
         self.losses: list[Tensor] = []
-        self.lr, self.make_optimizer, self.make_schedule = lr, optimizer, schedule
+        self.lr, self.make_optimizer, self.make_schedule = lr, Factory(optimizer), schedule and Factory(schedule)
         trial = self.inner_optimizer()  # what it refuses, it refuses now, before a run begins; as does the schedule
         if schedule is not None:
             schedule(trial, 1)
@@ -63,7 +78,7 @@ class SupervisedModule(LightningModule):
 
     def inner_optimizer(self) -> Optimizer:
         """Build the optimizer that moves the network."""
-        return self.make_optimizer(self.network.parameters(), self.lr)
+        return cast(Optimizer, self.make_optimizer(self.network.parameters(), self.lr))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, (batch, classes)."""

@@ -147,10 +147,11 @@ def test_the_command_works_from_any_directory_and_says_last_how_to_see_the_run(t
     assert done.stderr == ""
 
 
-def test_two_processes_share_the_batches_and_one_of_them_writes_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("arm", ["meta", "meta_onestep", "adamw_average"])
+def test_two_processes_share_the_batches_and_one_of_them_writes_the_run(arm: str, tmp_path: Path) -> None:
     """The recipe of the README, with gloo: the losses and rates are those of one process."""
     several = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
-    options = ["--optimizer", "meta_onestep", "--trainer.max_epochs=2", "--trainer.enable_progress_bar=false"]
+    options = ["--optimizer", arm, "--trainer.max_epochs=2", "--trainer.enable_progress_bar=false"]
     command = [sys.executable, str(ROOT / "train.py"), *options]
     done = subprocess.run([*command, *several], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=True)
     assert done.stdout.count("MLflow run") == 1

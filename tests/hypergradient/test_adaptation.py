@@ -70,7 +70,7 @@ def test_a_network_without_gradients_has_no_unit_rate() -> None:
 
 def test_the_first_rate_is_the_start_and_a_higher_one_is_lowered_to_it() -> None:
     adaptation, rates = adapt(steps=1)
-    assert rates == [pytest.approx(0.07 * weights_per_step(with_gradients(torch.optim.Adam, network(), 1.0)), rel=0.05)]
+    assert rates == [pytest.approx(0.03 * weights_per_step(with_gradients(torch.optim.Adam, network(), 1.0)), rel=0.05)]
     assert adapt(lr=5.0, steps=1)[1] == pytest.approx(rates)
     assert not adaptation.climbing
 

@@ -1,0 +1,93 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from callbacks import TailAverage
+from experiment.training import train
+from lightning_modules import MLP, MetaModule, SupervisedModule
+from tests.lightning_modules.test_one_step import Rates, fit, network, same
+from tests.store import history
+
+HELD: dict[str, Any] = {"meta_lr": 0.0, "weight_decay": 0.0}
+SHORT = ["--trainer.max_epochs=4", "--trainer.enable_progress_bar=false", "--data.batch_size=200"]
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "RMSprop"])
+def test_with_the_meta_rate_at_0_a_run_is_the_plain_run_bit_for_bit(name: str, tmp_path: Path) -> None:
+    """With BatchNorm and dropout, the hypothetical run and the looks beside it."""
+    optimizer, lr = getattr(torch.optim, name), 1e-4
+    plain = SupervisedModule(network(), lr=lr, optimizer=optimizer)
+    meta = MetaModule(network(), lr=lr, optimizer=optimizer, **HELD)
+    fit(plain, tmp_path / "plain")
+    fit(meta, tmp_path / "meta")
+    assert same(plain.network, meta.network)  # type: ignore[arg-type]
+    assert meta.adaptation is not None
+    assert meta.adaptation.looks > 5
+
+
+def test_the_decay_is_that_of_adamw(tmp_path: Path) -> None:
+    """Proportional to the rate, decoupled from the gradient."""
+    meta = MetaModule(network(), lr=1e-4, meta_lr=0.0, weight_decay=0.01)
+    fit(meta, tmp_path / "meta", max_steps=1)
+    assert meta.adaptation is not None
+    decay = meta.adaptation.weight_decay
+    plain = SupervisedModule(network(), lr=1e-4, optimizer=lambda p, lr: torch.optim.AdamW(p, lr, weight_decay=decay))
+    fit(plain, tmp_path / "plain", max_steps=1)
+    torch.testing.assert_close(meta.network.state_dict(), plain.network.state_dict(), rtol=0, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual")  # it says that it saves after the step
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # the resumed run saves nothing
+@pytest.mark.parametrize("stop", [8, 11], ids=["at-an-epochs-end", "in-mid-epoch"])
+@pytest.mark.parametrize("lr", [None, 1e-5], ids=["from-its-own-start", "while-it-climbs"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(lr: float | None, stop: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    start = MetaModule(MLP(), lr=lr)
+    whole, resumed, rates, rest = copy.deepcopy(start), copy.deepcopy(start), Rates(), Rates()
+    saver = ModelCheckpoint(tmp_path / "saved", filename="{step}", every_n_train_steps=stop, save_top_k=-1)
+    fit(whole, tmp_path / "whole", max_epochs=3, callbacks=[rates, TailAverage(), saver])
+    checkpoint = str(tmp_path / "saved" / f"step={stop}.ckpt")
+    fit(resumed, tmp_path / "rest", checkpoint, max_epochs=3, callbacks=[rest, TailAverage()])
+    assert same(whole, resumed)
+    assert rates.seen[stop:] == rest.seen
+    assert len(set(rates.seen)) > 10
+
+
+def test_from_every_start_the_rates_come_together_and_each_look_is_in_mlflow(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rates = {}
+    for lr in ("null", "1e-6", "1e-3", "1"):
+        run = train(["--optimizer", "meta", f"--model.lr={lr}", *SHORT, "--trainer.max_epochs=10"])
+        seen = history(str(run.run_id), "lr")
+        rates[lr] = seen[len(seen) // 2][1]
+        looks = dict(history(str(run.run_id), "hypergradient"))
+        assert looks.keys() == dict(history(str(run.run_id), "lookahead_loss")).keys()
+        assert len(looks) == run.model.adaptation.looks
+        printed = capsys.readouterr().out
+        assert ("--model.lr 1 is lowered to 0.0" in printed) == (lr == "1")
+    assert rates["null"] == rates["1"]
+    assert max(rates.values()) < 2.5 * min(rates.values())
+
+
+def test_the_passes_count_the_hypothetical_steps_and_the_looks() -> None:
+    run = train(["--optimizer", "meta", *SHORT, "--data.val_batch_size=100"])  # 20 steps an epoch
+    [(_, passes)] = history(str(run.run_id), "passes")
+    assert passes == pytest.approx(80 * 0.375 + run.model.adaptation.looks * 100 / 200)
+
+
+def test_without_an_average_the_weights_themselves_are_looked_at(tmp_path: Path) -> None:
+    meta = MetaModule(MLP())
+    fit(meta, tmp_path)
+    assert meta.adaptation is not None
+    assert meta.adaptation.average is meta.network
+    assert meta.adaptation.twin.window == 0
+
+
+def test_an_optimizer_that_cannot_be_adapted_is_refused_before_training() -> None:
+    with pytest.raises(ValueError, match="Rprop cannot be adapted"):
+        MetaModule(MLP(), optimizer=torch.optim.Rprop)
