@@ -14,6 +14,8 @@ from reporting.tables import conditions, grid, markdown, paired_table, write_bet
 from tracking.runs import parent_run
 from tracking.store import open_experiment
 
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
 
 def publish_stage(name: str, scale: Scale, command: str) -> str:
     """Run a stage, keep what came out, put its table into the documents, and return it."""
@@ -27,7 +29,10 @@ def publish_stage(name: str, scale: Scale, command: str) -> str:
         text = f"{tables(STAGES[name], runs, scale.trials)}\n\n{conditions(runs, command)}\n"
         keep(runs, text, folder, parent)
         if scale.output == RESULTS:
-            publish(name, text, [ROOT / "README.md", ROOT / "docs" / "method.md", ROOT / "docs" / "original.md"])
+            publish(name, text, DOCUMENTS)
+            if STAGES[name].get("claim"):
+                shown = runs[runs.arm.isin(STAGES[name]["courses"])]
+                publish("headline", f"{paired_table(shown, tuning=tuning(STAGES[name], scale.trials))}\n", DOCUMENTS)
     return text
 
 
@@ -43,11 +48,15 @@ def tables(stage: dict[str, Any], runs: pd.DataFrame, trials: int) -> str:
     """Return the stage's table, and for the comparison that decides what its bars ask."""
     if stage.get("table") != "paired":
         return grid(runs, stage.get("table", ["test_loss"]), stage.get("base"))
-    tuned = [row for row, said in stage["rows"].items() if said.get("tune")]
-    text = paired_table(runs, stage.get("base", "meta"), dict.fromkeys(tuned, trials))
+    text = paired_table(runs, stage.get("base", "meta"), tuning(stage, trials))
     if "courses" in stage:
         text += f"\n\n{grid(runs[runs.arm.isin(stage['courses'])], ['val_loss', 'test_loss', 'rates'])}"
-    return f"{text}\n\n{readings(runs, tuned)}" if stage.get("claim") else text
+    return f"{text}\n\n{readings(runs, list(tuning(stage, trials)))}" if stage.get("claim") else text
+
+
+def tuning(stage: dict[str, Any], trials: int) -> dict[str, int]:
+    """Return the trials that tuning took, of each row that is tuned."""
+    return {row: trials for row, said in stage["rows"].items() if said.get("tune")}
 
 
 def readings(runs: pd.DataFrame, tuned: list[str]) -> str:

@@ -9,7 +9,6 @@ from torch.optim import Optimizer
 from hypergradient import Adaptation, Settings, check_supported
 from lightning_modules.supervised import Batch, OptimizerFactory, Pair, SupervisedModule, objective
 
-
 LEAST = 16  # samples of a hypothetical step
 
 
