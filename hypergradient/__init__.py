@@ -1,8 +1,9 @@
 """The learning rate's own gradient: any `torch.optim` optimizer, one extra backward pass, torch alone."""
 
-from hypergradient.adaptation import Adaptation, Settings
+from hypergradient.adaptation import Adaptation
 from hypergradient.adapter import NotFiniteError, RateAdapter
 from hypergradient.search import search_rate
+from hypergradient.settings import Settings
 from hypergradient.start import starting_rate
 from hypergradient.step import hypergradient, lookahead, real_step, scaled
 from hypergradient.support import check_supported

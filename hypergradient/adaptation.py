@@ -16,13 +16,13 @@ it leads.
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hypergradient.settings import Settings
 from hypergradient.start import weights_per_step
 from hypergradient.support import check_supported
 from hypergradient.twin import Twin, trained
@@ -32,35 +32,6 @@ DELAY = 20  # steps, in the clock of the moves
 BEGINNING = 10  # steps whose mean loss the guard compares with
 COUNTS = ("steps", "looks", "count", "moves", "moved_at", "clock", "tau", "rewound")
 STATE = (*COUNTS, "weight_decay", "highest", "climbing", "sums", "squares", "first_loss", "smooth_loss", "good")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The constants of the method; the defaults serve every task they were tried on (docs/method.md).
-
-    Args:
-        meta_lr: κ; 0 holds the rate.
-        start: c.
-        weight_decay: λ at first, in units of rms(Δ(1)) / rms(θ); 0 for none.
-        factor: of the hypothetical rate over the real one.
-        pull: the part of the way that the hypothetical run goes back to the real one after each step.
-
-    Raises:
-        ValueError: one is out of range.
-    """
-
-    meta_lr: float = 2.0
-    start: float = 0.03
-    weight_decay: float = 0.005
-    factor: float = 2.0
-    pull: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("meta_lr", "weight_decay"):
-            _require(name, 0 <= getattr(self, name) < math.inf, "0 or more, and finite", getattr(self, name))
-        _require("start", 0 < self.start < math.inf, "positive and finite", self.start)
-        _require("factor", 0 < self.factor < math.inf and self.factor != 1, "positive, finite, and not 1", self.factor)
-        _require("pull", 0 <= self.pull <= 1, "between 0 and 1", self.pull)
 
 
 class Adaptation:
@@ -211,8 +182,3 @@ class Adaptation:
         for name in STATE:
             setattr(self, name, state[name])
         self.twin.load_state_dict(state["twin"])
-
-
-def _require(name: str, true: bool, what: str, got: float) -> None:
-    if not true:
-        raise ValueError(f"{name} must be {what}, got {got}.")
