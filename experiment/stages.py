@@ -58,8 +58,8 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """What its runs are called."""
-        return f"{self.row}: {self.column}" if self.column else self.row
+        """What its runs are called; a colon would make a mapping of it on the command line."""
+        return f"{self.row}, {self.column}" if self.column else self.row
 
     def job(self, seed: int, studies: dict[Study, list[FrozenTrial]]) -> Job:
         """Return a run of it."""

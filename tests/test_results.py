@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 import results
 from experiment import options, publication, stages
@@ -35,6 +36,14 @@ def test_a_table_goes_into_every_document_that_has_its_place(tmp_path: Path) -> 
     publication.publish("main", "new\n", [with_place, without])
     assert with_place.read_text() == "x\n<!-- main: begin -->\nnew\n<!-- main: end -->\ny\n"
     assert without.read_text() == "z\n"
+
+
+@pytest.mark.parametrize("stage", stages.STAGES)
+def test_the_runs_of_a_stage_have_names_of_their_own_that_the_command_line_takes(stage: str, tmp_path: Path) -> None:
+    cells = stages.cells(stages.STAGES[stage], stages.Scale(10, 3, 20, tmp_path))
+    names = [(cell.label, cell.data_seed, cell.options) for cell in cells]
+    assert len({(name, data_seed) for name, data_seed, _ in names}) == len(names)
+    assert all(isinstance(yaml.safe_load(name), str) for name, _, _ in names if not name.isdigit())
 
 
 def test_every_stage_has_its_place_in_the_document() -> None:
