@@ -51,7 +51,11 @@ def tables(stage: dict[str, Any], runs: pd.DataFrame, trials: int) -> str:
     text = paired_table(runs, stage.get("base", "meta"), tuning(stage, trials))
     if "courses" in stage:
         text += f"\n\n{grid(runs[runs.arm.isin(stage['courses'])], ['val_loss', 'test_loss', 'rates'])}"
-    return f"{text}\n\n{readings(runs, list(tuning(stage, trials)))}" if stage.get("claim") else text
+    return (
+        f"{text}\n\n{readings(runs, [row for row, said in stage['rows'].items() if said.get('tune') is True])}"
+        if stage.get("claim")
+        else text
+    )
 
 
 def tuning(stage: dict[str, Any], trials: int) -> dict[str, int]:

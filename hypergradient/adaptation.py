@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hypergradient.processes import mean_over_processes
 from hypergradient.settings import Settings
 from hypergradient.start import weights_per_step
 from hypergradient.support import check_supported
-from hypergradient.twin import Twin, trained
+from hypergradient.twin import Twin
 
 EVERY = 16  # steps from look to look, where the rate does not move more often
 DELAY = 20  # steps, in the clock of the moves
@@ -39,7 +40,7 @@ class Adaptation:
 
     Args:
         network: of the run.
-        optimizer: any that `check_supported` takes, without a weight decay of its own.
+        optimizer: any that `check_supported` takes; with a weight decay of its own only where `settings` have none.
         settings: the constants.
         average: the network at the averaged weights A, which the caller keeps; None: A is θ.
         window: the part of the run that A averages; 0: A is θ.
@@ -50,7 +51,7 @@ class Adaptation:
         looks, rewound: how many there were.
 
     Raises:
-        ValueError: the optimizer's step is not proportional to its learning rate.
+        ValueError: the optimizer's step is not proportional to its learning rate, or it has a weight decay of its own.
     """
 
     def __init__(
@@ -64,7 +65,8 @@ class Adaptation:
     ) -> None:
         check_supported(optimizer)
         self.settings = settings or Settings()
-        self.optimizer, self.average, self.length = optimizer, average or network, length
+        self.settings.check(optimizer)
+        self.network, self.optimizer, self.average, self.length = network, optimizer, average or network, length
         self.twin = Twin(network, optimizer, self.settings.factor, self.settings.pull, window)
         self.steps = self.looks = self.count = self.moves = self.moved_at = self.clock = self.rewound = 0
         self.tau, self.highest, self.climbing, self.weight_decay = 1, math.inf, False, self.settings.weight_decay
@@ -134,7 +136,7 @@ class Adaptation:
         self.tau, self.moved_at = tau, self.steps
         self._forget()
         if self.smooth_loss <= 1.1 * self.first_loss:
-            self.good = [p.detach().clone() for p in trained(self.average)]
+            self.good = [p.detach().clone() for p in self._state(self.average)]
 
     def _forget(self) -> None:
         self.sums, self.count = torch.zeros_like(self.sums), 0
@@ -149,24 +151,29 @@ class Adaptation:
         """Take it away, before the optimizer's step."""
         torch._foreach_mul_(self.twin.real, 1 - self.decay)
 
-    def step(self, loss: float, hypothetical_loss: Callable[[nn.Module], Tensor]) -> None:
+    def step(self, loss: float | Tensor, hypothetical_loss: Callable[[nn.Module], Tensor]) -> None:
         """Take the hypothetical step, after the real one.
 
         loss: of the real step's batch, before it. hypothetical_loss: of a network, on a part of that batch, 0-d.
         """
         self.twin.step(hypothetical_loss, self.decay)
         self.steps += 1
+        [mean] = mean_over_processes([torch.as_tensor(loss)])
         if self.steps <= BEGINNING:
-            self.first_loss += (loss - self.first_loss) / self.steps
+            self.first_loss += (float(mean) - self.first_loss) / self.steps
             self.smooth_loss = self.first_loss
         else:
-            self.smooth_loss += 0.1 * (loss - self.smooth_loss)
+            self.smooth_loss += 0.1 * (float(mean) - self.smooth_loss)
         if self.good and not self.smooth_loss <= 1.2 * self.first_loss:
             self._rewind()
 
+    def _state(self, network: nn.Module) -> list[Tensor]:
+        return [*self.twin.trained(network), *network.buffers()]
+
     @torch.no_grad()
     def _rewind(self) -> None:
-        torch._foreach_copy_(self.twin.real, self.good)
+        for network in (self.network, self.average):
+            torch._foreach_copy_(self._state(network), self.good)
         self.optimizer.state.clear()
         self.twin.reset()
         self._set_rate(self.rate / 2)
@@ -180,5 +187,5 @@ class Adaptation:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; the learning rate itself is in the optimizer's state."""
         for name in STATE:
-            setattr(self, name, state[name])
+            setattr(self, name, copy.deepcopy(state[name]))
         self.twin.load_state_dict(state["twin"])

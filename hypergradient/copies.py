@@ -1,7 +1,7 @@
 """Copies of an optimizer for other parameters: what it would do can be asked without doing it."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -16,12 +16,17 @@ def copy_onto(optimizer: Optimizer, replaced: Mapping[Tensor, Tensor]) -> Optimi
     return copy.deepcopy(optimizer, memo)
 
 
-def states(optimizer: Optimizer, params: list[Tensor]) -> list[Tensor]:
-    """Return the optimizer's averages of what it has seen: the state tensors shaped like their parameter, in order."""
-    own = (optimizer.state.get(p, {}) for p in params)
-    return [
-        value
-        for p, state in zip(params, own, strict=True)
-        for value in state.values()
-        if isinstance(value, Tensor) and value.shape == p.shape and value.is_floating_point() and value.dim()
+def paired_states(
+    first: Optimizer, params: Sequence[Tensor], second: Optimizer, others: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return what two optimizers have averaged of the same parameters: the state tensors of a parameter's shape.
+
+    Of a parameter that only one of them has moved so far, there is nothing to pair.
+    """
+    pairs = [
+        (value, second.state[q][name])
+        for p, q in zip(params, others, strict=True)
+        for name, value in first.state.get(p, {}).items()
+        if isinstance(value, Tensor) and value.dim() and value.shape == p.shape and name in second.state.get(q, {})
     ]
+    return [a for a, _ in pairs], [b for _, b in pairs]

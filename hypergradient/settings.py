@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from torch.optim import Optimizer
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -28,3 +30,15 @@ class Settings:
         ):
             if not true:
                 raise ValueError(f"{name} must be {what}, got {getattr(self, name)}.")
+
+    def check(self, optimizer: Optimizer) -> None:
+        """Refuse a second weight decay.
+
+        Raises:
+            ValueError: the optimizer has one of its own.
+        """
+        if self.weight_decay and any(group.get("weight_decay") for group in optimizer.param_groups):
+            raise ValueError(
+                f"{type(optimizer).__name__} has a weight decay of its own, beside the one that is adapted. Give it "
+                "weight_decay=0, or the method weight_decay 0."
+            )

@@ -53,20 +53,21 @@ def starting_rate(validation_loss: Callable[[], Tensor], optimizer: Optimizer) -
 def weights_per_step(optimizer: Optimizer) -> float:
     """Return rms(θ) / rms(Δ(1)): the learning rate at which one step would be as long as the weights.
 
-    From the gradients that the parameters have, and of matrices alone: biases may be zero. rms(θ) is the geometric mean
-    over the matrices, by size. Groups keep the ratios of their rates. Nothing is changed.
+    From the gradients that the parameters have, of matrices that are not zero: biases, and what begins at zero, have no
+    scale. rms(θ) is the geometric mean over the matrices, by size. Groups keep the ratios of their rates. Nothing is
+    changed.
 
     Raises:
         ValueError: no matrix has a gradient, or all of them are zero.
     """
     params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     settled = _settled_step(optimizer, params, tuple(p.grad for p in params if p.grad is not None))
-    pairs = [(p.detach(), d) for p, d in zip(params, settled, strict=True) if p.dim() > 1]
+    pairs = [(p.detach(), d) for p, d in zip(params, settled, strict=True) if p.dim() > 1 and p.any()]
     size = sum(p.numel() for p, _ in pairs)
     length = math.sqrt(sum(float(d.square().sum()) for _, d in pairs) / max(1, size))
     if not 0 < length < math.inf:
-        raise ValueError("No weight matrix has a finite gradient other than zero, so there is no step to scale.")
-    logs = sum(p.numel() * 0.5 * math.log(float(p.square().mean().clamp(min=1e-30))) for p, _ in pairs)
+        raise ValueError("No weight matrix has a scale: all of them, or their gradients, are zero or not finite.")
+    logs = sum(p.numel() * 0.5 * math.log(float(p.square().mean())) for p, _ in pairs)
     return math.exp(logs / size) / length
 
 
@@ -81,10 +82,10 @@ def _settled_step(optimizer: Optimizer, params: list[Tensor], gradient: tuple[Te
     first = float(optimizer.param_groups[0]["lr"])
     for group in probe_optimizer.param_groups:
         group.update(lr=group["lr"] / first, weight_decay=0.0)
-    for probe, g in zip(probes, gradient, strict=True):
-        probe.grad = g
     for _ in range(SETTLING):
         before = [probe.clone() for probe in probes]
+        for probe, g in zip(probes, gradient, strict=True):
+            probe.grad = g.clone()  # Nesterov's step may add to it
         probe_optimizer.step()
     return [probe - b for probe, b in zip(probes, before, strict=True)]
 

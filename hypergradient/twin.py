@@ -13,6 +13,7 @@ mistake noise for curvature.
 """
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,14 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hypergradient.copies import copy_onto, states
+from hypergradient.copies import copy_onto, paired_states
 from hypergradient.processes import mean_over_processes
 from hypergradient.trace import no_trace
-
-
-def trained(network: nn.Module) -> list[Tensor]:
-    """Return the parameters that training moves."""
-    return [p for p in network.parameters() if p.requires_grad]
 
 
 class Twin:
@@ -45,11 +41,17 @@ class Twin:
         self, network: nn.Module, optimizer: Optimizer, factor: float = 2.0, pull: float = 0.1, window: float = 0.1
     ) -> None:
         self.real_optimizer, self.factor, self.pull, self.window = optimizer, factor, pull, window
-        self.network = copy.deepcopy(network)
-        self.real, self.own = trained(network), trained(self.network)
+        self.source, self.network = network, copy.deepcopy(network)
+        moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self.mask = [p.requires_grad and id(p) in moved for p in network.parameters()]
+        self.real, self.own = self.trained(network), self.trained(self.network)
         self.optimizer = copy_onto(optimizer, dict(zip(self.real, self.own, strict=True)))
         self.difference = [torch.zeros_like(p) for p in self.real]
         self.steps = 0
+
+    def trained(self, network: nn.Module) -> list[Tensor]:
+        """Return the parameters, of the network or of a copy of it, that the optimizer moves."""
+        return [p for p, moved in zip(network.parameters(), self.mask, strict=True) if moved]
 
     def step(self, loss: Callable[[nn.Module], Tensor], decay: float = 0.0) -> None:
         """Take the hypothetical step, after the real one, and average the difference.
@@ -59,16 +61,17 @@ class Twin:
         """
         with torch.enable_grad(), torch.random.fork_rng(devices=[]):  # dropout: the real run's stream stays as it is
             gradients = torch.autograd.grad(loss(self.network), self.own, materialize_grads=True)
-        for q, g in zip(self.own, mean_over_processes(list(gradients)), strict=True):
-            q.grad = g
+        for p, q, g in zip(self.real, self.own, mean_over_processes(list(gradients)), strict=True):
+            q.grad = None if p.grad is None else g  # what the real step left alone
         for group, real in zip(self.optimizer.param_groups, self.real_optimizer.param_groups, strict=True):
             group["lr"] = self.factor * real["lr"]
         with torch.no_grad():
             torch._foreach_mul_(self.own, 1 - decay)
             self.optimizer.step()
             torch._foreach_lerp_(self.own, self.real, self.pull)
-            if own := states(self.optimizer, self.own):
-                torch._foreach_lerp_(own, states(self.real_optimizer, self.real), self.pull)
+            averages, real_averages = paired_states(self.optimizer, self.own, self.real_optimizer, self.real)
+            if averages:
+                torch._foreach_lerp_(averages, real_averages, self.pull)
             self.steps += 1
             weight = 1 / max(1.0, self.window * self.steps)
             torch._foreach_lerp_(self.difference, torch._foreach_sub(self.own, self.real), weight)
@@ -78,26 +81,26 @@ class Twin:
     ) -> tuple[Tensor, Tensor]:
         """Return the validation loss, 0-d, and its derivatives: along the rate and the decay, (2,) float64 on the CPU.
 
-            ⟨∇L_val(A), Z⟩       -⟨∇L_val(A), θ⟩
+            ⟨∇L_val(A), Z⟩       -⟨∇L_val(A), θ⟩            (the first with the other sign for a factor below 1)
 
         validation_loss: of a network, 0-d, on a validation batch. average: the network at A, same layout.
         """
-        params = trained(average)
+        params, up = self.trained(average), math.copysign(1.0, math.log(self.factor))
         with torch.enable_grad(), no_trace(average, batch_statistics=True):
             loss = validation_loss(average)
             gradients = torch.autograd.grad(loss, params, materialize_grads=True)
         with torch.no_grad():
             products = [
-                torch.stack([torch.sum(g * z), -torch.sum(g * p)])
+                torch.stack([up * torch.sum(g * z), -torch.sum(g * p)])
                 for g, z, p in zip(gradients, self.difference, self.real, strict=True)
             ]
             [h] = mean_over_processes([torch.stack(products).sum(0)])
-        return loss.detach(), h.double().cpu()
+        return loss.detach(), h.cpu().double()
 
     def reset(self) -> None:
         """Begin again where the real run stands, whose optimizer has been cleared."""
         with torch.no_grad():
-            torch._foreach_copy_(self.own, self.real)
+            torch._foreach_copy_([*self.own, *self.network.buffers()], [*self.real, *self.source.buffers()])
             torch._foreach_zero_(self.difference)
         self.optimizer.state.clear()
 

@@ -1,8 +1,10 @@
 """The learning rate adapted during the run: a hypothetical step beside each real one, looks at the validation loss."""
 
+import math
 from typing import Any, cast
 
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -45,15 +47,21 @@ class MetaModule(SupervisedModule):
         optimizer: OptimizerFactory = torch.optim.Adam,
     ) -> None:
         super().__init__(network, 1.0 if lr is None else lr, optimizer)
+        self.settings = Settings(meta_lr, start, weight_decay, factor, pull)
         if not 0 < part <= 1:
             raise ValueError(f"--model.part must be above 0 and at most 1, got {part}.")
         check_supported(self.inner_optimizer())
+        self.settings.check(self.inner_optimizer())
         self.given_lr, self.part = lr, part
-        self.settings = Settings(meta_lr, start, weight_decay, factor, pull)
         self.adaptation: Adaptation | None = None
         self.kept: dict[str, Any] = {}
         self.passes = 0.0  # forward-backward passes of a training batch, beside the plain ones
         self.automatic_optimization = False
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer; an adaptation that was there belongs to another."""
+        self.adaptation = None
+        return super().configure_optimizers()
 
     def training_step(self, batch: Pair, batch_idx: int) -> dict[str, Tensor | float]:
         """Move the rate, if it is time; take the real step and the hypothetical one; return what was seen."""
@@ -70,7 +78,10 @@ class MetaModule(SupervisedModule):
         seen |= {"lr": adaptation.rate, "decay": adaptation.decay}
         adaptation.shrink()
         optimizer.step()
-        adaptation.step(float(loss.detach()), lambda network: _loss(network, self._part(batch["train"])))
+        rewound = adaptation.rewound
+        adaptation.step(loss.detach(), lambda network: _loss(network, self._part(batch["train"])))
+        if adaptation.rewound > rewound:  # mended: what watches for divergence is not to see it
+            seen["loss"] = self.losses[-1] = torch.full_like(loss.detach(), adaptation.first_loss)
         return seen
 
     def _part(self, batch: Batch) -> Batch:
@@ -84,12 +95,12 @@ class MetaModule(SupervisedModule):
         """Start from the first batch's gradients, or go on from the checkpoint."""
         averages = [own for own in self.trainer.callbacks if hasattr(own, "average")]  # type: ignore[attr-defined]
         average, window = (averages[0].average.network, averages[0].window) if averages else (self.network, 0.0)
-        epochs, batches = self.trainer.max_epochs or -1, self.trainer.num_training_batches
-        length = self.trainer.max_steps if self.trainer.max_steps > 0 else max(0, int(epochs * batches))
+        ends = (self.trainer.max_steps, (self.trainer.max_epochs or -1) * self.trainer.num_training_batches)
+        length = int(min((end for end in ends if 0 < end < math.inf), default=0))
         self.adaptation = Adaptation(self.network, optimizer, self.settings, average, window, length)
         if self.kept:
             self.adaptation.load_state_dict(self.kept)
-        elif self.adaptation.begin(self.given_lr):
+        elif self.adaptation.begin(self.given_lr) and self.trainer.is_global_zero:
             print(f"--model.lr {self.given_lr:g} is lowered to {self.adaptation.rate:.3g}, where this method starts")
         return self.adaptation
 
@@ -101,7 +112,7 @@ class MetaModule(SupervisedModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the state of the adaptation too."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["adaptation"] = self.adaptation.state_dict() if self.adaptation else {}
+        checkpoint["adaptation"] = self.adaptation.state_dict() if self.adaptation else self.kept
         checkpoint["passes"] = self.passes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

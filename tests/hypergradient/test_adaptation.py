@@ -69,7 +69,7 @@ def test_at_the_unit_rate_a_step_is_as_long_as_the_weights(factory: type[Optimiz
 
 
 def test_a_network_without_gradients_has_no_unit_rate() -> None:
-    with pytest.raises(ValueError, match="No weight matrix has a finite gradient other than zero"):
+    with pytest.raises(ValueError, match="No weight matrix has a scale"):
         weights_per_step(with_gradients(torch.optim.SGD, network(), 0.0))
 
 
@@ -115,14 +115,38 @@ def test_a_run_whose_loss_grows_goes_back_to_its_good_average_at_half_the_rate()
     adaptation, _ = adapt(steps=60)
     good, rate = [p.clone() for p in adaptation.good], adaptation.rate
     with torch.no_grad():
-        for p in adaptation.twin.real:
+        for p in [*adaptation.twin.real, *adaptation.average.parameters()]:
             p.mul_(float("nan"))
     adaptation.step(float("nan"), lambda network: loss(network, slice(0, 16)))
     assert adaptation.rewound == 1
     assert adaptation.rate == rate / 2
     assert all(torch.equal(p, g) for p, g in zip(adaptation.twin.real, good, strict=True))
     assert all(torch.equal(p, g) for p, g in zip(adaptation.twin.own, good, strict=True))
+    assert all(torch.equal(p, g) for p, g in zip(adaptation.average.parameters(), good, strict=True))
     assert not adaptation.optimizer.state
+
+
+def test_what_begins_at_zero_does_not_scale_the_start() -> None:
+    net = network()
+    whole = weights_per_step(with_gradients(torch.optim.Adam, nn.Sequential(net[0]), 1.0))
+    nn.init.zeros_(net[2].weight)  # type: ignore[arg-type]
+    assert weights_per_step(with_gradients(torch.optim.Adam, net, 1.0)) == pytest.approx(whole, rel=1e-4)
+
+
+def test_the_gradients_stay_as_they_are() -> None:
+    net = network()
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    weights_per_step(torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True, foreach=True))
+    assert all(torch.equal(p.grad, torch.ones_like(p)) for p in net.parameters() if p.grad is not None)
+
+
+def test_a_second_weight_decay_is_refused_unless_the_first_is_off() -> None:
+    net = network()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="AdamW has a weight decay of its own"):
+        Adaptation(net, optimizer)
+    Adaptation(net, optimizer, Settings(weight_decay=0.0))
 
 
 def test_a_look_that_is_not_finite_moves_nothing() -> None:

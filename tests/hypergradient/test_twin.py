@@ -121,3 +121,36 @@ def test_a_twin_goes_on_from_its_state() -> None:
     resumed.load_state_dict(state[2])
     steps(resumed, 3)
     assert all(torch.equal(a, b) for a, b in zip(whole.difference, resumed.difference, strict=True))
+
+
+def test_a_hypothetical_rate_above_and_one_below_agree_on_the_sign() -> None:
+    seen = []
+    for factor in (0.5, 2.0):
+        net = problem.network()
+        optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)
+        twin = Twin(net, optimizer, factor=factor)
+        for step in range(5):
+            problem.backward(net, optimizer, step)
+            optimizer.step()
+            twin.step(lambda network, step=step: problem.loss(network, problem.TRAIN, step))  # type: ignore[misc]
+        seen.append(twin.hypergradients(lambda network: problem.loss(network, problem.VAL), net)[1][0].item())
+    assert seen[0] < 0  # the rate is far too small
+    assert seen[1] < 0
+
+
+@pytest.mark.parametrize("name", ["Adam", "SGD-momentum"])
+def test_parameters_without_a_gradient_or_of_nobody_stay_where_they_are(name: str) -> None:
+    torch.manual_seed(0)
+    net = nn.ModuleDict({part: nn.Linear(3, 3) for part in ("used", "unused", "frozen", "nobodys")})
+    net["frozen"].requires_grad_(False)
+    optimizer = SUPPORTED[name]([*net["used"].parameters(), *net["unused"].parameters(), *net["frozen"].parameters()])
+    twin, x = Twin(net, optimizer), torch.ones(4, 3)
+    before = copy.deepcopy(net.state_dict())
+    for _ in range(3):
+        optimizer.zero_grad()
+        net["used"](x).square().mean().backward()
+        optimizer.step()
+        twin.step(lambda network: network["used"](x).square().mean(), decay=0.1)  # type: ignore[index]
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key]) == (not key.startswith("used")), key
+    assert len(twin.own) == 4

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from callbacks import TailAverage
+from callbacks import StopOnDivergence, TailAverage
 from experiment.training import train
 from lightning_modules import MLP, MetaModule, SupervisedModule
 from tests.lightning_modules.test_one_step import Rates, fit, network, same
@@ -78,6 +79,43 @@ def test_the_passes_count_the_hypothetical_steps_and_the_looks() -> None:
     run = train(["--optimizer", "meta", *SHORT, "--data.val_batch_size=100"])  # 20 steps an epoch
     [(_, passes)] = history(str(run.run_id), "passes")
     assert passes == pytest.approx(80 * 0.375 + run.model.adaptation.looks * 100 / 200)
+
+
+def test_a_run_whose_weights_are_spoilt_goes_on_from_its_good_average(tmp_path: Path) -> None:
+    """A NaN in mid-run, under the callback that ends runs which diverge."""
+
+    class Spoil(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.global_step == 30:
+                with torch.no_grad():
+                    pl_module.network[0].weight.fill_(float("nan"))
+
+    meta = MetaModule(MLP())
+    fitting = fit(meta, tmp_path, max_epochs=8, callbacks=[Spoil(), TailAverage(), StopOnDivergence()])
+    assert meta.adaptation is not None
+    assert (meta.adaptation.rewound, fitting.global_step) == (1, 64)
+    assert all(p.isfinite().all() for p in meta.parameters())
+
+
+def test_a_checkpoint_between_loading_and_the_first_step_keeps_the_adaptation(tmp_path: Path) -> None:
+    meta, resumed = MetaModule(MLP()), MetaModule(MLP())
+    fit(meta, tmp_path)
+    saved: dict[str, Any] = {}
+    checkpoint: dict[str, Any] = {}
+    meta.on_save_checkpoint(saved)
+    resumed.on_load_checkpoint(saved)
+    resumed.on_save_checkpoint(checkpoint)
+    assert checkpoint["adaptation"]["steps"] == 16
+
+
+def test_a_second_fit_begins_anew(tmp_path: Path) -> None:
+    meta = MetaModule(MLP())
+    fit(meta, tmp_path / "first")
+    first = meta.adaptation
+    fitting = fit(meta, tmp_path / "second")
+    assert meta.adaptation is not first
+    assert meta.adaptation is not None
+    assert meta.adaptation.optimizer is fitting.optimizers[0]
 
 
 def test_without_an_average_the_weights_themselves_are_looked_at(tmp_path: Path) -> None:
