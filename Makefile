@@ -20,10 +20,10 @@ tune: .venv/installed  ## set up, then tune Adam's rate, 20 Optuna trials
 compare: .venv/installed  ## set up, then train the headline arms on 5 seeds and set them side by side
 	$(BIN)/python compare.py --seeds 5
 
-original: .venv/installed  ## set up, then repeat the published experiment (docs/original.md), 3 minutes
+original: .venv/installed  ## set up, then repeat the published experiment (docs/original.md), 5 minutes
 	$(BIN)/python results.py --stages original readings
 
-results: .venv/installed  ## set up, then remake every figure and number of the documents (hours; goes on where it was)
+results: .venv/installed  ## set up, then remake every table and figure of the documents (hours; goes on where it was)
 	$(BIN)/python results.py
 
 .venv/peers: .venv/installed benchmarks/requirements.txt

@@ -1,4 +1,4 @@
-"""Every figure and number of the README and docs/method.md, from nothing: `make results`. Stopped, it goes on."""
+"""Every table and figure of docs/results.md, docs/original.md and the README: `make results`. Stopped, it goes on."""
 
 import argparse
 from pathlib import Path

@@ -1,13 +1,13 @@
 """The learning rate and the weight decay adapted during the run, by looks at a hypothetical run beside it.
 
-start        α = c · rms(θ) / rms(Δ(1))        low: about a tenth of what a run bears, whatever network and optimizer
+start        α = c · rms(θ) / rms(Δ(1))        low, whatever network and optimizer
 each step    θ ← (1 - αλ) θ + Δ(α; g)          and the hypothetical step (`hypergradient.twin`)
 looks        h = ⟨∇L_val(A), Z⟩                 each 16 steps; their mean moves the rate
 moves        log α ← log α - κ · log((t + 20) / (t' + 20)) · h / rms(h)     each time t has grown by a tenth, from t'
              log λ ← log λ - (t - t') / max(t, T/4) · h_λ / rms(h_λ),      h_λ = -αλ ⟨∇L_val(A), θ⟩
 guard        smoothed loss above 1.2 × that of the first steps, or not finite: back to the last good A, at α/2
 
-rms is that of about the last ten moves; the 20 are the steps that the hypothetical run needs before it means anything.
+rms is that of about the last ten moves, and h / rms(h) is cut at ±2; the 20 are the steps that the hypothetical run needs before it means anything.
 A given rate below the start is doubled after each step whose look says that a larger one is better, until it is there.
 A higher one is lowered to it: what steps that are far too long do to a network is not undone, and not seen from where
 it leads.

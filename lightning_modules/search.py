@@ -77,7 +77,7 @@ class SearchModule(SupervisedModule):
         if processes > 1:
             raise MisconfigurationException(
                 f"--trainer.devices must be 1: {type(self).__name__} trains its stretches in one process. In several, "
-                "take --optimizer meta_onestep, or `replay` the schedule that one process found."
+                "take --optimizer meta, or `replay` the schedule that one process found."
             )
 
     def on_train_start(self) -> None:
