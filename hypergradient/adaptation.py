@@ -7,10 +7,10 @@ moves        log α ← log α - κ · log((t + 20) / (t' + 20)) · h / rms(h)  
              log λ ← log λ - (t - t') / max(t, T/4) · h_λ / rms(h_λ),      h_λ = -αλ ⟨∇L_val(A), θ⟩
 guard        smoothed loss above 1.2 × that of the first steps, or not finite: back to the last good A, at α/2
 
-rms is that of about the last ten moves, and h / rms(h) is cut at ±2; the 20 are the steps that the hypothetical run needs before it means anything.
-A given rate below the start is doubled after each step whose look says that a larger one is better, until it is there.
-A higher one is lowered to it: what steps that are far too long do to a network is not undone, and not seen from where
-it leads.
+rms is that of about the last ten moves, and h / rms(h) is cut at ±2; the 20 are the steps that the hypothetical run
+needs before it means anything. A given rate below the start is doubled after each step whose look says that a larger
+one is better, until it is there. A higher one is lowered to it: what steps that are far too long do to a network is not
+undone, and not seen from where it leads.
 """
 
 import copy

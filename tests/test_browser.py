@@ -111,7 +111,9 @@ def test_a_run_shows_its_configuration(page: Page, made: Store) -> None:
     page.open(f"#/experiments/1/runs/{run.info.run_id}/artifacts")
     page.click("[artifact-name='config.yaml']")
     config = made.artifact(run.info.run_id, "config.yaml").decode()
-    soon(page, lambda: texts(page, "code.language-yaml"), [config.strip()])
+    soon(
+        page, lambda: [e.get_property("textContent").strip() for e in page.find("code.language-yaml")], [config.strip()]
+    )
 
 
 @pytest.mark.parametrize(("name", "figure"), [("meta seed 1", "trajectory.png"), ("compare", "comparison.png")])
