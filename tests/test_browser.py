@@ -112,7 +112,9 @@ def test_a_run_shows_its_configuration(page: Page, made: Store) -> None:
     page.click("[artifact-name='config.yaml']")
     config = made.artifact(run.info.run_id, "config.yaml").decode()
     soon(
-        page, lambda: [e.get_property("textContent").strip() for e in page.find("code.language-yaml")], [config.strip()]
+        page,
+        lambda: [str(e.get_property("textContent")).strip() for e in page.find("code.language-yaml")],
+        [config.strip()],
     )
 
 
