@@ -4,12 +4,14 @@ from callbacks.average import TailAverage
 from callbacks.checkpoint import LastCheckpoint
 from callbacks.config import SaveConfigArtifact
 from callbacks.divergence import DivergenceError, StopOnDivergence
+from callbacks.lr_find import FindLearningRate
 from callbacks.record import LogDataset, LogModel
 from callbacks.schedule_free import ScheduleFree
 from callbacks.trajectory import Trajectory
 
 __all__ = [
     "DivergenceError",
+    "FindLearningRate",
     "LastCheckpoint",
     "LogDataset",
     "LogModel",

@@ -19,6 +19,7 @@ STAGES = (
     "starts",
     "ablation",
     "tasks",
+    "grid",
     "rivals",
     "budget",
     "settings",

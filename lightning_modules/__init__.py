@@ -4,22 +4,30 @@ from lightning_modules.hypergradient_descent import HypergradientDescentModule
 from lightning_modules.meta import MetaModule
 from lightning_modules.networks import GRU, MLP, ConvNet
 from lightning_modules.one_step import OneStepModule
-from lightning_modules.schedules import Replay, linear, plateau
+from lightning_modules.rivals import Mechanic, Momo
+from lightning_modules.schedules import Replay, linear, one_cycle, plateau, warmup_cosine
 from lightning_modules.search import SearchModule
 from lightning_modules.search_decay import SearchDecayModule
 from lightning_modules.supervised import SupervisedModule
+from lightning_modules.transformers import ByteTransformer, VisionTransformer
 
 __all__ = [
     "GRU",
     "MLP",
+    "ByteTransformer",
     "ConvNet",
     "HypergradientDescentModule",
+    "Mechanic",
     "MetaModule",
+    "Momo",
     "OneStepModule",
     "Replay",
     "SearchDecayModule",
     "SearchModule",
     "SupervisedModule",
+    "VisionTransformer",
     "linear",
+    "one_cycle",
     "plateau",
+    "warmup_cosine",
 ]

@@ -1,10 +1,11 @@
 """LR schedules that torch's classes do not give from an optimizer and the number of steps alone."""
 
 import csv
+import math
 from pathlib import Path
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau
 
 
 def linear(optimizer: Optimizer, steps: int) -> LambdaLR:
@@ -15,6 +16,23 @@ def linear(optimizer: Optimizer, steps: int) -> LambdaLR:
 def plateau(optimizer: Optimizer, _steps: int) -> ReduceLROnPlateau:
     """A tenth of the rate where the validation loss has not fallen for 10 epochs: torch's defaults."""
     return ReduceLROnPlateau(optimizer)
+
+
+def warmup_cosine(optimizer: Optimizer, steps: int) -> LambdaLR:
+    """Up to the rate over a twentieth of the run, then down to 0 along a cosine."""
+    warm_up = max(1, steps // 20)
+
+    def factor(step: int) -> float:
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+    return LambdaLR(optimizer, factor)
+
+
+def one_cycle(optimizer: Optimizer, steps: int) -> OneCycleLR:
+    """Up to the rate and down again (Smith & Topin 2018, arXiv 1708.07120): torch's defaults."""
+    return OneCycleLR(optimizer, max_lr=[group["lr"] for group in optimizer.param_groups], total_steps=max(4, steps))
 
 
 class Replay(LambdaLR):

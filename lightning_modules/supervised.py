@@ -39,7 +39,7 @@ class SupervisedModule(LightningModule):
     """Training at a fixed or a scheduled learning rate: of cross-entropy, or of squared error where targets are floats.
 
     Args:
-        network: (batch, ...) inputs -> (batch, classes) logits, or (batch, 1) values.
+        network: (batch, ...) inputs -> (batch, ..., classes) logits, or (batch, 1) values.
         lr: the learning rate that the arm starts from, or keeps.
         optimizer: makes the optimizer from the parameters and the rate.
         schedule: makes an LR scheduler from the optimizer and the number of steps in the run; stepped every batch
@@ -126,7 +126,7 @@ class SupervisedModule(LightningModule):
 
     def predict_step(self, batch: tuple[Tensor], batch_idx: int) -> Tensor:
         """Return the class of each sample, (batch,) int64."""
-        return self(batch[0]).argmax(1)  # type: ignore[no-any-return]
+        return self(batch[0]).argmax(-1)  # type: ignore[no-any-return]
 
     def _evaluate(self, part: str, batch: Batch) -> None:
         x, y = batch
@@ -134,14 +134,18 @@ class SupervisedModule(LightningModule):
         if y.is_floating_point():
             quality = {"r2": r2_score(outputs.squeeze(1), y)}
         else:
-            accuracy = multiclass_accuracy(outputs, y, num_classes=outputs.shape[1], average="micro")
+            classes = outputs.shape[-1]
+            accuracy = multiclass_accuracy(outputs.reshape(-1, classes), y.flatten(), classes, average="micro")
             quality = {"accuracy": accuracy}
         metrics = {f"{part}/{name}": value for name, value in ({"loss": objective(outputs, y)} | quality).items()}
         self.log_dict(metrics, prog_bar=part == "val", batch_size=len(y), sync_dist=True)
 
 
 def objective(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean squared error where the targets are floats, else the mean cross-entropy, 0-d."""
+    """Return the mean squared error where the targets are floats, else the mean cross-entropy, 0-d.
+
+    outputs: (batch, 1), or (batch, ..., classes). targets: (batch,) float, or (batch, ...) int64.
+    """
     if targets.is_floating_point():
         return mse_loss(outputs.squeeze(1), targets)
-    return cross_entropy(outputs, targets)
+    return cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.flatten())

@@ -1,0 +1,22 @@
+"""Lightning's learning rate finder before the run: a rival of `meta`, as its users run it."""
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import LearningRateFinder
+
+
+class FindLearningRate(LearningRateFinder):
+    """Raise the rate over 100 steps, take it where the training loss falls most steeply, and start anew at that rate.
+
+    Optimizer and schedule are built again, so a schedule whose peak is the rate has the one found. What the steps cost
+    is logged as `passes`. A run that goes on from a checkpoint has its rate.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the rate."""
+        if trainer.ckpt_path:
+            return
+        super().on_fit_start(trainer, pl_module)
+        if self.optimal_lr is not None:  # none in a fast_dev_run
+            trainer.strategy.setup_optimizers(trainer)
+            if trainer.logger:
+                trainer.logger.log_metrics({"passes": len(self.optimal_lr.results["lr"])}, step=0)
