@@ -3,7 +3,7 @@
 from callbacks.average import TailAverage
 from callbacks.checkpoint import LastCheckpoint
 from callbacks.config import SaveConfigArtifact
-from callbacks.divergence import DivergenceError, StopOnDivergence
+from callbacks.divergence import DivergenceError, StopOnDivergence, not_finite
 from callbacks.lr_find import FindLearningRate
 from callbacks.record import LogDataset, LogModel
 from callbacks.schedule_free import ScheduleFree
@@ -20,4 +20,5 @@ __all__ = [
     "StopOnDivergence",
     "TailAverage",
     "Trajectory",
+    "not_finite",
 ]

@@ -7,6 +7,12 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 
+def ends(trainer: Trainer) -> bool:
+    """Return, at the end of an epoch, whether it is the last one."""
+    last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
+    return last or 0 < trainer.max_steps <= trainer.global_step
+
+
 class LastCheckpoint(ModelCheckpoint):
     """Keep the newest state of a run: written every few seconds, where the run breaks off, and when training ends.
 
@@ -25,15 +31,16 @@ class LastCheckpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write, if it is time; not where gradients accumulate, nor where validation is due: it would be skipped."""
-        between = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not trainer.is_last_batch
+        # a module that optimizes by hand accumulates by itself
+        accumulate = getattr(pl_module, "accumulate_grad_batches", trainer.accumulate_grad_batches)
+        between = (batch_idx + 1) % accumulate == 0 and not trainer.is_last_batch
         due = between and time.monotonic() - self.written >= self.seconds
         if trainer.strategy.reduce_boolean_decision(due, all=False):  # processes write together
             self._write(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write, if it is the last epoch."""
-        ends = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
-        if ends or 0 < trainer.max_steps <= trainer.global_step:
+        if ends(trainer):
             self._write(trainer)
 
     def _write(self, trainer: Trainer) -> None:

@@ -18,7 +18,8 @@ class StopOnDivergence(Callback):
     """Raise DivergenceError where the loss is not finite, or a thousand times the first one.
 
     Before that, the weights of the last validation are put back: the checkpoint holds finite ones. The losses are read
-    in every 16th step and at an epoch's end, all of them: the message names the step where it began.
+    in every 16th step and at an epoch's end, all of them: the message names the step where it began. What validation
+    finds must be finite too.
     """
 
     def __init__(self) -> None:
@@ -51,6 +52,11 @@ class StopOnDivergence(Callback):
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._keep_or_stop(trainer, pl_module)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at what validation found."""
+        if trainer.state.fn == "fit" and (found := not_finite(trainer)):
+            self._stop(pl_module, trainer.global_step, found)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the weights where there is no validation."""
         self._keep_or_stop(trainer, pl_module)
@@ -80,3 +86,9 @@ class StopOnDivergence(Callback):
         with torch.no_grad():
             pl_module.load_state_dict(self._weights)
         raise DivergenceError(f"Training diverged at step {step}: {reason}. Lower --model.lr (or --model.meta_lr).")
+
+
+def not_finite(trainer: Trainer) -> str | None:
+    """Say which of the metrics that the trainer holds is not finite."""
+    found = [f"{name} is {float(value):g}" for name, value in trainer.callback_metrics.items() if not value.isfinite()]
+    return ", ".join(found) or None

@@ -1,5 +1,7 @@
 """The learning rate of every step, in the logger."""
 
+import csv
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -7,18 +9,31 @@ from pytorch_lightning.loggers import MLFlowLogger
 
 from reporting.figures import line_figure
 
+MOST = 100  # points that wait to be handed over
+
 
 class Trajectory(Callback):
     """Record what `training_step` returns beside the loss: rate, and hypergradient and lookahead loss where there are.
 
-    A module that returns no `lr` is asked for its optimizer's. The points of an epoch go to the loggers at its end, and
-    when the run ends, however it ends. In the end the whole course is kept in MLflow as `schedule.csv` (step, lr,
-    decay), which `replay` reads.
+    A module that returns no `lr` is asked for its optimizer's. The points go to the loggers every hundred steps, at the
+    end of an epoch, and when the run ends, however it ends. With MLflow, `schedule.csv` (step, lr, decay) grows beside
+    the run's checkpoints, and is kept as its artifact in the end; `replay` reads it.
     """
 
     def __init__(self) -> None:
         self.points: list[tuple[int, dict[str, Any]]] = []
-        self.course: dict[int, dict[str, float]] = {}
+        self.steps = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the schedule, or go on after the steps that the run has, or the one whose checkpoint it was."""
+        self.steps = trainer.global_step
+        if file := _schedule(trainer):
+            waiting = self.points[0][0] if self.points else self.steps + 1
+            source = file if file.exists() or not trainer.ckpt_path else Path(trainer.ckpt_path).parents[1] / file.name
+            rows = [row for row in _read(source) if int(row[0]) < waiting]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("w", newline="") as out:
+                csv.writer(out).writerows([["step", "lr", "decay"], *rows])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note the optimizer's rate before a schedule moves it."""
@@ -28,40 +43,63 @@ class Trajectory(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the step's scalars as they are: reading them here would wait for the device."""
+        if trainer.global_step == self.steps:  # gradients are accumulated
+            return
+        self.steps = trainer.global_step
         seen = {"lr": self._lr} | (outputs if isinstance(outputs, dict) else {})
         seen.pop("loss", None)
-        self.points.append((trainer.global_step, seen))
+        self.points.append((self.steps, seen))
+        if len(self.points) == MOST:
+            self._hand_over(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hand over the points of the epoch."""
-        self._log(trainer)
+        self._hand_over(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was recorded: the schedule of a run that was killed and went on is whole."""
-        return {"points": self.points, "course": self.course}
+        """Return the points that wait."""
+        return {"points": self.points}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        self.points, self.course = state_dict["points"], state_dict["course"]
+        """Go on with them."""
+        self.points = state_dict["points"]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Hand over what there is."""
-        self._log(trainer)
+        self._hand_over(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the rate against the step, and keep the schedule."""
-        self._log(trainer)
-        if trainer.is_global_zero and isinstance(trainer.logger, MLFlowLogger) and self.course:
-            client, run_id = trainer.logger.experiment, trainer.logger.run_id
-            rates = [seen["lr"] for seen in self.course.values()]
-            figure = line_figure({"learning rate": (list(self.course), rates)}, "step", "learning rate", log=True)
+        self._hand_over(trainer)
+        if (file := _schedule(trainer)) and (rows := _read(file)):
+            client, run_id = trainer.logger.experiment, trainer.logger.run_id  # type: ignore[union-attr]
+            course = [int(row[0]) for row in rows], [float(row[1]) for row in rows]
+            figure = line_figure({"learning rate": course}, "step", "learning rate", log=True)
             client.log_figure(run_id, figure, "trajectory.png")
-            lines = [f"{step},{seen['lr']!r},{seen.get('decay', 0.0)!r}\n" for step, seen in self.course.items()]
-            client.log_text(run_id, "step,lr,decay\n" + "".join(lines), "schedule.csv")
+            client.log_artifact(run_id, str(file))
 
-    def _log(self, trainer: Trainer) -> None:
-        points, self.points = self.points, []
-        for step, seen in points:
-            self.course[step] = {name: float(value) for name, value in seen.items()}
-            for logger in trainer.loggers:
-                logger.log_metrics(self.course[step], step)
+    def _hand_over(self, trainer: Trainer) -> None:
+        points, self.points = [(step, {k: float(v) for k, v in seen.items()}) for step, seen in self.points], []
+        for logger in trainer.loggers:
+            for step, seen in points:
+                logger.log_metrics(seen, step)
+        if points and (file := _schedule(trainer)):
+            with file.open("a", newline="") as out:
+                csv.writer(out).writerows(
+                    [step, repr(seen["lr"]), repr(seen.get("decay", 0.0))] for step, seen in points
+                )
+
+
+def _schedule(trainer: Trainer) -> Path | None:
+    """Return the file, beside the run's checkpoints; None without MLflow, and in other processes than the first."""
+    logger = trainer.logger
+    if not trainer.is_global_zero or not isinstance(logger, MLFlowLogger):
+        return None
+    return Path(str(logger.save_dir), str(logger.name), str(logger.run_id), "schedule.csv")
+
+
+def _read(file: Path) -> list[list[str]]:
+    if not file.exists():
+        return []
+    with file.open(newline="") as lines:
+        return list(csv.reader(lines))[1:]

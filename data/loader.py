@@ -10,8 +10,8 @@ from torch import Tensor
 class TensorLoader:
     """Batches of tensors of equal length; the order of an epoch follows from `seed` and its number alone.
 
-    So two arms see the same batches, and a run resumed in mid-epoch goes on with the batch it would have had: Lightning
-    keeps `state_dict()` in the checkpoint.
+    So two arms see the same batches, and a run resumed in mid-epoch goes on with the batch it would have had: the
+    data module keeps `state_dict()` in the checkpoint.
 
     Args:
         tensors: each (samples, ...).
@@ -19,7 +19,6 @@ class TensorLoader:
         shuffle: draw a new order each epoch.
         seed: of the order.
         samples: an epoch's; beyond what there is another pass begins, reshuffled. Default: one pass.
-        epoch: that the first pass has; a run resumed between two epochs gets no `load_state_dict` from Lightning.
         share: (rank, processes): this process gets its part of every batch.
     """
 
@@ -30,12 +29,11 @@ class TensorLoader:
         shuffle: bool = False,
         seed: int = 0,
         samples: int | None = None,
-        epoch: int = 0,
         share: tuple[int, int] = (0, 1),
     ) -> None:
         self.tensors, self.batch_size, self.shuffle, self.seed = tensors, batch_size, shuffle, seed
         self.samples = samples or len(tensors[0])
-        self.epoch, self.position, (self.rank, self.processes) = epoch - 1, 0, share
+        self.epoch, self.position, (self.rank, self.processes) = -1, 0, share
         self._resume_at = 0
 
     def __len__(self) -> int:

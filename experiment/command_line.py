@@ -101,9 +101,13 @@ class CommandLine(LightningCLI):
         self.config = parser.parse_args(Parser.given)
         if self.command.trainer.max_epochs == 0:
             parser.error("--trainer.max_epochs must be 1 or more, got 0: nothing would be trained.")
-        path, keywords = self.command.ckpt_path, (None, "best", "last", "hpc")  # Lightning's own
-        if path not in keywords and not Path(path).is_file():
+        if self.command.trainer.get("limit_train_batches") == 0:
+            parser.error("--trainer.limit_train_batches must be above 0: nothing would be trained.")
+        path = self.command.ckpt_path  # not Lightning's words `best`, `last`, `hpc` either: they may begin anew, unsaid
+        if path and not Path(path).is_file():
             parser.error(f"--ckpt_path: there is no file {path}. A run prints where its checkpoint lies.")
+        if not path and self.config.subcommand != "fit":
+            parser.error(f"{self.config.subcommand} needs --ckpt_path: an untrained network says nothing.")
 
     def _parse_ckpt_path(self) -> None:
         """Take the model's configuration from the checkpoint; refuse one of another arm than the command line's."""

@@ -16,9 +16,10 @@ from mlflow.exceptions import MlflowException
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers.logger import DummyLogger
 
-from callbacks import DivergenceError, LogDataset, LogModel
+from callbacks import DivergenceError, LogDataset, LogModel, not_finite
 from experiment.command_line import CommandLine
 from experiment.presets import CONFIGS, DEFAULT_ARM, SUBCOMMANDS
+from experiment.rehearsal import check_checkpoint, rehearse
 from lightning_modules import SearchModule
 from tracking.links import how_to_see
 from tracking.logger import Tracker
@@ -76,6 +77,8 @@ class Run(CommandLine):
         files = [Path(str(file)) for file in command.config or []]
         arm = command.optimizer or next(file.stem for file in reversed(files) if file.parent.name != "tasks")
         torch.set_num_threads(command.threads)
+        self._hand_over("gradient_clip_val", None)
+        self._hand_over("accumulate_grad_batches", 1)
         self._dump_config()
         self.digest = digest(self.config_dump)
         if self.subcommand == "fit" and command.ckpt_path:
@@ -94,6 +97,12 @@ class Run(CommandLine):
             logger.init_args.run_name = logger.init_args.run_name or arm
             logger.init_args.tags = (logger.init_args.tags or {}) | tags
             logger.init_args.run_id = logger.init_args.run_id or goes_on
+
+    def _hand_over(self, option: str, default: Any) -> None:
+        """Give a module that optimizes by hand what the Trainer would refuse to do for it."""
+        own, trainer = self.command.model.init_args, self.command.trainer
+        if option in own and trainer[option] != default:
+            own[option], trainer[option] = trainer[option], default
 
     def instantiate_classes(self) -> None:
         """Build everything before a run begins; a value that a class refuses is the user's to mend."""
@@ -121,13 +130,23 @@ class Run(CommandLine):
         if tracker and "mlflow.parentRunId" in self.tags:
             close_broken_off(tracker.name, self.digest)
         try:
+            if subcommand == "fit":
+                rehearse(self.model, self.datamodule)
+            if path := self.command.ckpt_path:
+                check_checkpoint(Path(path), self.model, subcommand == "fit")
+        except ValueError as error:
+            self.parser.error(str(error))
+        try:
             super()._run_subcommand(subcommand)
+            if found := not_finite(self.trainer):
+                raise DivergenceError(f"{subcommand}: {found}. The weights, or the data, are at fault.")
         except MisconfigurationException as error:  # Lightning's, before anything ran
             self.parser.error(str(error))
         except DivergenceError as error:
             self.diverged = str(error)
             if tracker:
                 tracker.experiment.set_tag(tracker.run_id, "diverged", self.diverged)
+                tracker.experiment.set_terminated(tracker.run_id, "FAILED")
         except SystemExit:
             if not self.trainer.interrupted:
                 raise

@@ -45,6 +45,7 @@ class Adaptation:
         average: the network at the averaged weights A, which the caller keeps; None: A is θ.
         window: the part of the run that A averages; 0: A is θ.
         length: T, the steps of the whole run; 0 where it has no end.
+        clip: the norm to which the run clips its gradients; the hypothetical step's are clipped likewise.
 
     Attributes:
         twin: the hypothetical run.
@@ -62,12 +63,13 @@ class Adaptation:
         average: nn.Module | None = None,
         window: float = 0.0,
         length: int = 0,
+        clip: float | None = None,
     ) -> None:
         check_supported(optimizer)
         self.settings = settings or Settings()
         self.settings.check(optimizer)
         self.network, self.optimizer, self.average, self.length = network, optimizer, average or network, length
-        self.twin = Twin(network, optimizer, self.settings.factor, self.settings.pull, window)
+        self.twin = Twin(network, optimizer, self.settings.factor, self.settings.pull, window, clip)
         self.steps = self.looks = self.count = self.moves = self.moved_at = self.clock = self.rewound = 0
         self.tau, self.highest, self.climbing, self.weight_decay = 1, math.inf, False, self.settings.weight_decay
         # of the rate and of the decay: hypergradients summed since the last move, mean squares of those of the moves

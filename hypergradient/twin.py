@@ -35,12 +35,19 @@ class Twin:
         factor: of the hypothetical learning rate over the real one.
         pull: the part of the way back to the real run, after each step.
         window: the part of the run over which weights and differences are averaged.
+        clip: the norm to which gradients are clipped, as the real run's are; None for none.
     """
 
     def __init__(
-        self, network: nn.Module, optimizer: Optimizer, factor: float = 2.0, pull: float = 0.1, window: float = 0.1
+        self,
+        network: nn.Module,
+        optimizer: Optimizer,
+        factor: float = 2.0,
+        pull: float = 0.1,
+        window: float = 0.1,
+        clip: float | None = None,
     ) -> None:
-        self.real_optimizer, self.factor, self.pull, self.window = optimizer, factor, pull, window
+        self.real_optimizer, self.factor, self.pull, self.window, self.clip = optimizer, factor, pull, window, clip
         self.source, self.network = network, copy.deepcopy(network)
         moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self.mask = [p.requires_grad and id(p) in moved for p in network.parameters()]
@@ -63,6 +70,8 @@ class Twin:
             gradients = torch.autograd.grad(loss(self.network), self.own, materialize_grads=True)
         for p, q, g in zip(self.real, self.own, mean_over_processes(list(gradients)), strict=True):
             q.grad = None if p.grad is None else g  # what the real step left alone
+        if self.clip is not None:
+            nn.utils.clip_grad_norm_(self.own, self.clip)
         for group, real in zip(self.optimizer.param_groups, self.real_optimizer.param_groups, strict=True):
             group["lr"] = self.factor * real["lr"]
         with torch.no_grad():

@@ -1,5 +1,7 @@
 """Hypergradient descent (Baydin et al. 2018, arXiv 1703.04782): the strongest of the simple rivals."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -27,23 +29,32 @@ class HypergradientDescentModule(SupervisedModule):
     ) -> None:
         super().__init__(network, lr, optimizer)
         self.hyper_lr = hyper_lr
+        self.before: list[Tensor] = []
         self.last: list[Tensor] = []
 
     def training_step(self, batch: Pair, batch_idx: int) -> dict[str, Tensor | float]:
-        """Keep the weights: their change is the step."""
-        self.before = [p.detach().clone() for p in self.network.parameters()]
+        """Take the last step, at rate 1, from how the weights changed, and keep them."""
+        rate, params = self.trainer.optimizers[0].param_groups[0]["lr"], list(self.network.parameters())
+        pairs = zip(params, self.before, strict=True) if self.before else ()
+        self.last = [(p.detach() - before) / rate for p, before in pairs]
+        self.before = [p.detach().clone() for p in params]
         return super().training_step(batch, batch_idx)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Move the rate along the product of the gradient with the last step at rate 1."""
         if not self.last:
             return
-        products = [torch.sum(p.grad * u) for p, u in zip(self.network.parameters(), self.last, strict=True)]  # type: ignore[operator]
+        pairs = zip(self.network.parameters(), self.last, strict=True)
+        products = [torch.sum(p.grad * u) for p, u in pairs if p.grad is not None]
         for group in optimizer.param_groups:
             group["lr"] -= self.hyper_lr * float(sum(products))
 
-    def on_train_batch_end(self, outputs: object, batch: Pair, batch_idx: int) -> None:
-        """Keep the step at rate 1."""
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        pairs = zip(self.network.parameters(), self.before, strict=True)
-        self.last = [(p.detach() - before) / rate for p, before in pairs]
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the weights before the last step too."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["before"] = list(self.before)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with them."""
+        super().on_load_checkpoint(checkpoint)
+        self.before = list(checkpoint["before"])

@@ -29,6 +29,9 @@ class MetaModule(SupervisedModule):
         pull: the part of the way that the hypothetical run goes back to the real one after each step.
         part: of a batch, for the hypothetical step; at least 16 samples.
         optimizer: makes the optimizer from the parameters and the rate; without a weight decay of its own.
+        gradient_clip_val: the norm to which gradients are clipped, those of hypothetical steps too; None for none.
+        accumulate_grad_batches: batches whose gradients make a step. Under manual optimization Lightning leaves both to
+            the module; on the command line, the Trainer's options go here.
 
     Raises:
         ValueError: an argument is out of range, or the optimizer's step is not proportional to its rate.
@@ -45,14 +48,20 @@ class MetaModule(SupervisedModule):
         pull: float = 0.1,
         part: float = 0.375,
         optimizer: OptimizerFactory = torch.optim.Adam,
+        gradient_clip_val: float | None = None,
+        accumulate_grad_batches: int = 1,
     ) -> None:
         super().__init__(network, 1.0 if lr is None else lr, optimizer)
         self.settings = Settings(meta_lr, start, weight_decay, factor, pull)
         if not 0 < part <= 1:
             raise ValueError(f"--model.part must be above 0 and at most 1, got {part}.")
+        if accumulate_grad_batches < 1:
+            raise ValueError(f"--model.accumulate_grad_batches must be 1 or more, got {accumulate_grad_batches}.")
         check_supported(self.inner_optimizer())
         self.settings.check(self.inner_optimizer())
         self.given_lr, self.part = lr, part
+        self.gradient_clip_val, self.accumulate_grad_batches = gradient_clip_val, accumulate_grad_batches
+        self.parts: list[Batch] = []  # of the batches whose gradients make the step
         self.adaptation: Adaptation | None = None
         self.kept: dict[str, Any] = {}
         self.passes = 0.0  # forward-backward passes of a training batch, beside the plain ones
@@ -64,40 +73,54 @@ class MetaModule(SupervisedModule):
         return super().configure_optimizers()
 
     def training_step(self, batch: Pair, batch_idx: int) -> dict[str, Tensor | float]:
-        """Move the rate, if it is time; take the real step and the hypothetical one; return what was seen."""
+        """Add to the gradient; where the step is due, take it, and return what was seen."""
         optimizer = cast(Any, self.optimizers())
         loss = self.loss(batch["train"])
-        optimizer.zero_grad()
-        self.manual_backward(loss)
+        if not self.parts:
+            optimizer.zero_grad()
+        self.manual_backward(loss / self.accumulate_grad_batches)
         self.losses.append(loss.detach())
+        self.parts.append(self._part(batch["train"]))
+        if len(self.parts) < self.accumulate_grad_batches and not self.trainer.is_last_batch:
+            return {"loss": loss.detach()}
+        if self.gradient_clip_val is not None:
+            self.clip_gradients(optimizer, self.gradient_clip_val)
+        return {"loss": loss.detach()} | self._step(optimizer, batch, loss.detach())
+
+    def _step(self, optimizer: Any, batch: Pair, loss: Tensor) -> dict[str, Tensor | float]:
+        """Move the rate, if it is time; take the real step and the hypothetical one; return what was seen."""
         adaptation = self.adaptation or self._begin(optimizer.optimizer)
-        seen: dict[str, Any] = {"loss": loss.detach()}
+        seen: dict[str, Any] = {}
         if adaptation.due:
             seen |= adaptation.look(lambda network: _loss(network, batch["val"]))
-            self.passes += len(batch["val"][1]) / len(batch["train"][1])
+            self.passes += len(batch["val"][1]) / len(batch["train"][1]) / self.accumulate_grad_batches
         seen |= {"lr": adaptation.rate, "decay": adaptation.decay}
         adaptation.shrink()
         optimizer.step()
-        rewound = adaptation.rewound
-        adaptation.step(loss.detach(), lambda network: _loss(network, self._part(batch["train"])))
+        rewound, (x, y) = adaptation.rewound, (torch.cat(tensors) for tensors in zip(*self.parts, strict=True))
+        self.parts.clear()
+        adaptation.step(loss, lambda network: _loss(network, (x, y)))
         if adaptation.rewound > rewound:  # mended: what watches for divergence is not to see it
-            seen["loss"] = self.losses[-1] = torch.full_like(loss.detach(), adaptation.first_loss)
+            seen["loss"] = self.losses[-1] = torch.full_like(loss, adaptation.first_loss)
         return seen
 
     def _part(self, batch: Batch) -> Batch:
         x, y = batch
         least = -(-LEAST // self.trainer.world_size)  # of all processes together
         samples = min(len(y), max(least, int(self.part * len(y))))
-        self.passes += samples / len(y)
+        self.passes += samples / len(y) / self.accumulate_grad_batches
         return x[:samples], y[:samples]
 
     def _begin(self, optimizer: Optimizer) -> Adaptation:
         """Start from the first batch's gradients, or go on from the checkpoint."""
         averages = [own for own in self.trainer.callbacks if hasattr(own, "average")]  # type: ignore[attr-defined]
         average, window = (averages[0].average.network, averages[0].window) if averages else (self.network, 0.0)
-        ends = (self.trainer.max_steps, (self.trainer.max_epochs or -1) * self.trainer.num_training_batches)
+        batches = (self.trainer.max_epochs or -1) * self.trainer.num_training_batches
+        ends = (self.trainer.max_steps, batches / self.accumulate_grad_batches)
         length = int(min((end for end in ends if 0 < end < math.inf), default=0))
-        self.adaptation = Adaptation(self.network, optimizer, self.settings, average, window, length)
+        self.adaptation = Adaptation(
+            self.network, optimizer, self.settings, average, window, length, self.gradient_clip_val
+        )
         if self.kept:
             self.adaptation.load_state_dict(self.kept)
         elif self.adaptation.begin(self.given_lr) and self.trainer.is_global_zero:

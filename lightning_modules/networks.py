@@ -1,5 +1,7 @@
 """The networks of the comparison. Inputs are (batch, inputs) float32, outputs (batch, classes)."""
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 
@@ -12,10 +14,17 @@ class MLP(nn.Sequential):
         classes: outputs; 1 for a regression.
         layers: hidden layers; 0 for logistic regression.
         norm: None, "layer" or "batch": what stands before the ReLU of each hidden layer.
+        dropout: the part of each hidden layer that is dropped; 0 for none.
     """
 
     def __init__(
-        self, inputs: int = 40, hidden: int = 100, classes: int = 10, layers: int = 1, norm: str | None = None
+        self,
+        inputs: int = 40,
+        hidden: int = 100,
+        classes: int = 10,
+        layers: int = 1,
+        norm: Literal["layer", "batch"] | None = None,
+        dropout: float = 0.0,
     ) -> None:
         parts: list[nn.Module] = []
         for layer in range(layers):
@@ -23,6 +32,8 @@ class MLP(nn.Sequential):
             if norm:
                 parts.append({"layer": nn.LayerNorm, "batch": nn.BatchNorm1d}[norm](hidden))
             parts.append(nn.ReLU())
+            if dropout:
+                parts.append(nn.Dropout(dropout))
         super().__init__(*parts, nn.Linear(hidden if layers else inputs, classes))
 
 

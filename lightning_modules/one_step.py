@@ -80,7 +80,8 @@ class OneStepModule(SupervisedModule):
             lookahead_loss = self.loss(batch)
             h = hypergradient(lookahead_loss, optimizer, update).sum()
         h = self.trainer.strategy.reduce(h, reduce_op="mean")  # over processes: one rate for all
-        self._move(h, meta_optimizer.optimizer)  # unwrapped: a second Lightning step would count this batch twice
+        if h.isfinite():  # else the rate stays: a NaN in the meta-optimizer's state would stay too
+            self._move(h, meta_optimizer.optimizer)  # unwrapped: a second Lightning step would count this batch twice
         real_step(optimizer, update, self.scale() / scale)
         return {"lookahead_loss": lookahead_loss.detach(), "hypergradient": h, "lr": self.lr * self.scale()}
 

@@ -82,6 +82,7 @@ class SearchModule(SupervisedModule):
 
     def on_train_start(self) -> None:
         """Find the rate, unless the run is resumed: then the optimizer has it."""
+        super().on_train_start()
         self.require_one_process(self.trainer.world_size)
         if self.trainer.global_step:
             return

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from hypergradient import no_trace
 from lightning_modules.search import SearchModule
-from lightning_modules.supervised import Pair
+from lightning_modules.supervised import Batch, Pair
 
 
 class SearchDecayModule(SearchModule):
@@ -45,6 +45,7 @@ class SearchDecayModule(SearchModule):
         if not 0 <= meta_lr < 10:
             raise ValueError(f"--model.meta_lr must lie between 0 and 10, got {meta_lr}.")
         self.time_constant, self.meta_lr, self.every, self.batch_size = time_constant, meta_lr, every, 0
+        self.waiting: Batch | None = None  # the validation batch of the look that comes before the next step
         for name in ("k", "square", "log_scale"):  # buffers: checkpoints hold them
             self.register_buffer(name, torch.zeros(()))
 
@@ -58,15 +59,22 @@ class SearchDecayModule(SearchModule):
         steps = float(self.trainer.num_training_batches) / self.trainer.accumulate_grad_batches
         return float(self.log_scale.exp()) / (self.time_constant * steps)
 
-    def on_train_batch_end(self, outputs: Any, batch: Pair, batch_idx: int) -> None:
-        """Look, every so many samples, and move the decay."""
+    def training_step(self, batch: Pair, batch_idx: int) -> dict[str, Tensor | float]:
+        """Look, if it is time after the last step, and move the decay; then train."""
+        self._look()
         size = len(batch["train"][1])
-        batches = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1  # not steps: gradients may be accumulated
-        if not self.meta_lr or (batches * size) % self.every >= size:
-            return
-        h = self._hypergradient(batch)
         self.batch_size = max(self.batch_size, size)  # an epoch's last batch may be smaller: a pass is of a whole one
-        self.passes += len(batch["val"][1]) / self.batch_size
+        batches = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1  # not steps: gradients may be accumulated
+        if self.meta_lr and (batches * size) % self.every < size:
+            self.waiting = batch["val"]
+        return super().training_step(batch, batch_idx)
+
+    def _look(self) -> None:
+        if self.waiting is None:
+            return
+        h = self._hypergradient(self.waiting)
+        self.passes += len(self.waiting[1]) / self.batch_size
+        self.waiting = None
         self.k += 1
         self.square += 0.1 * (h**2 - self.square)
         rms = (self.square / (1 - 0.9**self.k)).sqrt()
@@ -74,15 +82,26 @@ class SearchDecayModule(SearchModule):
 
     def on_train_end(self) -> None:
         """Log the passes again: the looks are among them now."""
+        self._look()
         if self.logger:
             self.logger.log_metrics({"passes": self.passes}, step=self.trainer.global_step)
 
-    def _hypergradient(self, batch: Pair) -> Tensor:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is to be looked at too."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["look"] = self.waiting, self.batch_size
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with it."""
+        super().on_load_checkpoint(checkpoint)
+        self.waiting, self.batch_size = checkpoint["look"]
+
+    def _hypergradient(self, batch: Batch) -> Tensor:
         averages = [callback.average for callback in self.trainer.callbacks if hasattr(callback, "average")]  # type: ignore[attr-defined]
         average = averages[0] if averages else self
         params = [p for p in average.network.parameters() if p.requires_grad]
         with torch.enable_grad(), no_trace(average.network, batch_statistics=True):
-            gradient = torch.autograd.grad(average.loss(batch["val"]), params, materialize_grads=True)
+            gradient = torch.autograd.grad(average.loss(batch), params, materialize_grads=True)
         weights = (p.detach() for p in self.network.parameters() if p.requires_grad)
         pairs = zip(gradient, weights, strict=True)
         return -self.decay({}) * sum((torch.sum(g * p) for g, p in pairs), torch.zeros_like(self.k))

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch import Tensor
+from pytorch_lightning import Callback, LightningModule, Trainer
 
 from callbacks import TailAverage
 from experiment.training import train
@@ -19,13 +19,19 @@ def averaged(course: list[float], window: float) -> float:
 @pytest.mark.parametrize("window", [0.1, 0.5, 1.0])
 def test_the_average_is_the_one_of_the_formula(window: float) -> None:
     """window 1 is the plain mean of all."""
-    callback, course = TailAverage(window), torch.randn(50).tolist()
-    average: list[Tensor] = [torch.tensor(course[0])]
-    for steps, theta in enumerate(course[1:], 1):
-        callback._move(average, [torch.tensor(theta)], steps)
-    assert average[0].item() == pytest.approx(averaged(course, window), abs=1e-5)
+    course: list[float] = []
+
+    class Notes(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+            course.append(next(pl_module.parameters())[0, 0].item())
+
+    callback = TailAverage(window)
+    run = train(["--optimizer", "adam", "--model.lr=0.01", *SHORT], callbacks=[Notes(), callback])
+    average = next(run.model.parameters())[0, 0].item()
+    assert len(course) == 80
+    assert average == pytest.approx(averaged(course, window), abs=1e-6)
     if window == 1.0:
-        assert average[0].item() == pytest.approx(sum(course) / 50, abs=1e-5)
+        assert average == pytest.approx(sum(course) / 80, abs=1e-6)
 
 
 def test_what_is_validated_tested_and_saved_is_the_average() -> None:

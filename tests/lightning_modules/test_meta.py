@@ -129,3 +129,50 @@ def test_without_an_average_the_weights_themselves_are_looked_at(tmp_path: Path)
 def test_an_optimizer_that_cannot_be_adapted_is_refused_before_training() -> None:
     with pytest.raises(ValueError, match="Rprop cannot be adapted"):
         MetaModule(MLP(), optimizer=torch.optim.Rprop)
+
+
+def test_clipping_is_that_of_the_trainer_and_of_the_hypothetical_run_too() -> None:
+    """At 1/1000 of the gradients' norm, by SGD: the steps are all of one length."""
+    lr, clip = 1e-3, "--trainer.gradient_clip_val=0.001"
+    sgd = ["--model.optimizer=torch.optim.SGD", f"--model.lr={lr}", clip, *SHORT]
+    held = train(["--optimizer", "meta", *sgd, "--model.meta_lr=0", "--model.weight_decay=0", "--model.pull=0"])
+    plain = train(["--optimizer", "adam", *sgd])
+    weights = held.model.adaptation.network.state_dict()  # TailAverage has put A into it
+    current = torch.load(held.trainer.checkpoint_callback.best_model_path, weights_only=True)["current"]  # type: ignore[union-attr]
+    assert weights.keys() == plain.model.network.state_dict().keys()
+    assert all(
+        torch.equal(value, current[f"network.{name}"]) for name, value in plain.model.network.state_dict().items()
+    )
+    twin = held.model.adaptation.twin
+    apart = torch.cat([(a - b).flatten() for a, b in zip(twin.own, twin.real, strict=True)]).norm()
+    assert 0 < apart < 80 * 3 * lr * 0.001  # 80 steps; unclipped a thousand times as much
+
+
+def test_accumulated_batches_make_the_step_of_the_joined_batch() -> None:
+    def run(batch: int, times: int) -> Any:
+        held = ["--model.meta_lr=0", "--model.weight_decay=0", "--model.part=1", f"--data.batch_size={batch}"]
+        return train(["--optimizer", "meta", *SHORT, *held, f"--trainer.accumulate_grad_batches={times}"]).model
+
+    joined, halves = run(500, 1), run(250, 2)
+    assert halves.adaptation.steps == joined.adaptation.steps == 32
+    assert halves.adaptation.length == joined.adaptation.length == 32
+    for first, second in (
+        (joined.network, halves.network),
+        (joined.adaptation.twin.network, halves.adaptation.twin.network),
+    ):
+        torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=1e-4, atol=1e-5)
+    assert joined.passes == pytest.approx(32 + joined.adaptation.looks * 128 / 500)
+    assert halves.passes == pytest.approx(32 + halves.adaptation.looks * 128 / 500)
+
+
+def test_a_last_group_of_fewer_batches_is_a_step_too() -> None:
+    run = train(["--optimizer", "meta", *SHORT, "--data.batch_size=1500", "--trainer.accumulate_grad_batches=2"])
+    assert run.trainer.global_step == 8  # 3 batches an epoch
+    assert [step for step, _ in history(str(run.run_id), "lr")] == list(range(1, 9))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_other_precisions_train(precision: str) -> None:
+    run = train(["--optimizer", "meta", *SHORT, f"--trainer.precision={precision}"])
+    assert run.model.adaptation.moves > 5
+    assert run.test_metrics["test/loss"] < 2.2

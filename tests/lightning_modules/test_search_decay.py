@@ -152,7 +152,7 @@ def test_the_decays_hypergradient_is_the_finite_difference(tmp_path: Path) -> No
     average.load_state_dict(SearchDecayModule(MLP()).state_dict())  # A is another point than θ
     meta.double(), average.double()
     x, y = fitting.datamodule.val  # type: ignore[attr-defined]
-    batch = {"val": (x.double(), y)}
+    batch = (x.double(), y)
     point = [p.detach().clone() for p in average.network.parameters()]
 
     def loss(log_eta: float) -> float:
@@ -160,7 +160,7 @@ def test_the_decays_hypergradient_is_the_finite_difference(tmp_path: Path) -> No
         with torch.no_grad():
             for a, p, theta in zip(average.network.parameters(), point, meta.network.parameters(), strict=True):
                 a.copy_(p - eta * theta)
-            return float(average.loss(batch["val"]))
+            return float(average.loss(batch))
 
     finite = (loss(1e-6) - loss(-1e-6)) / 2e-6  # so little that no ReLU turns
     loss(0.0)  # A, one step on
