@@ -1,10 +1,12 @@
 """The checkpoint that a run leaves, and goes on from."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import MLFlowLogger
 
 
 def ends(trainer: Trainer) -> bool:
@@ -16,8 +18,9 @@ def ends(trainer: Trainer) -> bool:
 class LastCheckpoint(ModelCheckpoint):
     """Keep the newest state of a run: written every few seconds, where the run breaks off, and when training ends.
 
-    After a step, in mid-epoch: what an epoch logs at its end is then in the logger. (Lightning's own
-    `train_time_interval` does nothing under manual optimization, and does not write the end of a run.)
+    Says at the start where it lies, to a person who watches. After a step, in mid-epoch: what an epoch logs at its end
+    is then in the logger. (Lightning's own `train_time_interval` does nothing under manual optimization, and does not
+    write the end of a run.)
 
     Args:
         seconds: that may be lost when the process is killed.
@@ -26,6 +29,15 @@ class LastCheckpoint(ModelCheckpoint):
     def __init__(self, seconds: float = 5.0) -> None:
         super().__init__(save_on_exception=True)
         self.seconds, self.written = seconds, time.monotonic()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Become the one writer of the run, and say which it is."""
+        for logger in trainer.loggers:
+            if hasattr(logger, "hold"):
+                logger.hold()
+        if trainer.progress_bar_callback and trainer.is_global_zero and self.dirpath:
+            run = f"run {trainer.logger.run_id}, " if isinstance(trainer.logger, MLFlowLogger) else ""
+            print(f"{run}checkpoints in {self.dirpath}")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -50,3 +62,8 @@ class LastCheckpoint(ModelCheckpoint):
                     logger.flush()  # first: a run that goes on from here does not log again what came before
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
             self.written = time.monotonic()
+            if trainer.is_global_zero:
+                newest = Path(self.best_model_path)
+                for old in newest.parent.glob("*.ckpt"):  # the one that the run went on from, which Lightning keeps
+                    if old != newest:
+                        old.unlink(missing_ok=True)

@@ -15,7 +15,9 @@ class FindLearningRate(LearningRateFinder):
         """Find the rate."""
         if trainer.ckpt_path:
             return
+        typed = dict(pl_module.hparams)
         super().on_fit_start(trainer, pl_module)
+        pl_module.hparams.update(typed)  # the rate that was found is not the configuration's
         if self.optimal_lr is not None:  # none in a fast_dev_run
             trainer.strategy.setup_optimizers(trainer)
             if trainer.logger:

@@ -8,6 +8,7 @@ its heartbeat is missing.
 import functools
 import hashlib
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -149,12 +150,20 @@ def _take(job: tuple[optuna.Study, Work, float, bool]) -> None:
     if copied:
         study.sampler.reseed_rng()  # each process has a copy, which would propose the same
     waiting = study.get_trials(deepcopy=False, states=[TrialState.WAITING])
-    if waiting and time.time() < end:
-        study.optimize(functools.partial(_once, study, work), n_trials=1)
+    if not waiting or time.time() >= end:
+        return
+    taken: list[int] = []
+    try:
+        study.optimize(functools.partial(_once, study, work, taken), n_trials=1)
+    except ValueError:  # Optuna's, to whom the result is told of a trial that has ended
+        if not taken or study.get_trials(deepcopy=False)[taken[0]].state != TrialState.FAIL:
+            raise
+        print(f"trial {taken[0]} was taken over by another machine, as this one was not heard of", file=sys.stderr)
 
 
-def _once(study: optuna.Study, work: Work, trial: optuna.Trial) -> float:
+def _once(study: optuna.Study, work: Work, taken: list[int], trial: optuna.Trial) -> float:
     """Do a trial, unless another has its slot: machines that fill the queue at once fill it twice."""
+    taken.append(trial.number)
     trial.set_user_attr(BEGUN, True)  # the heart beats by now
     slot = trial.user_attrs.get("slot")  # None: the queue was empty by now
     others = study.get_trials(deepcopy=False)[: trial.number]

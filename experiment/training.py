@@ -23,7 +23,7 @@ from experiment.rehearsal import check_checkpoint, rehearse
 from lightning_modules import SearchModule
 from tracking.links import how_to_see
 from tracking.logger import Tracker
-from tracking.runs import close_broken_off, find_run, run_of
+from tracking.runs import close_broken_off, find_run, machine_tag, run_of
 from tracking.store import StoreError, client
 
 
@@ -52,10 +52,12 @@ def train(
 class Run(CommandLine):
     """A run as its command line says, with a test at the end of `fit`, kept in MLflow.
 
-    `run_id` is the MLflow run, `diverged` the message of a run that did, `test_metrics` what the test found.
+    `run_id` is the MLflow run, `goes_on` the one that broke off and is continued, `diverged` the message of a run that
+    did, `test_metrics` what the test found.
     """
 
     run_id: str | None = None
+    goes_on: str | None = None
     diverged: str | None = None
     test_metrics: Mapping[str, float] = MappingProxyType({})
 
@@ -73,7 +75,7 @@ class Run(CommandLine):
 
     def before_instantiate_classes(self) -> None:
         """Name the run after its arm and tag it."""
-        command, goes_on = self.command, None
+        command = self.command
         files = [Path(str(file)) for file in command.config or []]
         arm = command.optimizer or next(file.stem for file in reversed(files) if file.parent.name != "tasks")
         torch.set_num_threads(command.threads)
@@ -82,21 +84,25 @@ class Run(CommandLine):
         self._dump_config()
         self.digest = digest(self.config_dump)
         if self.subcommand == "fit" and command.ckpt_path:
-            goes_on = run_of(str(command.ckpt_path), self.digest)
-            if not goes_on:  # it begins with weights of another configuration: no run for `find_run`
+            self.goes_on = run_of(str(command.ckpt_path), self.digest)
+            if not self.goes_on:  # it begins with weights of another configuration: no run for `find_run`
                 self.digest += " from a checkpoint"
-        tags = {
-            "optimizer": arm,
-            "task": command.task or "mlp",
-            "seed": str(command.seed_everything),
-            "data_seed": str(command.data.init_args.get("seed", 0)),
-            "config": self.digest,
-        } | self.tags
+        tags = (
+            {
+                "optimizer": arm,
+                "task": command.task or "mlp",
+                "seed": str(command.seed_everything),
+                "data_seed": str(command.data.init_args.get("seed", 0)),
+                "config": self.digest,
+            }
+            | self.tags
+            | machine_tag()
+        )
         logger = command.trainer.logger
         if isinstance(logger, Namespace) and logger.class_path == "tracking.logger.Tracker":
             logger.init_args.run_name = logger.init_args.run_name or arm
             logger.init_args.tags = (logger.init_args.tags or {}) | tags
-            logger.init_args.run_id = logger.init_args.run_id or goes_on
+            logger.init_args.run_id = logger.init_args.run_id or self.goes_on
 
     def _hand_over(self, option: str, default: Any) -> None:
         """Give a module that optimizes by hand what the Trainer would refuse to do for it."""
@@ -134,7 +140,9 @@ class Run(CommandLine):
                 rehearse(self.model, self.datamodule)
             if path := self.command.ckpt_path:
                 check_checkpoint(Path(path), self.model, subcommand == "fit")
-        except ValueError as error:
+            if self.goes_on and tracker:
+                tracker.hold()
+        except (ValueError, StoreError) as error:
             self.parser.error(str(error))
         try:
             super()._run_subcommand(subcommand)

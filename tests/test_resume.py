@@ -2,6 +2,8 @@
 
 import random
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -82,6 +84,54 @@ def test_a_run_killed_at_random_steps_is_the_one_that_was_never_stopped(
     files = [path for path in checkpoints(store) if path.name == final.name]
     first, second = (torch.load(path, weights_only=True)["state_dict"] for path in files)
     assert all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+@pytest.mark.slow
+def test_a_run_has_one_writer(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that is suspended still has it; when it goes on, its run is whole."""
+    options = ["--config", str(arm(tmp_path, "meta")), QUIET, "--trainer.max_epochs=150"]
+    process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *options], stdout=subprocess.DEVNULL)
+    while not checkpoints(store):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(SystemExit, match="2"):
+        train([*options, f"--ckpt_path={checkpoints(store)[-1]}"])
+    process.send_signal(signal.SIGCONT)
+    assert "is being written, by another process on this machine" in capsys.readouterr().err
+    assert process.wait() == 0
+    [run] = runs()
+    assert run.info.status == "FINISHED"
+    assert [step for step, _ in history(run.info.run_id, "lr")] == list(range(1, 4801))
+
+
+def test_a_run_says_where_it_is_and_keeps_one_checkpoint(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--config", str(arm(tmp_path, "meta")), "--trainer.max_epochs=2"]
+    first = train(options)
+    [path] = checkpoints(store)
+    assert f"run {first.run_id}, checkpoints in {path.parent}" in capsys.readouterr().out
+    client().set_terminated(str(first.run_id), "KILLED")
+    kept = tmp_path / "kept.ckpt"
+    shutil.copy(path, kept)
+    longer = train([*options, f"--ckpt_path={path}"])
+    assert longer.run_id == first.run_id
+    assert len(checkpoints(store)) == 1
+    assert train([*options, f"--ckpt_path={kept}"]).run_id != first.run_id
+    assert kept.exists()
+
+
+def test_a_checkpoint_does_not_grow_with_the_run(tmp_path: Path) -> None:
+    """And the schedule is whole all the same, of the run that goes on in another run too."""
+    sizes, options = [], ["--config", str(arm(tmp_path, "meta")), QUIET]
+    for epochs in (1, 20):
+        run = train([*options, f"--trainer.max_epochs={epochs}"])
+        path = Path(run.trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+        sizes.append(path.stat().st_size)
+    assert sizes[1] <= sizes[0] + 1000
+    longer = train([*options, "--trainer.max_epochs=22", f"--ckpt_path={path}"])
+    schedule = Path(client().download_artifacts(str(longer.run_id), "schedule.csv")).read_text().splitlines()
+    assert [int(line.split(",")[0]) for line in schedule[1:]] == list(range(1, 22 * 32 + 1))
 
 
 def test_a_run_that_broke_off_goes_on_in_its_own_run_and_one_that_ended_does_not(store: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -113,6 +114,21 @@ def test_three_machines_share_a_tuning_and_each_trial_counts_once(site: Site) ->
     [parent] = site.runs("attributes.run_name = 'tune adam'")
     children = site.runs(f"tags.mlflow.parentRunId = '{parent.info.run_id}' and attributes.status = 'FINISHED'")
     assert {trial.user_attrs["run_id"] for trial in complete} <= {run.info.run_id for run in children}
+    assert not site.runs("attributes.status = 'RUNNING'")
+
+
+def test_a_machine_that_paused_goes_on_with_the_next_trial_and_nobody_ends_its_runs(site: Site) -> None:
+    """SIGSTOP until the others have its trial, then SIGCONT."""
+    options = ["--optimizer", "cosine_tuned", "--trials", "10", "--trainer.max_epochs=30"]
+    machines = [site.start(number, "tune.py", *options) for number in (10, 11)]
+    wait(lambda: len(site.study("tune cosine_tuned").get_trials(states=[TrialState.COMPLETE])) >= 2, site)
+    machines[0].send_signal(signal.SIGSTOP)
+    wait(lambda: bool(site.study("tune cosine_tuned").get_trials(states=[TrialState.FAIL])), site)
+    machines[0].send_signal(signal.SIGCONT)
+    assert [machine.wait(240) for machine in machines] == [0, 0], site.logs()
+    assert "was taken over by another machine" in site.logs()
+    complete = site.study("tune cosine_tuned").get_trials(states=[TrialState.COMPLETE])
+    assert sorted(trial.user_attrs["slot"] for trial in complete) == list(range(10))
     assert not site.runs("attributes.status = 'RUNNING'")
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Metric
@@ -9,6 +10,7 @@ from pytorch_lightning.loggers import MLFlowLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from tracking.delivery import LARGEST_BATCH, PatientClient, keep, send
+from tracking.lease import Lease
 from tracking.store import EXPERIMENT, artifact_dir, client, open_experiment, tracking_uri
 
 PATIENCE = 5.0, 60.0  # seconds that points may wait; and at most, while the store is away
@@ -38,6 +40,19 @@ class Tracker(MLFlowLogger):
         self.points: list[Metric] = []
         self.sent, self.patience = time.monotonic(), PATIENCE[0]
         self.kept = last_steps(run_id) if run_id else {}
+        self.lease: Lease | None = None
+
+    @rank_zero_only
+    def hold(self) -> None:
+        """Become the one writer of the run.
+
+        Raises:
+            StoreError: there is one.
+        """
+        if self.lease is None:
+            lease = Lease(str(self.run_id), Path(self.save_dir, self.name, str(self.run_id)))
+            lease.take()
+            self.lease = lease
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -53,6 +68,8 @@ class Tracker(MLFlowLogger):
     def flush(self) -> None:
         """Send what has waited; not named `save`, which Lightning calls after each epoch."""
         store, run_id = self.patient, str(self.run_id)
+        if self.lease:
+            store.attempt(self.lease.beat)
         while self.points and store.attempt(send, store, run_id, self.points[:LARGEST_BATCH]):
             del self.points[:LARGEST_BATCH]
         self.sent = time.monotonic()
@@ -69,6 +86,9 @@ class Tracker(MLFlowLogger):
         if self._checkpoint_callback:
             self._scan_and_log_checkpoints(self._checkpoint_callback)
         self.experiment.set_terminated(str(self.run_id), "FAILED" if status == "failed" else "FINISHED")
+        if self.lease:
+            self.lease.lock.release()
+            self.lease = None
 
     @property
     def save_dir(self) -> str:

@@ -1,5 +1,7 @@
 """What the store says of runs: the one that may stand for another, the one that goes on, the one that holds a sweep."""
 
+import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,12 @@ from mlflow.tracking.context.registry import resolve_tags
 from tracking.store import client, open_experiment
 
 GOES_ON = "attributes.status = 'RUNNING'"
+MACHINE = "HYPERGRADIENT_MACHINE"  # the environment variable that holds what a sweep's process and its workers share
+
+
+def machine_tag() -> dict[str, str]:
+    """Return the tag of a run that is begun within a sweep; of others, none."""
+    return {"machine": os.environ[MACHINE]} if MACHINE in os.environ else {}
 
 
 def find_run(experiment: str, config: str) -> str | None:
@@ -44,18 +52,37 @@ def close_broken_off(experiment: str, config: str) -> None:
 def parent_run(name: str, sweep: str, tags: dict[str, str]) -> Iterator[str]:
     """Open the run that holds a sweep (the one that is there, where it goes on), and end it as the work ended.
 
+    Runs begun in it, by this process and its workers, are marked KILLED where it breaks off; never those of others.
+
     sweep: what identifies the sweep, on every machine.
     """
     store, run_id = client(), _parent(name, tags | {"sweep": sweep})
     store.update_run(run_id, "RUNNING")
-    try:
-        yield run_id
-    except BaseException as error:
-        for child in store.search_runs([open_experiment()], f"tags.mlflow.parentRunId = '{run_id}' and {GOES_ON}"):
-            store.set_terminated(child.info.run_id, "KILLED")
-        store.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
+    with _machine() as machine:
+        try:
+            yield run_id
+        except BaseException as error:
+            children = store.search_runs([open_experiment()], f"tags.mlflow.parentRunId = '{run_id}' and {GOES_ON}")
+            own = [child for child in children if child.data.tags.get("machine") == machine]
+            for child in own:
+                store.set_terminated(child.info.run_id, "KILLED")
+            if len(own) == len(children):  # else other machines go on
+                store.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
     store.set_terminated(run_id)
+
+
+@contextmanager
+def _machine() -> Iterator[str]:
+    """Name this process and its workers, which inherit the environment."""
+    before = os.environ.get(MACHINE)
+    os.environ[MACHINE] = uuid.uuid4().hex
+    try:
+        yield os.environ[MACHINE]
+    finally:
+        os.environ.pop(MACHINE)
+        if before:
+            os.environ[MACHINE] = before
 
 
 def _parent(name: str, tags: dict[str, str]) -> str:

@@ -53,3 +53,10 @@ def test_the_bootstrap_interval_is_near_students_for_many_normal_values() -> Non
 def test_runs_that_diverged_are_counted_not_averaged() -> None:
     assert with_interval([1.0, math.inf, math.inf]) == "2 of 3 diverged"
     assert "2 of 2 diverged" in paired_table(runs({"meta": [1.0, 1.0], "adam": [math.inf, math.inf]}))
+
+
+def test_a_p_that_cannot_be_small_has_no_column() -> None:
+    """Of six pairs the least is 1/32, of one arm; of two, twice that."""
+    losses = {"meta": [1.0] * 6, "a": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]}
+    assert "| p |" in paired_table(runs(losses))
+    assert "| p |" not in paired_table(runs(losses | {"b": losses["a"]}))
