@@ -84,6 +84,7 @@ def searched(text: str) -> tuple[str, object]:
 
 def typed(prog: str, args: list[str] | None) -> str:
     """Return the command as a person types it again, without a password."""
-    from tracking.store import without_password  # late, as above
+    from tracking.secrets import hidden  # late, as above
 
-    return without_password(f"python {prog} {shlex.join(sys.argv[1:] if args is None else args)}".strip())
+    words = sys.argv[1:] if args is None else args
+    return f"python {prog} {shlex.join(map(hidden, words))}".strip()

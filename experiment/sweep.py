@@ -23,7 +23,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from experiment.workers import each
-from tracking.store import StoreError, artifact_dir, cause, tracking_uri, without_password
+from tracking.secrets import hidden, remember
+from tracking.store import StoreError, artifact_dir, cause, tracking_uri
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # there is a bar
 
@@ -40,6 +41,7 @@ def open_storage(url: str | None) -> BaseStorage:
     if url is None:
         artifact_dir().mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(artifact_dir() / "optuna.log")))
+    remember(url)
     retry = RetryHeartbeatStaleTrialCallback()
     connect = functools.partial(
         RDBStorage, url, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry
@@ -51,7 +53,7 @@ def open_storage(url: str | None) -> BaseStorage:
             time.sleep(1)
             return connect()
     except (SQLAlchemyError, ImportError, ValueError) as error:
-        reason = f"--storage {without_password(url)} cannot be used: {cause(error)}."
+        reason = f"--storage {hidden(url)} cannot be used: {cause(error)}."
         raise StoreError(f"{reason} Give the address of a database, like postgresql://USER@HOST/optuna.") from error
 
 

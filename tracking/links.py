@@ -3,7 +3,8 @@
 from pathlib import Path
 from urllib.parse import quote
 
-from tracking.store import OWN_URI, ROOT, tracking_uri, without_password
+from tracking.secrets import hidden
+from tracking.store import OWN_URI, ROOT, tracking_uri
 
 VIEW = "workflowType=machine_learning"  # not the UI's agents' view
 
@@ -23,9 +24,9 @@ def how_to_compare(experiment_id: str, parent: str) -> str:
 def _command(page: str) -> str:
     uri = tracking_uri()
     if uri.startswith("http"):
-        return f"{without_password(uri)}/{page}"
+        return f"{hidden(uri)}/{page}"
     command = f"mlflow ui --backend-store-uri '{uri}'"
-    if without_password(uri) != uri:
+    if hidden(uri) != uri:
         command = 'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI"'
     elif uri == OWN_URI:
         command = "mlflow ui" if Path.cwd() == ROOT else f"(cd '{ROOT}' && mlflow ui)"

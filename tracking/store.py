@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from pathlib import Path
 
 from filelock import FileLock
@@ -10,6 +9,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
+
+from tracking.secrets import remember, without_password
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT = "mnist1d"
@@ -25,7 +26,9 @@ class StoreError(Exception):
 
 def tracking_uri() -> str:
     """Return MLFLOW_TRACKING_URI where it is set, else the store in the clone."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or OWN_URI
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or OWN_URI
+    remember(uri)
+    return uri
 
 
 def client() -> MlflowClient:
@@ -78,9 +81,3 @@ def cause(error: BaseException) -> str:
     """Return the line of a store's error that says what is wrong, without a password."""
     [first, *_] = str(error).splitlines() or [type(error).__name__]
     return without_password(first).rstrip(".")
-
-
-def without_password(text: str) -> str:
-    """Hide who logs in, and with what, in every address of the text."""
-    named = re.sub(r"(?<=[?&]password=)[^&\s'\"`]+", "***", text)
-    return re.sub(r"(?<=://)[^\s'\"`]+@", "***@", named)

@@ -16,7 +16,7 @@ from experiment.training import train
 from tests.store import runs
 from tracking.links import how_to_see
 from tracking.runs import parent_run
-from tracking.store import client, open_experiment, without_password
+from tracking.store import client, open_experiment
 
 SHORT = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--data.batch_size=1000"]
 
@@ -135,19 +135,3 @@ def test_a_bare_mlflow_ui_beside_the_store_shows_the_runs(store: Path, tmp_path:
     finally:
         os.killpg(ui.pid, 15)
         ui.wait(20)
-
-
-@pytest.mark.parametrize(
-    "address",
-    [
-        "postgresql://me:s3cret@db/o",
-        "postgresql://me:s3/cret@db/o",
-        "postgresql://me:s3@cret@db/o",
-        "postgresql://db/o?user=me&password=s3cret",
-    ],
-)
-def test_a_password_is_hidden_wherever_an_address_stands(address: str) -> None:
-    hidden = without_password(f"python tune.py --storage {address} --trials 3")
-    assert "cret" not in hidden
-    assert hidden.startswith("python tune.py --storage postgresql://")
-    assert hidden.endswith(" --trials 3")
