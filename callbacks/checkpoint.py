@@ -1,5 +1,7 @@
 """The checkpoint that a run leaves, and goes on from."""
 
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,8 @@ from typing import Any
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import MLFlowLogger
+
+from callbacks.divergence import DivergenceError
 
 
 def ends(trainer: Trainer) -> bool:
@@ -16,11 +20,12 @@ def ends(trainer: Trainer) -> bool:
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keep the newest state of a run: written every few seconds, where the run breaks off, and when training ends.
+    """Keep the newest state of a run: written every few seconds, where the run is stopped, and when training ends.
 
     Says at the start where it lies, to a person who watches. After a step, in mid-epoch: what an epoch logs at its end
     is then in the logger. (Lightning's own `train_time_interval` does nothing under manual optimization, and does not
-    write the end of a run.)
+    write the end of a run.) Ctrl-C waits for such a moment too, a second one does not: from the middle of a step a run
+    would not go on as the one that was never stopped, so none is written there.
 
     Args:
         seconds: that may be lost when the process is killed.
@@ -29,6 +34,7 @@ class LastCheckpoint(ModelCheckpoint):
     def __init__(self, seconds: float = 5.0) -> None:
         super().__init__(save_on_exception=True)
         self.seconds, self.written = seconds, time.monotonic()
+        self.between = self.interrupted = False  # two steps; by Ctrl-C
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Become the one writer of the run, and say which it is."""
@@ -39,31 +45,63 @@ class LastCheckpoint(ModelCheckpoint):
             run = f"run {trainer.logger.run_id}, " if isinstance(trainer.logger, MLFlowLogger) else ""
             print(f"{run}checkpoints in {self.dirpath}")
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let Ctrl-C wait for the end of a step."""
+        super().on_train_start(trainer, pl_module)
+        self.between = self.interrupted = False
+        self._handler = None
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.getsignal(signal.SIGINT)
+            if self._handler == signal.default_int_handler:
+                signal.signal(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give Ctrl-C back."""
+        if getattr(self, "_handler", None) == signal.default_int_handler:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Write nothing from now on."""
+        self.between = False
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Write, if it is time; not where gradients accumulate, nor where validation is due: it would be skipped."""
         # a module that optimizes by hand accumulates by itself
         accumulate = getattr(pl_module, "accumulate_grad_batches", trainer.accumulate_grad_batches)
-        between = (batch_idx + 1) % accumulate == 0 and not trainer.is_last_batch
-        due = between and time.monotonic() - self.written >= self.seconds
+        self.between = (batch_idx + 1) % accumulate == 0 and not trainer.is_last_batch
+        due = self.between and time.monotonic() - self.written >= self.seconds
         if trainer.strategy.reduce_boolean_decision(due, all=False):  # processes write together
             self._write(trainer)
+        if self.between and self.interrupted:
+            raise KeyboardInterrupt
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write, if it is the last epoch."""
         if ends(trainer):
             self._write(trainer)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write, if the run can go on from here; or can be looked at, where it diverged."""
+        if self.between or isinstance(exception, DivergenceError):
+            super().on_exception(trainer, pl_module, exception)
+
     def _write(self, trainer: Trainer) -> None:
-        if not self._should_skip_saving_checkpoint(trainer):
-            for logger in trainer.loggers:
-                if hasattr(logger, "flush"):
-                    logger.flush()  # first: a run that goes on from here does not log again what came before
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-            self.written = time.monotonic()
-            if trainer.is_global_zero:
-                newest = Path(self.best_model_path)
-                for old in newest.parent.glob("*.ckpt"):  # the one that the run went on from, which Lightning keeps
-                    if old != newest:
-                        old.unlink(missing_ok=True)
+        if self._should_skip_saving_checkpoint(trainer):
+            return
+        for logger in trainer.loggers:
+            if hasattr(logger, "flush"):
+                logger.flush()  # first: a run that goes on from here does not log again what came before
+        self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        self.written = time.monotonic()
+        if trainer.is_global_zero:
+            newest = Path(self.best_model_path)
+            for old in newest.parent.glob("*.ckpt"):  # the one that the run went on from, which Lightning keeps
+                if old != newest:
+                    old.unlink(missing_ok=True)

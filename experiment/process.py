@@ -2,6 +2,8 @@
 
 import errno
 import logging
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -21,6 +23,10 @@ UNHEEDED = (  # warnings that a user of this project can do nothing about
 )
 
 
+class Terminated(BaseException):
+    """SIGTERM came, and the run was kept."""
+
+
 def quiet() -> None:
     """Silence what a user of this project can do nothing about."""
     for name in QUIET_LOGGERS:
@@ -32,13 +38,21 @@ def quiet() -> None:
 def script(command: Callable[[], Any]) -> None:
     """Run a command as a process.
 
-    Status 2: nothing was begun. 1: what was begun could not go on. 130: Ctrl-C.
+    Status 2: nothing was begun. 1: what was begun could not go on. 130: Ctrl-C. 143: SIGTERM, or SIGHUP. 141: nobody
+    reads what is printed.
     """
     quiet()
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # else `nohup` has a say
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         command()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         end("interrupted; what was done is kept.", 130)  # the status that shells give it
+    except Terminated:
+        end("terminated; what was done is kept.", 143)
+    except BrokenPipeError:
+        os._exit(141)  # at once: Python would write what is left at the exit, and fail again
     except Exception as error:
         from optuna.exceptions import StorageInternalError  # late: the help does not wait for these
 

@@ -15,10 +15,12 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from mlflow.exceptions import MlflowException
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers.logger import DummyLogger
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from callbacks import DivergenceError, LogDataset, LogModel, not_finite
 from experiment.command_line import CommandLine
 from experiment.presets import CONFIGS, DEFAULT_ARM, SUBCOMMANDS
+from experiment.process import Terminated
 from experiment.rehearsal import check_checkpoint, rehearse
 from lightning_modules import SearchModule
 from tracking.links import how_to_see
@@ -155,11 +157,13 @@ class Run(CommandLine):
             if tracker:
                 tracker.experiment.set_tag(tracker.run_id, "diverged", self.diverged)
                 tracker.experiment.set_terminated(tracker.run_id, "FAILED")
-        except SystemExit:
+        except SystemExit as stop:
             if not self.trainer.interrupted:
                 raise
             if tracker:
                 tracker.experiment.set_terminated(tracker.run_id, "KILLED")
+            if isinstance(stop, SIGTERMException):
+                raise Terminated from None
             raise KeyboardInterrupt from None  # Lightning makes an exit of Ctrl-C, which callers could not tell apart
         self.run_id = tracker.run_id if tracker else None
 
@@ -191,11 +195,14 @@ class Run(CommandLine):
 
 
 def digest(config: dict[str, Any]) -> str:
-    """Identify what a run computes: its configuration less what only shows or stores it."""
+    """Identify what a run computes: its configuration less what only shows or stores it.
+
+    With a prefix: as an option, 885e201949542093 would be read as a number.
+    """
     aside = {"logger", "enable_progress_bar", "enable_model_summary", "default_root_dir"}
     trainer = {key: value for key, value in config["trainer"].items() if key not in aside}
     facts = {key: config[key] for key in ("seed_everything", "threads", "model", "data")} | {"trainer": trainer}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return f"sha256:{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}"
 
 
 def innermost(error: BaseException) -> BaseException:

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import Timer
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -90,7 +92,8 @@ class SearchModule(SupervisedModule):
         try:
             rate = self._search(optimizer, self._first_batches())
         except ValueError as error:  # before step 1, so it is the set-up that is at fault
-            raise MisconfigurationException(str(error)) from error
+            over = "--trainer.max_time was over before one stretch of the search had ended: give more."
+            raise MisconfigurationException(over if self._over() else str(error)) from error
         _set_rate(optimizer, rate)
         if self.logger:
             self.logger.log_metrics({"search/rate": rate, "passes": self.passes}, step=0)
@@ -139,6 +142,8 @@ class SearchModule(SupervisedModule):
         average = [p.detach().clone() for p in params]
         with torch.random.fork_rng():  # dropout draws what the run will draw, and the run still does
             for step, batch in enumerate(batches, 1):
+                if self._over():
+                    return math.inf
                 optimizer.zero_grad()
                 loss = self.loss(batch["train"])
                 if not loss.isfinite():
@@ -151,6 +156,13 @@ class SearchModule(SupervisedModule):
         with torch.no_grad():
             torch._foreach_copy_(params, average)
         return self._validation_loss(batches)
+
+    def _over(self) -> bool:
+        """Return whether --trainer.max_time is over; end here where the process is to end."""
+        if self.trainer.received_sigterm:
+            raise SIGTERMException
+        timers = [callback for callback in self.trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+        return any((timer.time_remaining() or math.inf) <= 0 for timer in timers)
 
     @torch.no_grad()
     def _validation_loss(self, batches: list[Pair]) -> float:

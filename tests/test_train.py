@@ -187,3 +187,13 @@ def test_the_whole_help_lists_ours_before_the_trainers(capsys: pytest.CaptureFix
         train(["fit", "--help"])
     text = capsys.readouterr().out
     assert text.index("--optimizer {adam,") < text.index("--model CONFIG") < text.index("--trainer.max_epochs")
+
+
+def test_a_digest_that_reads_like_a_number_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hash:
+        def hexdigest(self) -> str:
+            return "885e201949542093"
+
+    monkeypatch.setattr("experiment.training.hashlib.sha256", lambda _: Hash())
+    first = train(["--optimizer", "adam", *SHORT])
+    assert train(["--optimizer", "adam", *SHORT], reuse=True).run_id == first.run_id

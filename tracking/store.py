@@ -2,15 +2,20 @@
 
 import logging
 import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
+from sqlalchemy import create_engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from tracking.secrets import remember, without_password
+from tracking.secrets import hidden, remember, without_password
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT = "mnist1d"
@@ -48,9 +53,16 @@ def open_experiment(name: str = EXPERIMENT) -> str:
     Raises:
         StoreError: the store cannot be reached or written, or the experiment was deleted in the UI.
     """
+    if Path(name).name != name or name in (".", "..") or not name.isprintable():
+        raise StoreError(f"--trainer.logger.experiment_name must be a plain name, without a path, got {name!r}.")
     try:
         artifact_dir().mkdir(parents=True, exist_ok=True)
-        with FileLock(artifact_dir() / ".lock"):  # processes that open a new SQLite store at once break it
+        waiting = f"waiting for the MLflow store {hidden(tracking_uri())}; Ctrl-C ends it"
+        with (
+            _said(waiting),
+            FileLock(artifact_dir() / ".lock"),
+        ):  # processes that open a new SQLite store at once break it
+            _reach(tracking_uri())
             experiment = client().get_experiment_by_name(name) or _create_experiment(name)
     except FAULTS as error:
         raise StoreError(
@@ -63,6 +75,38 @@ def open_experiment(name: str = EXPERIMENT) -> str:
             f"restore -x {experiment.experiment_id}`, or name another with --trainer.logger.experiment_name."
         )
     return str(experiment.experiment_id)
+
+
+def _reach(uri: str) -> None:
+    """Connect once: MLflow tries for two minutes before it says that a database is down.
+
+    Raises:
+        StoreError: nothing would be kept there.
+    """
+    if uri.startswith("http"):
+        return
+    if uri.startswith("sqlite") and make_url(uri).database in (None, "", ":memory:"):
+        raise StoreError(
+            f"MLFLOW_TRACKING_URI {uri} is in memory: nothing would be kept. Name a file, sqlite:////path."
+        )
+    engine = create_engine(uri)
+    try:
+        with engine.connect():
+            pass
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _said(text: str) -> Iterator[None]:
+    """Print a line where what is done here takes more than three seconds."""
+    timer = threading.Timer(3, lambda: print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _create_experiment(name: str) -> Experiment:
