@@ -6,6 +6,7 @@ Arms and tasks as presets, our options before the Trainer's, one line an error, 
 import argparse
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from callbacks import SaveConfigArtifact
 from callbacks.config import flat
 from data.tensors import TensorDataModule
+from experiment.files import check_yaml
 from experiment.presets import ARMS, CONFIGS, DEFAULT_ARM, TASKS, USAGE
 from lightning_modules import SupervisedModule
 
@@ -98,6 +100,13 @@ class CommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse what was given; refuse what would fail later or do nothing."""
+        for option, value in pairwise(["", *Parser.given, ""]):
+            name, _, written = option.partition("=")
+            if name in ("--config", "-c") and (path := Path(written or value)).is_file():
+                try:
+                    check_yaml(path)
+                except ValueError as error:
+                    parser.error(f"--config: {error}.")
         self.config = parser.parse_args(Parser.given)
         if self.command.trainer.max_epochs == 0:
             parser.error("--trainer.max_epochs must be 1 or more, got 0: nothing would be trained.")

@@ -42,6 +42,8 @@ def script(command: Callable[[], Any]) -> None:
     reads what is printed.
     """
     quiet()
+    if not Path(os.getenv("PWD") or ".").exists():
+        end("error: the folder that this was typed in is gone. Change to another.", 2)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # else `nohup` has a say
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:

@@ -136,6 +136,8 @@ class SearchModule(SupervisedModule):
 
     def _stretch(self, optimizer: Optimizer, start: Any, rate: float, times: int) -> float:
         """Train from `start` and return the validation loss at the average of the second half."""
+        if self._over():
+            return math.inf
         batches = self._first_batches(times)
         self._set(optimizer, start, rate)
         params: list[Tensor] = list(self.network.parameters())

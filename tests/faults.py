@@ -161,6 +161,128 @@ FAULTS = {
 }
 
 
+def tried(test: str, faults: dict[str, tuple[str, int]]) -> None:
+    """Add faults that one test tries: name -> line and status."""
+    FAULTS.update({name: Fault(line, status, test) for name, (line, status) in faults.items()})
+
+
+tried(
+    "test_hostile.py::test_a_file_that_is_no_configuration",
+    {
+        "a YAML file of random bytes": (r"--config: .*arm.yaml is no text", 2),
+        "a YAML file that is empty": (r"--config: .*arm.yaml is empty, or no mapping", 2),
+        "a YAML file that is a list": (r"--config: .*arm.yaml is empty, or no mapping", 2),
+        "a YAML file with a brace too few": (r"--config: .*arm.yaml is no YAML: .*line", 2),
+        "a YAML file whose aliases stand for 43 million values": (r"--config: .*stands for more than 100000 values", 2),
+        "a YAML file that holds itself": (r"--config: .*stands for more than 100000 values", 2),
+    },
+)
+tried(
+    "test_hostile.py::test_a_store_that_cannot_be_used",
+    {
+        "the store is in memory": (r"MLFLOW_TRACKING_URI sqlite:// is in memory: nothing would be kept", 2),
+        "the store is in memory, by name": (r"sqlite:///:memory: is in memory: nothing would be kept", 2),
+        "the store is a folder": (r"The MLflow store sqlite:////tmp cannot be used: .*unable to open database", 2),
+        "PostgreSQL is down": (r"The MLflow store postgresql://.* cannot be used: .*refused", 2),
+        "the address of the store means nothing": (r"The MLflow store nonsense://.* cannot be used: .*load plugin", 2),
+    },
+)
+tried(
+    "test_hostile.py::test_an_experiment_stays_in_mlruns",
+    {"the name of an experiment is a path": (r"experiment_name must be a plain name, without a path", 2)},
+)
+tried(
+    "test_hostile.py::test_the_folder_is_gone",
+    {"the folder that a command is typed in is gone": (r"error: the folder that this was typed in is gone", 2)},
+)
+tried(
+    "test_hostile.py::test_nobody_reads_what_is_printed",
+    {"nobody reads what is printed (`| head -1`)": ("", 141)},
+)
+tried(
+    "test_hostile.py::test_a_run_that_was_stopped_by_a_signal_goes_on_to_the_bit",
+    {
+        "Ctrl-C in a run": (r"interrupted; what was done is kept", 130),
+        "SIGTERM in a run": (r"terminated; what was done is kept", 143),
+        "SIGHUP in a run": (r"terminated; what was done is kept", 143),
+    },
+)
+tried(
+    "test_hostile.py::test_the_search_of_a_rate_ends",
+    {
+        "SIGTERM in the search of a rate": (r"terminated; what was done is kept", 143),
+        "--trainer.max_time in the search of a rate": (r"--trainer.max_time was over before one stretch of the", 2),
+    },
+)
+tried(
+    "test_hostile.py::test_other_environments",
+    {"LANG=C": ("", 0), "PYTHONOPTIMIZE=2": ("", 0), "warnings are errors": ("", 0)},
+)
+tried("test_hostile.py::test_a_mask_that_lets_nobody_else_read", {"umask 077": ("", 0)})
+tried(
+    "test_hostile.py::test_a_user_who_is_not_root_and_a_clone_that_is_read_only",
+    {"another user, the clone read-only to her": ("", 0)},
+)
+tried(
+    "test_resume.py::test_a_run_has_one_writer",
+    {"a run is gone on with while its first process is suspended": (r"is being written, by another process on", 2)},
+)
+tried(
+    "tracking/test_lease.py::test_over_a_server_the_heartbeat_tells",
+    {"a run is gone on with on another machine": (r"is being written, by process \d+ on", 2)},
+)
+tried(
+    "test_scale.py::test_a_machine_that_paused_goes_on_with_the_next_trial_and_nobody_ends_its_runs",
+    {"a machine of a sweep is suspended, and wakes": (r"was taken over by another machine", 0)},
+)
+tried(
+    "test_exact.py::test_a_killed_run_goes_on_to_the_bit_and_its_checkpoint_is_what_was_tested",
+    {"any arm, on any kind of network, is killed in mid-epoch": ("", 0), "any checkpoint is tested again": ("", 0)},
+)
+tried(
+    "test_rehearsal.py::test_a_validation_loss_that_is_not_finite_is_no_success",
+    {"validation finds NaN": (r"Training diverged at step 32: val/loss is nan", 1)},
+)
+tried(
+    "test_rehearsal.py::test_a_test_loss_that_is_not_finite_is_no_success",
+    {"the test finds NaN": (r"fit: test/loss is nan", 1)},
+)
+tried(
+    "test_rehearsal.py::test_what_cannot_be_trained_is_refused",
+    {
+        "an empty training set": (r"train has 0 inputs and 0 targets", 2),
+        "an empty test set": (r"test has 0 inputs and 0 targets", 2),
+        "more inputs than targets": (r"train has 200 inputs and 199 targets", 2),
+        "targets of float64": (r"targets of train are torch.float64; classes must be int64, values float32", 2),
+        "NaN among the samples": (r"train holds numbers that are not finite", 2),
+        "inputs that are whole numbers": (r"the network cannot take the samples \(inputs \(40,\) torch.int64", 2),
+        "more classes than outputs": (r"the network cannot take the samples", 2),
+        "inputs too wide": (r"the network cannot take the samples \(inputs \(80,\) torch.float32", 2),
+        "all weights are frozen": (r"no weight to train: all are frozen", 2),
+        "the loss is detached, or not reduced": (r"the loss must be a number that depends on the weights", 2),
+    },
+)
+tried(
+    "test_rehearsal.py::test_a_checkpoint_that_cannot_be_gone_on_with_is_refused",
+    {
+        "a checkpoint with one bit flipped": (r"is damaged", 2),
+        "a checkpoint that is cut off, or text": (r"cannot be read as a checkpoint", 2),
+        "a checkpoint of another program": (r"has no optimizer_states", 2),
+        "a checkpoint without weights": (r"is nothing there, and", 2),
+        "a checkpoint of another shape": (r"network.0.weight is \(7, 40\) there, and \(100, 40\) here", 2),
+        "a checkpoint without the state of the arm": (r"has no .adaptation.", 2),
+    },
+)
+tried(
+    "test_rehearsal.py::test_a_word_is_no_checkpoint",
+    {"`--ckpt_path last`": (r"--ckpt_path: there is no file last", 2)},
+)
+tried(
+    "test_rehearsal.py::test_an_untrained_network_is_not_evaluated",
+    {"`test` without a checkpoint": (r"test needs --ckpt_path", 2)},
+)
+
+
 def document() -> str:
     """Return docs/faults.md."""
     wrong = [[f"`{words}`", f"`{line.replace('|', chr(92) + '|')}`"] for words, line in BAD_INPUT.items()]
@@ -172,7 +294,11 @@ def document() -> str:
 
 Each row is a test ([tests/faults.py](../tests/faults.py), from which `python -m tests.faults` writes this file). The
 answers are patterns: `.*` stands for anything. Status 2: nothing was begun; 1: what was begun could not go on; 130:
-Ctrl-C. What was done before is kept in each case.
+Ctrl-C; 143: SIGTERM or SIGHUP; 141: nobody reads what is printed. What was done before is kept in each case.
+
+**A YAML file and a class path are code**: `class_path: any.thing` imports it and calls it, with the rights of whoever
+typed the command. Do not train from a file that you would not run. A checkpoint is not: it is read as tensors, numbers
+and text alone.
 
 ## Faults, tried for real
 

@@ -58,7 +58,7 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
 def matches(fault: str, status: int, line: str) -> None:
     """Hold the answer against the table."""
     expected = FAULTS[fault]
-    assert (status, bool(re.search(expected.line, line))) == (expected.status, True), line
+    assert (status, bool(re.search(expected.line, line))) == (expected.status, True), (status, line)
 
 
 @pytest.fixture
