@@ -1,15 +1,31 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help train tune compare results original bench ui test test-all check
+.PHONY: help train tune compare results original bench ui test test-all check lock audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
 
-.venv/installed: requirements.txt
+.venv/installed: requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $$(grep '^torch==' requirements.txt)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	@touch $@
+
+.tools/%:
+	$(PYTHON) -m venv .tools/$*
+	.tools/$*/bin/python -m pip install --quiet --disable-pip-version-check $*
+
+lock: .tools/uv  ## install what requirements.txt asks for, and pin all that came with it, with hashes (torch apart)
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip freeze --all | grep -vE '^(pip|torch)==' > .tools/installed.txt
+	.tools/uv/bin/uv pip compile .tools/installed.txt --quiet --no-deps --generate-hashes --no-annotate --no-header \
+		--python $(BIN)/python --output-file requirements.lock
+
+audit: .venv/installed .tools/pip-licenses .tools/pip-audit  ## licences and versions of all packages, and what is known against them
+	.tools/pip-licenses/bin/pip-licenses --python $(BIN)/python --order=license
+	.tools/pip-audit/bin/pip-audit --disable-pip --require-hashes -r requirements.lock
 
 train: .venv/installed  ## set up, then train the meta arm, 50 epochs of mnist1d
 	$(BIN)/python train.py --optimizer meta

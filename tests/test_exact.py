@@ -18,11 +18,10 @@ from tests.test_resume import arm
 from tracking.store import client
 
 NETWORKS = {
-    "mlp": ["--task=mlp"],
+    "mlp": ["--model.network.dropout=0.2"],
     "conv_batchnorm": ["--task=conv_batchnorm"],
     "gru": ["--task=gru"],
     "deep_layernorm": ["--task=deep_layernorm"],
-    "dropout": ["--model.network.dropout=0.2"],
 }
 SHORT = [QUIET, "--trainer.max_epochs=3", "--data.batch_size=400"]
 STEP = 15  # of 10 an epoch

@@ -1,4 +1,5 @@
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -67,3 +68,18 @@ def test_editors_and_make_run_the_same_checks() -> None:
     for tool in ("ruff check", "ruff format", "mypy", "lint-imports"):
         assert f"$(BIN)/{tool}" in makefile
         assert [hook for hook in hooks if f".venv/bin/{tool}" in hook["entry"]], tool
+
+
+def test_the_lock_pins_what_is_asked_for() -> None:
+    asked, locked = (
+        {
+            re.sub(r"\[.*?\]", "", line.split()[0]).lower()
+            for line in text.splitlines()
+            if re.match(r"[\w.-]+(\[\w+\])?==", line)
+        }
+        for text in ((ROOT / name).read_text(encoding="utf-8") for name in ("requirements.txt", "requirements.lock"))
+    )
+    assert {line for line in asked if not line.startswith("torch==")} <= locked
+    assert len(locked) > 3 * len(asked)
+    hashes = (ROOT / "requirements.lock").read_text(encoding="utf-8").count("--hash=sha256:")
+    assert hashes >= len(locked)
