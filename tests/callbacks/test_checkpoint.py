@@ -1,14 +1,16 @@
+import signal
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 
 from callbacks import LastCheckpoint
 from data import MNIST1DDataModule
 from lightning_modules import MLP, SupervisedModule
+from tests.store import heed
 
 
 class Ends(Exception):  # noqa: N818  # not an error: the test's own end of a run
@@ -60,5 +62,29 @@ def test_the_end_of_a_run_is_kept_and_before_it_a_state_every_few_seconds(
     assert steps_kept(tmp_path, seconds, SupervisedModule(MLP()), ends) == steps
 
 
-def test_a_run_that_breaks_off_is_kept_where_it_did(tmp_path: Path) -> None:
-    assert steps_kept(tmp_path, 60.0, Dies(MLP()), {"max_epochs": 4}) == [8]
+def test_a_run_that_fails_in_a_step_is_kept_as_it_was_before(tmp_path: Path) -> None:
+    """The state there would not go on as the run that was never stopped."""
+    assert steps_kept(tmp_path, 0.0, Dies(MLP()), {"max_epochs": 4}) == [1, 2, 3, 5, 6, 7]
+
+
+class Pressed(Callback):
+    """Presses Ctrl-C, once, in the middle of a step."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == 9:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_waits_for_the_end_of_the_step(tmp_path: Path) -> None:
+    written.clear()
+    heed()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=4, callbacks=[Counts(60.0), Pressed()], default_root_dir=tmp_path, **quiet
+    )
+    with pytest.raises(SystemExit):
+        trainer.fit(SupervisedModule(MLP()), datamodule=MNIST1DDataModule(batch_size=1000))
+    assert written == [10]
+    assert signal.getsignal(signal.SIGINT) != trainer.checkpoint_callback._interrupt  # type: ignore[union-attr]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
