@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hypergradient.copies import unwrapped
 from hypergradient.processes import mean_over_processes
 from hypergradient.settings import Settings
 from hypergradient.start import weights_per_step
@@ -65,6 +66,7 @@ class Adaptation:
         length: int = 0,
         clip: float | None = None,
     ) -> None:
+        optimizer = unwrapped(optimizer)
         check_supported(optimizer)
         self.settings = settings or Settings()
         self.settings.check(optimizer)

@@ -4,20 +4,26 @@ before the step    θ is kept, the rates are α = lr · scale; gradients that ar
 after it           θ' = θ + Δ is the lookahead; h, the new scale, and the real step (`hypergradient.step`)
 """
 
+import copy
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+from hypergradient.copies import unwrapped
+from hypergradient.processes import mean_over_processes
 from hypergradient.step import Update, difference, hypergradient, real_step, scale_rates, weights
 from hypergradient.support import check_supported
 from hypergradient.trace import no_trace
 
 DECAY = 0.9  # of the running mean and square of h, from which its standard error comes
+LONG = 100  # looks in a row at a bound, after which that is said
 COUNTS = ("steps", "looks", "skipped", "in_a_row", "began")
 
 
@@ -28,10 +34,13 @@ class NotFiniteError(RuntimeError):
 class RateAdapter:
     """Adapts the learning rate of `optimizer` whenever its `step()` is called. `remove()` ends that.
 
-    With meta_lr 0, training is bit for bit what it is without. In a process group, h is the mean over the processes.
+    With meta_lr 0, training is bit for bit what it is without. In a process group, h is the mean over the processes. A
+    second one on the same optimizer takes the place of the first. Parameter groups may be added. Where a step fails,
+    the optimizer has its own rates again before its next step, and in what is saved.
 
     Args:
-        optimizer: any that `check_supported` takes; schedulers, clipping and scalers around it go on as they were.
+        optimizer: any that `check_supported` takes, wrapped by Accelerate, Fabric or Lightning or not; schedulers,
+            clipping and scalers around it go on as they were.
         network: is put into evaluation mode for the look, and back (`no_trace`).
         validation_loss: the mean loss of a validation batch, 0-d; called at the lookahead.
         meta_lr: the step of the meta-optimizer (Adam) on the logarithm of the rate.
@@ -50,6 +59,10 @@ class RateAdapter:
     Raises:
         ValueError: an argument is out of range, or the optimizer cannot be adapted.
         NotFiniteError: from `optimizer.step()`, when patience is over.
+        TypeError: from `optimizer.step()`, where the validation loss is no number that depends on weights.
+
+    Warns:
+        UserWarning: the first hypergradient is exactly 0, or a bound was active for 100 looks.
     """
 
     def __init__(
@@ -69,6 +82,7 @@ class RateAdapter:
         _require("bounds are two positive numbers around 1", 0 < bounds[0] <= 1 <= bounds[1] < math.inf, bounds)
         _require("max_change is positive", max_change > 0, max_change)
         _require("patience is 1 or more", patience >= 1, patience)
+        optimizer = unwrapped(optimizer)
         check_supported(optimizer)
         self.optimizer, self.network, self.validation_loss = optimizer, network, validation_loss
         self.every, self.bounds, self.max_change, self.patience = every, bounds, max_change, patience
@@ -77,22 +91,42 @@ class RateAdapter:
         self.meta_optimizer = torch.optim.Adam([self.log_scale], lr=meta_lr)
         self.moments = torch.zeros(2, len(optimizer.param_groups), dtype=torch.float64)  # running mean and square of h
         self.steps = self.looks = self.skipped = self.in_a_row = self.began = 0
+        self.at_bound = 0  # looks in a row
         self.last: dict[str, Tensor] = {}
-        self._hooks = optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)
+        self.rates: list[float] | None = None  # the optimizer's own, while it steps at others
+        self.start: Update = {}
+        if older := getattr(optimizer, "rate_adapter", None):
+            warnings.warn("This optimizer has a RateAdapter: it is removed, the new one begins anew.", stacklevel=2)
+            older.remove()
+        self._hooks = (
+            optimizer.register_step_pre_hook(torch.compiler.disable(self._before)),
+            optimizer.register_step_post_hook(torch.compiler.disable(self._after)),
+            optimizer.register_state_dict_pre_hook(lambda _: self._restore()),
+        )
+        optimizer.rate_adapter = self  # type: ignore[attr-defined]
 
     def remove(self) -> None:
         """Leave the optimizer as it was: from now on it steps at its own rate."""
+        self._restore()
         for hook in self._hooks:
             hook.remove()
+        vars(self.optimizer).pop("rate_adapter", None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run needs to go on: tensors, numbers and dictionaries alone."""
         tensors = {"log_scale": self.log_scale, "moments": self.moments}
         counts = {name: getattr(self, name) for name in COUNTS}
-        return tensors | counts | {"meta_optimizer": self.meta_optimizer.state_dict()}
+        return copy.deepcopy(tensors | counts | {"meta_optimizer": self.meta_optimizer.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from there.
+
+        Raises:
+            ValueError: it is the state of other parameter groups, or of another `per_group`; nothing is loaded.
+        """
+        for name in ("log_scale", "moments"):
+            has, wants = tuple(state[name].shape), tuple(getattr(self, name).shape)
+            _require(f"{name} of the state has the shape {wants}", has == wants, has)
         self.meta_optimizer.load_state_dict(state["meta_optimizer"])
         self.log_scale.copy_(state["log_scale"])
         self.moments.copy_(state["moments"])
@@ -113,6 +147,8 @@ class RateAdapter:
         return (args[0], closed), kwargs
 
     def _prepare(self) -> None:
+        self._restore()
+        self._grow(len(self.optimizer.param_groups))
         self.steps += 1
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         finite = bool(get_total_norm(gradients, math.inf).isfinite())  # of none it is 0
@@ -125,18 +161,43 @@ class RateAdapter:
             self.in_a_row = 0  # where there is a look, what it finds decides
         self.rates = scale_rates(self.optimizer, self.log_scale.exp())
 
-    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        for group, rate in zip(optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate  # its own again: a schedule goes on from it
-        if self.start:
-            self._adapt(difference(self.start))
-            self.start = {}
+    def _restore(self) -> None:
+        """Give the optimizer its own rates: a schedule goes on from them."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates or (), strict=False):
+            group["lr"] = rate
+        self.rates = None
 
-    def _adapt(self, update: Update) -> None:
+    def _grow(self, groups: int) -> None:
+        """Make room for parameter groups that were added; they begin at their own rate."""
+        added = groups - self.moments.shape[1]
+        if not added:
+            return
+        self.moments = pad(self.moments, (0, added))
+        if self.log_scale.dim():
+            state = self.meta_optimizer.state_dict()
+            self.log_scale = pad(self.log_scale, (0, added))
+            for name, value in state["state"].get(0, {}).items():
+                state["state"][0][name] = pad(value, (0, added)) if value.dim() else value
+            self.meta_optimizer = torch.optim.Adam([self.log_scale])
+            self.meta_optimizer.load_state_dict(state)
+
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        own = list(self.rates or ())
+        self._restore()
+        if self.start:
+            update, self.start = difference(self.start), {}
+            self._adapt(update, own)
+
+    def _adapt(self, update: Update, rates: list[float]) -> None:
         with torch.enable_grad(), no_trace(self.network):
             loss = self.validation_loss()
-            h = hypergradient(loss, self.optimizer, update).to(self.log_scale.device, torch.float64)
-        h = _mean_over_processes(h)
+            if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
+                found = f"{tuple(loss.shape)}, detached or not" if isinstance(loss, Tensor) else type(loss).__name__
+                raise TypeError(
+                    f"RateAdapter: validation_loss must return the mean loss, 0-d, that backward() takes, got {found}."
+                )
+            [h] = mean_over_processes([hypergradient(loss, self.optimizer, update)])
+        h = h.to(self.log_scale.device, torch.float64)
         if not h.isfinite().all():
             self._skip("the hypergradient is")
             return
@@ -145,7 +206,8 @@ class RateAdapter:
         old = self.log_scale.clone()
         bounded = self._move(h)
         real_step(self.optimizer, update, (self.log_scale - old).exp())
-        own = torch.tensor(self.rates, dtype=torch.float64)
+        self._warn(bounded, any(rates) and not h.any())
+        own = torch.tensor(rates, dtype=torch.float64)
         self.last = {
             "lr": own * self.log_scale.exp(),
             "hypergradient": h,
@@ -164,6 +226,20 @@ class RateAdapter:
         self.log_scale.clamp_(*map(math.log, self.bounds))
         return not torch.equal(self.log_scale, wanted)
 
+    def _warn(self, bounded: bool, zero: bool) -> None:
+        self.at_bound = self.at_bound + 1 if bounded else 0
+        if self.looks == 1 and zero:
+            warnings.warn(
+                "RateAdapter: the hypergradient is exactly 0. Is the validation loss that of the optimizer's network?",
+                stacklevel=2,
+            )
+        if self.at_bound == LONG:
+            warnings.warn(
+                f"RateAdapter: a bound was active for {LONG} looks; the learned factor is "
+                f"{self.log_scale.exp().tolist()}. Give the optimizer another lr, or RateAdapter other bounds.",
+                stacklevel=2,
+            )
+
     def _error(self, h: Tensor) -> Tensor:
         """Return the standard error of h: how much it varies about its running mean from batch to batch."""
         self.moments.lerp_(torch.stack([h, h**2]), 1 - DECAY)
@@ -179,13 +255,6 @@ class RateAdapter:
                 f"{self.in_a_row} steps in a row were skipped, from step {self.began} on: {what} "
                 "not finite. Look at the batches there, lower the optimizer's lr, or clip the gradients."
             )
-
-
-def _mean_over_processes(h: Tensor) -> Tensor:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(h)
-        h /= torch.distributed.get_world_size()
-    return h
 
 
 def _require(what: str, true: bool, got: object) -> None:

@@ -1,19 +1,45 @@
 """Copies of an optimizer for other parameters: what it would do can be asked without doing it."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
+SHARED = ("step", "_hooks", "rate_adapter")  # ends of the names of what is not copied: a scheduler's own, hooks, ours
 
-def copy_onto(optimizer: Optimizer, replaced: Mapping[Tensor, Tensor]) -> Optimizer:
-    """Return a copy of the optimizer, state included, that moves other parameters in place of its own.
 
-    replaced: each parameter -> the tensor that takes its place.
+def unwrapped(optimizer: Any) -> Optimizer:
+    """Return torch's optimizer inside of what Accelerate, Fabric or Lightning wrap around it."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer  # type: ignore[no-any-return]
+
+
+def copy_onto(
+    optimizer: Optimizer, replaced: Mapping[Tensor, Tensor], more: Mapping[int, object] | None = None
+) -> Optimizer:
+    """Return a copy of the optimizer, state and attributes included, that moves other parameters in place of its own.
+
+    Attribute by attribute: `copy.deepcopy` takes what `Optimizer.__getstate__` returns, and loses the attributes that
+    an optimizer from elsewhere has of its own.
+
+    replaced: each parameter -> the tensor that takes its place. more: other objects, by id -> what takes their place.
     """
-    memo: dict[int, object] = {id(p): q for p, q in replaced.items()}  # deepcopy takes what its memo already holds
-    return copy.deepcopy(optimizer, memo)
+    memo: dict[int, Any] = {id(p): q for p, q in replaced.items()} | dict(more or {})  # what deepcopy takes as it is
+    twin: Optimizer = object.__new__(type(optimizer))
+    for name, value in vars(optimizer).items():
+        if name.endswith(SHARED):
+            if name.endswith("_hooks"):
+                vars(twin)[name] = OrderedDict()
+            continue
+        try:
+            vars(twin)[name] = copy.deepcopy(value, memo)
+        except (TypeError, RuntimeError):  # a lock, a stream, a generator: the copy shares it
+            vars(twin)[name] = value
+    return twin
 
 
 def paired_states(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hypergradient.copies import copy_onto
+from hypergradient.copies import copy_onto, unwrapped
 
 LOWEST, HIGHEST = 1e-7, 1e3
 SETTLING = 100  # equal gradients after which an optimizer's step has its final length; 10 times the first for 0.9
@@ -28,6 +28,7 @@ def starting_rate(validation_loss: Callable[[], Tensor], optimizer: Optimizer) -
     Raises:
         ValueError: the validation loss does not depend on the parameters, or falls however far the step reaches.
     """
+    optimizer = unwrapped(optimizer)
     params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     start = [p.detach().clone() for p in params]
     direction = _settled_step(optimizer, params, _gradient(validation_loss, params))
@@ -93,4 +94,4 @@ def _settled_step(optimizer: Optimizer, params: list[Tensor], gradient: tuple[Te
 @torch.no_grad()
 def _place(params: list[Tensor], start: list[Tensor], direction: list[Tensor], rate: float) -> None:
     for p, s, d in zip(params, start, direction, strict=True):
-        p.copy_(s + rate * d)
+        p.copy_(s + rate * d if rate else s)  # back to every bit, where the direction is not finite too
