@@ -18,17 +18,15 @@ def unwrapped(optimizer: Any) -> Optimizer:
     return optimizer  # type: ignore[no-any-return]
 
 
-def copy_onto(
-    optimizer: Optimizer, replaced: Mapping[Tensor, Tensor], more: Mapping[int, object] | None = None
-) -> Optimizer:
+def copy_onto(optimizer: Optimizer, replaced: Mapping[Tensor, Tensor]) -> Optimizer:
     """Return a copy of the optimizer, state and attributes included, that moves other parameters in place of its own.
 
     Attribute by attribute: `copy.deepcopy` takes what `Optimizer.__getstate__` returns, and loses the attributes that
     an optimizer from elsewhere has of its own.
 
-    replaced: each parameter -> the tensor that takes its place. more: other objects, by id -> what takes their place.
+    replaced: each parameter -> the tensor that takes its place.
     """
-    memo: dict[int, Any] = {id(p): q for p, q in replaced.items()} | dict(more or {})  # what deepcopy takes as it is
+    memo: dict[int, Any] = {id(p): q for p, q in replaced.items()}  # what deepcopy takes as it is
     twin: Optimizer = object.__new__(type(optimizer))
     for name, value in vars(optimizer).items():
         if name.endswith(SHARED):

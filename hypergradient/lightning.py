@@ -1,14 +1,22 @@
-"""The plain rule as a Lightning callback. This file alone imports pytorch_lightning."""
+"""The plain rule as a Lightning callback, for `lightning` and `pytorch_lightning`. This file alone imports them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import chain, islice, repeat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from hypergradient.adapter import RateAdapter
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback, LightningModule, Trainer
+else:  # a Trainer of either calls the hooks of a callback of the other: they are looked up by name
+    try:
+        from pytorch_lightning import Callback, LightningModule, Trainer
+    except ImportError:
+        from lightning.pytorch import Callback, LightningModule, Trainer
+
+WHOLE = {"SingleDeviceStrategy", "DDPStrategy"}  # strategies that leave the weights whole; others derive from them
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -38,7 +46,7 @@ class AdaptLearningRate(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach to the optimizer."""
-        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        if not WHOLE & {base.__name__ for base in type(trainer.strategy).__mro__}:
             name = type(trainer.strategy).__name__
             raise ValueError(f"AdaptLearningRate cannot be used under {name}, which cuts up the weights: use DDP.")
         if len(trainer.optimizers) != 1:
