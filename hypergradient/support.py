@@ -53,7 +53,7 @@ def _near(found: Tensor, wanted: Tensor, exactly: float) -> bool:
 
 
 def _measured(optimizer: Optimizer) -> tuple[list[Tensor], dict[float, list[Tensor]], Tensor, Tensor]:
-    """Return the last SEEN steps, each as it would be if it were longer, and a whole run at its rate and at twice it."""
+    """Return the last SEEN steps, each as it would be if it were longer, and a whole run, at its rate and at twice."""
     probe, double, draw = _probe(optimizer, 1.0), _probe(optimizer, 2.0), torch.Generator().manual_seed(0)
     start = _weights(probe)
     steps: list[Tensor] = []

@@ -100,7 +100,7 @@ def test_a_run_whose_weights_are_spoilt_goes_on_from_its_good_average(tmp_path: 
 def test_a_checkpoint_between_loading_and_the_first_step_keeps_the_adaptation(tmp_path: Path) -> None:
     meta, resumed = MetaModule(MLP()), MetaModule(MLP())
     fit(meta, tmp_path)
-    saved: dict[str, Any] = {}
+    saved: dict[str, Any] = {"state_dict": meta.state_dict()}
     checkpoint: dict[str, Any] = {}
     meta.on_save_checkpoint(saved)
     resumed.on_load_checkpoint(saved)
