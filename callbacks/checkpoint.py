@@ -34,7 +34,7 @@ class LastCheckpoint(ModelCheckpoint):
     def __init__(self, seconds: float = 5.0) -> None:
         super().__init__(save_on_exception=True)
         self.seconds, self.written = seconds, time.monotonic()
-        self.between = self.interrupted = False  # two steps; by Ctrl-C
+        self.between = self.stepping = self.interrupted = False  # two steps; at all; by Ctrl-C
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Become the one writer of the run, and say which it is."""
@@ -48,7 +48,7 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let Ctrl-C wait for the end of a step."""
         super().on_train_start(trainer, pl_module)
-        self.between = self.interrupted = False
+        self.between = self.stepping = self.interrupted = False
         self._handler = None
         if threading.current_thread() is threading.main_thread():
             self._handler = signal.getsignal(signal.SIGINT)
@@ -56,7 +56,7 @@ class LastCheckpoint(ModelCheckpoint):
                 signal.signal(signal.SIGINT, self._interrupt)
 
     def _interrupt(self, number: int, frame: Any) -> None:
-        if self.interrupted:
+        if self.interrupted or not self.stepping:
             raise KeyboardInterrupt
         self.interrupted = True
 
@@ -67,7 +67,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Write nothing from now on."""
-        self.between = False
+        self.between, self.stepping = False, True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

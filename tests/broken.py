@@ -1,4 +1,4 @@
-"""Data and networks of a user's own that cannot be trained: named on the command line by the tests."""
+"""Data and networks of a user's own that cannot be trained, or hardly: named on the command line by the tests."""
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,22 @@ class Frozen(MLP):
     def __init__(self) -> None:
         super().__init__()
         self.requires_grad_(False)
+
+
+class Unused(MLP):
+    """With a weight that takes no part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("unused", nn.Parameter(torch.zeros(3)))
+
+
+class HalfFrozen(MLP):
+    """Its first layer stays as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self[0].requires_grad_(False)
 
 
 class Detached(MLP):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -71,6 +72,14 @@ def test_a_store_that_cannot_be_used(
     assert time.monotonic() - begun < 100  # MLflow alone takes 110 seconds
 
 
+def test_a_server_that_does_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        process = typed("train.py", *SHORT, uri=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        out, errors = process.communicate(timeout=240)
+    matches("a tracking server that does not answer", process.returncode, " ".join(errors.splitlines()))
+    assert out == ""
+
+
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "..", "a/b", "a\nb"])
 def test_an_experiment_stays_in_mlruns(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -118,16 +127,26 @@ def test_a_run_that_was_stopped_by_a_signal_goes_on_to_the_bit(fault: str, store
     assert history(str(resumed.run_id), "lr") == history(str(whole.run_id), "lr")
 
 
-@pytest.mark.parametrize("fault", ["SIGTERM in the search of a rate", "--trainer.max_time in the search of a rate"])
+SEARCHED = {
+    "--trainer.max_time in the search of a rate": None,
+    "SIGTERM in the search of a rate": signal.SIGTERM,
+    "Ctrl-C in the search of a rate": signal.SIGINT,
+}
+
+
+@pytest.mark.parametrize("fault", SEARCHED)
 def test_the_search_of_a_rate_ends(fault: str) -> None:
     """Of a run so long that its search takes minutes."""
     options = ["--optimizer", "meta_search", QUIET, "--trainer.max_epochs=20000"]
-    process = typed("train.py", *options, *(["--trainer.max_time=00:00:00:03"] if "max_time" in fault else []))
-    if "SIGTERM" in fault:
-        while not runs():
+    number = SEARCHED[fault]
+    process = typed("train.py", *options, *([] if number else ["--trainer.max_time=00:00:00:03"]))
+    if number:
+        while not any(
+            run.inputs and run.inputs.dataset_inputs for run in runs()
+        ):  # the last that is told before training starts
             time.sleep(0.1)
         time.sleep(1)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
     status, line, _ = ended(process)
     matches(fault, status, line)
 

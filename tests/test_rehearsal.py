@@ -10,7 +10,7 @@ import torch
 from experiment.presets import QUIET
 from experiment.process import script
 from experiment.training import train
-from tests.store import runs
+from tests.store import history, runs
 from train import main
 
 SHORT = [QUIET, "--trainer.max_epochs=1"]
@@ -58,6 +58,19 @@ def test_a_test_loss_that_is_not_finite_is_no_success(capsys: pytest.CaptureFixt
         main(["--optimizer", "adam", "--model.network=tests.broken.Blind", unseen, *SHORT])
     assert "fit: test/loss is nan" in capsys.readouterr().err
     assert [run.info.status for run in runs()] == ["FAILED"]
+
+
+def test_looks_that_are_not_finite_leave_the_rate() -> None:
+    unseen = "--trainer.limit_val_batches=0"
+    run = train(["--optimizer", "meta_onestep", "--model.network=tests.broken.Blind", unseen, *SHORT])
+    assert "test/loss is nan" in str(run.diverged)
+    assert [rate for _, rate in history(str(run.run_id), "lr")] == pytest.approx([0.001] * 32)
+
+
+@pytest.mark.parametrize("network", ["Unused", "HalfFrozen"])
+def test_hypergradient_descent_takes_weights_that_do_not_move(network: str) -> None:
+    run = train(["--optimizer", "descent", f"--model.network=tests.broken.{network}", *SHORT])
+    assert run.test_metrics["test/loss"] < 2.4
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ def test_a_last_group_of_fewer_batches_is_a_step_too() -> None:
     assert [step for step, _ in history(str(run.run_id), "lr")] == list(range(1, 9))
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_other_precisions_train(precision: str) -> None:
     run = train(["--optimizer", "meta", *SHORT, f"--trainer.precision={precision}"])
     assert run.model.adaptation.moves > 5
