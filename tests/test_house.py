@@ -73,7 +73,7 @@ def test_editors_and_make_run_the_same_checks() -> None:
 def test_the_lock_pins_what_is_asked_for() -> None:
     asked, locked = (
         {
-            re.sub(r"\[.*?\]", "", line.split()[0]).lower()
+            re.sub(r"\[.*?\]", "", line.split()[0]).lower().replace("_", "-")
             for line in text.splitlines()
             if re.match(r"[\w.-]+(\[\w+\])?==", line)
         }
