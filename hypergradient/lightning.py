@@ -1,6 +1,7 @@
 """The plain rule as a Lightning callback, for `lightning` and `pytorch_lightning`. This file alone imports them."""
 
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from itertools import chain, islice, repeat
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,18 @@ else:  # a Trainer of either calls the hooks of a callback of the other: they ar
 WHOLE = {"SingleDeviceStrategy", "DDPStrategy"}  # strategies that leave the weights whole; others derive from them
 
 Loss = Callable[[Any, Any], Tensor]
+
+
+@contextmanager
+def _silent(module: "LightningModule") -> Iterator[None]:
+    """Let the module log nothing: what a look computes is no metric of the run."""
+    names = [name for name in ("log", "log_dict") if name not in vars(module)]
+    vars(module).update(dict.fromkeys(names, lambda *_, **__: None))
+    try:
+        yield
+    finally:
+        for name in names:
+            del vars(module)[name]
 
 
 class AdaptLearningRate(Callback):
@@ -56,7 +69,7 @@ class AdaptLearningRate(Callback):
         def validation_loss() -> Tensor:
             self.position += 1
             batch = trainer.precision_plugin.convert_input(next(self.looks))
-            with trainer.precision_plugin.forward_context():
+            with trainer.precision_plugin.forward_context(), _silent(pl_module):
                 return self.loss(pl_module, trainer.strategy.batch_to_device(batch))
 
         self.adapter = RateAdapter(trainer.optimizers[0], pl_module, validation_loss, **self.options)

@@ -1,7 +1,9 @@
 """A look that leaves no trace."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,12 +15,15 @@ def no_trace(network: nn.Module, batch_statistics: bool = False) -> Iterator[Non
 
     In evaluation mode BatchNorm reads its statistics without updating them and dropout draws nothing: the
     hypergradient is that of the validation loss as validation measures it. Each submodule's own mode comes back.
+    Metrics of torchmetrics among the submodules forget what they were told.
 
     batch_statistics: let BatchNorm normalise by the batch, and put its buffers back: where it has no statistics yet, or
     none of these weights.
     """
     modes = {module: module.training for module in network.modules()}
     buffers = {buffer: buffer.detach().clone() for buffer in network.buffers()} if batch_statistics else {}
+    metrics = [module for module in network.modules() if hasattr(module, "_update_count")]  # torchmetrics: no buffers
+    counted = [{name: copy.deepcopy(getattr(metric, name)) for name in _states(metric)} for metric in metrics]
     network.eval()
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -29,6 +34,12 @@ def no_trace(network: nn.Module, batch_statistics: bool = False) -> Iterator[Non
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for metric, states in zip(metrics, counted, strict=True):
+            vars(metric).update(states)
         with torch.no_grad():
             for buffer, value in buffers.items():
                 buffer.copy_(value)
+
+
+def _states(metric: Any) -> list[str]:
+    return [*metric._defaults, "_update_count", "_computed"]

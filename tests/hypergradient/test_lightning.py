@@ -11,8 +11,9 @@ import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins import DoublePrecision
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics import SumMetric
 
 from data import TensorLoader
 from experiment.presets import ROOT
@@ -183,6 +184,34 @@ def test_what_a_look_saw_is_logged(tmp_path: Path) -> None:
         "lookahead_loss",
         "bounded",
     } <= trainer.callback_metrics.keys()
+
+
+class Measures(Plain):
+    """Counts and logs in its loss, as many modules do."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.seen = SumMetric()
+
+    def loss(self, batch: Any) -> Tensor:
+        self.seen.update(len(batch[0]))
+        loss = super().loss(batch)
+        self.log("loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.log("seen", self.seen.compute())
+
+
+def test_a_look_leaves_no_trace_in_metrics_and_logs(tmp_path: Path) -> None:
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    found, cases = [], list[list[Callback]]([[], [AdaptLearningRate(loss, meta_lr=0.0)]])
+    for callbacks in cases:
+        trainer = Trainer(accelerator="cpu", max_epochs=2, default_root_dir=tmp_path, callbacks=callbacks, **quiet)
+        trainer.fit(Measures(mlp(), adam), samples("classes"), samples("classes"))
+        found.append({name: float(trainer.callback_metrics[name]) for name in ("seen", "loss")})
+    assert found[0] == found[1]
+    assert found[0]["seen"] > 0
 
 
 def two_optimizers(network: nn.Module) -> list[Optimizer]:
