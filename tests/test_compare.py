@@ -63,6 +63,7 @@ def test_runs_are_the_same_whether_reused_or_trained_again(tmp_path: Path) -> No
     assert list(first.lrs) == list(again.lrs)
 
 
+@pytest.mark.slow
 def test_four_workers_give_the_same_runs_as_one(tmp_path: Path) -> None:
     first = run(tmp_path)
     for run_id in first.run_id:
@@ -105,6 +106,7 @@ def test_a_document_takes_a_table_between_its_markers(tmp_path: Path) -> None:
     assert file.read_text() == "above\n<begin>\nnew\n<end>\nbelow\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
 def test_a_comparison_that_was_stopped_goes_on_where_it_was(sent: signal.Signals, status: int, tmp_path: Path) -> None:
     options = ["--seeds", "12", "--optimizers", *ARMS, "--trainer.max_epochs=10", "--output", str(tmp_path)]

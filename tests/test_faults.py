@@ -83,6 +83,7 @@ def whole(checkpoint: Path) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_full_disk(small_disk: Path) -> None:
     uri = f"sqlite:///{small_disk}/mlflow.db"
     status, line, _ = ended(typed("train.py", *LONG, uri=uri))

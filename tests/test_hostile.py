@@ -72,6 +72,7 @@ def test_a_store_that_cannot_be_used(
     assert time.monotonic() - begun < 100  # MLflow alone takes 110 seconds
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         process = typed("train.py", *SHORT, uri=f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -96,6 +97,7 @@ def test_the_folder_is_gone(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["--help"], SHORT], ids=["help", "run"])
 def test_nobody_reads_what_is_printed(words: list[str]) -> None:
     command = [sys.executable, str(ROOT / "train.py"), *words]
@@ -110,6 +112,7 @@ def test_nobody_reads_what_is_printed(words: list[str]) -> None:
 SIGNALS = {"Ctrl-C in a run": signal.SIGINT, "SIGTERM in a run": signal.SIGTERM, "SIGHUP in a run": signal.SIGHUP}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", SIGNALS)
 def test_a_run_that_was_stopped_by_a_signal_goes_on_to_the_bit(fault: str, store: Path, tmp_path: Path) -> None:
     options = ["--config", str(arm(tmp_path, "meta")), QUIET, "--trainer.max_epochs=60"]
@@ -134,6 +137,7 @@ SEARCHED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", SEARCHED)
 def test_the_search_of_a_rate_ends(fault: str) -> None:
     """Of a run so long that its search takes minutes."""
@@ -158,6 +162,7 @@ ENVIRONMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ENVIRONMENTS)
 def test_other_environments(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in ENVIRONMENTS[fault].items():
@@ -167,6 +172,7 @@ def test_other_environments(fault: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert "test/loss" in out
 
 
+@pytest.mark.slow
 def test_a_mask_that_lets_nobody_else_read(store: Path) -> None:
     command = [sys.executable, str(ROOT / "train.py"), *SHORT]
     process = subprocess.Popen(
@@ -178,6 +184,7 @@ def test_a_mask_that_lets_nobody_else_read(store: Path) -> None:
     assert path.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.slow
 def test_a_user_who_is_not_root_and_a_clone_that_is_read_only(tmp_path: Path) -> None:
     if os.getuid() != 0:
         pytest.skip("only root may become another user")

@@ -147,6 +147,7 @@ def test_the_command_works_from_any_directory_and_says_last_how_to_see_the_run(t
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["meta", "meta_onestep", "adamw_average"])
 def test_two_processes_share_the_batches_and_one_of_them_writes_the_run(arm: str, tmp_path: Path) -> None:
     """The recipe of the README, with gloo: the losses and rates are those of one process."""

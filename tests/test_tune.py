@@ -68,6 +68,7 @@ def test_tuning_goes_on_where_it_was_and_the_number_of_trials_is_in_all() -> Non
     assert len(runs()) == 4
 
 
+@pytest.mark.slow
 def test_tuning_that_was_killed_goes_on_with_the_trials_that_were_broken_off() -> None:
     """Real processes, killed for real in the middle of a trial; the workers end with their parent."""
     command = [sys.executable, str(ROOT / "tune.py"), *COMMAND[:-2], "--trials", "10", "--workers", "2"]

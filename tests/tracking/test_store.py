@@ -72,6 +72,7 @@ for name in "0123456789":
 """
 
 
+@pytest.mark.slow
 def test_four_processes_may_open_a_new_store_at_once_ten_times_over(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     commands = [[sys.executable, "-c", OPEN, str(tmp_path), str(number)] for number in range(4)]
