@@ -130,6 +130,9 @@ FAULTS = {
     "the tracking server goes away during a run": Fault(
         r"the MLflow store is away: .*Training goes on.* To deliver it: python -m tracking.delivery", 0
     ),
+    "the store is deleted during a run": Fault(
+        r"the MLflow store is away: .*Training goes on.* To deliver it: python -m tracking.delivery", 0
+    ),
     "the tracking server goes away and comes back": Fault(r"the MLflow store is away: .*the MLflow store is back", 0),
     "tuning is killed (SIGKILL); the same command again": Fault(
         "", 0, "test_tune.py::test_tuning_that_was_killed_goes_on_with_the_trials_that_were_broken_off"

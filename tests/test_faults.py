@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -170,6 +171,28 @@ def test_the_tracking_server_comes_back_during_the_run(
         assert run.info.status == "FINISHED"
         assert [step for step, _ in history(run.info.run_id, "lr")][-1] == 48_000
         assert len(history(run.info.run_id, "val/loss")) == 1500
+
+
+@pytest.mark.slow
+def test_the_store_is_deleted_in_mid_run_and_comes_back_from_its_copy(store: Path, tmp_path: Path) -> None:
+    """What the run did in between is kept, and delivered by the command that it prints."""
+    process = typed("train.py", *LONG)
+    while not (runs() and history(runs()[0].info.run_id, "lr")):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGSTOP)
+    shutil.move(store / "mlflow.db", tmp_path / "copy.db")
+    process.send_signal(signal.SIGCONT)
+    out, errors = process.communicate(timeout=240)
+    matches("the store is deleted during a run", process.returncode, " ".join(errors.splitlines()))
+    assert "Traceback" not in errors
+    shutil.copy(tmp_path / "copy.db", store / "mlflow.db")
+    [words] = re.findall(r"python -m tracking.delivery (.+)", errors)
+    deliver = [sys.executable, "-m", "tracking.delivery", *shlex.split(words)]
+    subprocess.run(deliver, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    [run] = runs()
+    assert run.info.status == "FINISHED"
+    assert [step for step, _ in history(run.info.run_id, "lr")] == list(range(1, 12_801))
+    assert f"test/loss {run.data.metrics['test/loss']:.4f}" in out
 
 
 def test_a_checkpoint_that_would_run_code(tmp_path: Path) -> None:

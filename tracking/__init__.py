@@ -12,3 +12,6 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # each 
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # 7, the default, takes minutes to say that it is down
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "12")  # seconds
 os.environ.setdefault("PGCONNECT_TIMEOUT", "12")
+if os.environ.get("MLFLOW_TRACKING_URI", "sqlite").startswith("sqlite"):
+    # opened anew each time: a connection that is kept would go on writing into a file that was deleted
+    os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
