@@ -15,6 +15,7 @@ from pathlib import Path
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 PASSWORD = "s3cret"
+OWN = ("MLFLOW_TRACKING_URI", "MLFLOW_SQLALCHEMYSTORE_POOLCLASS")  # of this process, not of a server
 
 
 def free_port() -> int:
@@ -57,7 +58,7 @@ def mlflow_server(backend: str, folder: Path, port: int = 0) -> Iterator[str]:
     port = port or free_port()
     command = [str(Path(sys.executable).with_name("mlflow")), "server", "--backend-store-uri", backend]
     command += ["--artifacts-destination", str(folder), "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    environment = {key: value for key, value in os.environ.items() if key not in OWN}
     environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # six processes more
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)

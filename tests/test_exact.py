@@ -23,8 +23,8 @@ NETWORKS = {
     "gru": ["--task=gru"],
     "deep_layernorm": ["--task=deep_layernorm"],
 }
-SHORT = [QUIET, "--trainer.max_epochs=3", "--data.batch_size=400"]
-STEP = 15  # of 10 an epoch
+SHORT = [QUIET, "--trainer.max_epochs=2", "--data.batch_size=800"]
+STEP = 8  # of 5 an epoch
 
 
 class Kill(Callback):
@@ -58,7 +58,7 @@ def kept(run: Run) -> tuple[dict[str, torch.Tensor], str]:
 def schedule(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """For `replay`."""
     path = tmp_path_factory.mktemp("schedule") / "schedule.csv"
-    path.write_text("step,lr,decay\n" + "".join(f"{step},{0.1 / step},{0.001}\n" for step in range(1, 31)))
+    path.write_text("step,lr,decay\n" + "".join(f"{step},{0.1 / step},{0.001}\n" for step in range(1, 11)))
     return path
 
 
