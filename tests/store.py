@@ -23,5 +23,6 @@ def artifacts(run_id: str) -> set[str]:
 
 
 def heed() -> None:
-    """Take Ctrl-C: a suite that runs in the background of a shell inherits that it is ignored."""
+    """Take Ctrl-C and SIGHUP: a suite in the background of a shell, or under nohup, inherits that they are ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -91,8 +91,15 @@ def test_an_experiment_stays_in_mlruns(
 
 def test_the_folder_is_gone(tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
-    command = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && {sys.executable} {ROOT}/train.py"
-    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    command = [
+        "sh",
+        "-c",
+        'cd "$0" && rmdir "$0" && "$1" "$2"',
+        str(tmp_path / "gone"),
+        sys.executable,
+        ROOT / "train.py",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     matches("the folder that a command is typed in is gone", done.returncode, done.stderr)
     assert len(done.stderr.splitlines()) == 1
 

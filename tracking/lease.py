@@ -29,8 +29,10 @@ class Lease:
         self.host = host or socket.gethostname()
         self.owner = f"process {os.getpid()} on {self.host}"
 
-    def take(self) -> None:
+    def take(self, new: bool = False) -> None:
         """Take it, where nobody has it: a process that was killed has lost it, one that is suspended has not.
+
+        new: the run was made by this process, so that the store, which may be away by now, need not be asked.
 
         Raises:
             StoreError: another process writes the run.
@@ -39,6 +41,8 @@ class Lease:
             self.lock.acquire()
         except Timeout:
             raise StoreError(self._says("another process on this machine")) from None
+        if new:
+            return
         owner, seconds = self._holder()
         if owner and not owner.endswith(f" on {self.host}") and seconds < GRACE:
             self.lock.release()
@@ -50,7 +54,7 @@ class Lease:
         if not _shared():
             return
         owner, _ = self._holder()
-        if owner != self.owner:
+        if owner not in (None, self.owner):
             print(
                 f"{Path(sys.argv[0]).name}: error: {owner} goes on with run {self.run_id}.", file=sys.stderr, flush=True
             )

@@ -41,6 +41,7 @@ class Tracker(MLFlowLogger):
         self.sent, self.patience = time.monotonic(), PATIENCE[0]
         self.kept = last_steps(run_id) if run_id else {}
         self.lease: Lease | None = None
+        self.begun = run_id is None  # here, not elsewhere
 
     @rank_zero_only
     def hold(self) -> None:
@@ -51,7 +52,7 @@ class Tracker(MLFlowLogger):
         """
         if self.lease is None:
             lease = Lease(str(self.run_id), Path(self.save_dir, self.name, str(self.run_id)))
-            lease.take()
+            lease.take(new=self.begun)
             self.lease = lease
 
     @rank_zero_only
