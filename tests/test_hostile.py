@@ -97,7 +97,7 @@ def test_the_folder_is_gone(tmp_path: Path) -> None:
         'cd "$0" && rmdir "$0" && "$1" "$2"',
         str(tmp_path / "gone"),
         sys.executable,
-        ROOT / "train.py",
+        f"{ROOT}/train.py",
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     matches("the folder that a command is typed in is gone", done.returncode, done.stderr)
