@@ -49,11 +49,9 @@ class LastCheckpoint(ModelCheckpoint):
         """Let Ctrl-C wait for the end of a step."""
         super().on_train_start(trainer, pl_module)
         self.between = self.stepping = self.interrupted = False
-        self._handler = None
-        if threading.current_thread() is threading.main_thread():
-            self._handler = signal.getsignal(signal.SIGINT)
-            if self._handler == signal.default_int_handler:
-                signal.signal(signal.SIGINT, self._interrupt)
+        ours = threading.current_thread() is threading.main_thread()
+        if ours and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._interrupt)
 
     def _interrupt(self, number: int, frame: Any) -> None:
         if self.interrupted or not self.stepping:
@@ -62,7 +60,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give Ctrl-C back."""
-        if getattr(self, "_handler", None) == signal.default_int_handler:
+        if signal.getsignal(signal.SIGINT) == self._interrupt:  # else Lightning ignores more of it, while it ends
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -104,7 +104,7 @@ def test_ctrl_c_ends_tuning_cleanly_and_it_goes_on() -> None:
         errors = process.communicate(timeout=60)[1]
     finally:
         process.kill()
-    assert process.returncode == 130
+    assert process.returncode == 130, errors
     assert errors.splitlines()[-1] == "tune.py: interrupted; what was done is kept."
     assert "Traceback" not in errors
     assert {run.info.status for run in runs()} <= {"KILLED", "FINISHED"}
