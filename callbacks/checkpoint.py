@@ -98,8 +98,6 @@ class LastCheckpoint(ModelCheckpoint):
                 logger.flush()  # first: a run that goes on from here does not log again what came before
         self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
         self.written = time.monotonic()
-        if trainer.is_global_zero:
-            newest = Path(self.best_model_path)
-            for old in newest.parent.glob("*.ckpt"):  # the one that the run went on from, which Lightning keeps
-                if old != newest:
-                    old.unlink(missing_ok=True)
+        newest, old = (Path(path or "").absolute() for path in (self.best_model_path, trainer.ckpt_path))
+        if trainer.is_global_zero and old.parent == newest.parent and old != newest:
+            old.unlink(missing_ok=True)  # the one that the run went on from, which Lightning keeps

@@ -50,7 +50,7 @@ def check_checkpoint(path: Path, module: SupervisedModule, goes_on: bool) -> Non
         raise ValueError(f"{path} has no {', no '.join(missing)}: it is no checkpoint that train.py wrote")
     shapes = {name: value.shape for name, value in module.state_dict().items()}
     found = {name: value.shape for name, value in checkpoint["state_dict"].items()}
-    for name in shapes.keys() | found.keys():
+    for name in sorted(shapes.keys() | found.keys()):
         if shapes.get(name) != found.get(name):
             has, wants = (
                 tuple(shape) if shape is not None else "nothing" for shape in (found.get(name), shapes.get(name))
@@ -60,7 +60,7 @@ def check_checkpoint(path: Path, module: SupervisedModule, goes_on: bool) -> Non
         try:
             module.on_load_checkpoint(checkpoint)
         except KeyError as error:
-            raise ValueError(f"{path} has no {error} : another arm, or another version, wrote it") from error
+            raise ValueError(f"{path} has no {error}: another arm, or another version, wrote it") from error
 
 
 def _line(error: Exception) -> str:

@@ -114,9 +114,12 @@ def test_a_run_says_where_it_is_and_keeps_one_checkpoint(
     client().set_terminated(str(first.run_id), "KILLED")
     kept = tmp_path / "kept.ckpt"
     shutil.copy(path, kept)
-    longer = train([*options, f"--ckpt_path={path}"])
+    beside = path.with_name("epoch=0-step=1.ckpt")  # of another callback
+    shutil.copy(path, beside)
+    longer = train([*options, "--ckpt_path", str(path)])
     assert longer.run_id == first.run_id
-    assert len(checkpoints(store)) == 1
+    assert beside.exists()
+    assert len(checkpoints(store)) == 2
     assert train([*options, f"--ckpt_path={kept}"]).run_id != first.run_id
     assert kept.exists()
 

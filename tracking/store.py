@@ -58,10 +58,8 @@ def open_experiment(name: str = EXPERIMENT) -> str:
     try:
         artifact_dir().mkdir(parents=True, exist_ok=True)
         waiting = f"waiting for the MLflow store {hidden(tracking_uri())}; Ctrl-C ends it"
-        with (
-            _said(waiting),
-            FileLock(artifact_dir() / ".lock"),
-        ):  # processes that open a new SQLite store at once break it
+        with _said(waiting), FileLock(artifact_dir() / ".lock"):
+            # locked: processes that open a new SQLite store at once break it
             _reach(tracking_uri())
             experiment = client().get_experiment_by_name(name) or _create_experiment(name)
     except FAULTS as error:
