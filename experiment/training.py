@@ -144,6 +144,8 @@ class Run(CommandLine):
                 check_checkpoint(Path(path), self.model, subcommand == "fit")
             if self.goes_on and tracker:
                 tracker.hold()
+            if tracker:
+                tracker.test_follows = subcommand == "fit" and self.reads_test_set
         except (ValueError, StoreError) as error:
             self.parser.error(str(error))
         try:
@@ -170,6 +172,8 @@ class Run(CommandLine):
     def after_fit(self) -> None:
         """Read the test set, once, with the weights of the last step."""
         if self.reads_test_set and not isinstance(self.trainer.logger, DummyLogger):  # Lightning's, in fast_dev_run
+            if self.tracker:
+                self.tracker.test_follows = False
             tested = self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
             self.test_metrics = tested[0] if tested else {}  # none with --trainer.limit_test_batches=0
 

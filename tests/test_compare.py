@@ -113,7 +113,7 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(sent: signal.Signals
     command = [sys.executable, str(ROOT / "compare.py"), *options, "--workers", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=heed)
     deadline = time.monotonic() + 120
-    while len([run for run in runs() if run.info.status == "FINISHED"]) < 3 and time.monotonic() < deadline:
+    while len([run for run in runs() if "test/loss" in run.data.metrics]) < 3 and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(sent)
     process.wait(60)

@@ -118,17 +118,21 @@ def test_three_machines_share_a_tuning_and_each_trial_counts_once(site: Site) ->
 
 
 def test_a_machine_that_paused_goes_on_with_the_next_trial_and_nobody_ends_its_runs(site: Site) -> None:
-    """SIGSTOP until the others have its trial, then SIGCONT."""
-    options = ["--optimizer", "cosine_tuned", "--trials", "10", "--trainer.max_epochs=30"]
-    machines = [site.start(number, "tune.py", *options) for number in (10, 11)]
-    wait(lambda: len(site.study("tune cosine_tuned").get_trials(states=[TrialState.COMPLETE])) >= 2, site)
-    machines[0].send_signal(signal.SIGSTOP)
-    wait(lambda: bool(site.study("tune cosine_tuned").get_trials(states=[TrialState.FAIL])), site)
-    machines[0].send_signal(signal.SIGCONT)
+    """SIGSTOP in the middle of a trial, until another machine has given it up, then SIGCONT."""
+    options = ["--optimizer", "cosine_tuned", "--trials", "4", "--trainer.max_epochs=100"]
+
+    def trials(state: TrialState) -> list[optuna.trial.FrozenTrial]:
+        return [trial for trial in site.study("tune cosine_tuned").get_trials(states=[state]) if trial.params]
+
+    paused = site.start(10, "tune.py", *options)
+    wait(lambda: bool(trials(TrialState.RUNNING)), site)
+    paused.send_signal(signal.SIGSTOP)
+    machines = [paused, site.start(11, "tune.py", *options)]
+    wait(lambda: bool(trials(TrialState.FAIL)), site)
+    paused.send_signal(signal.SIGCONT)
     assert [machine.wait(240) for machine in machines] == [0, 0], site.logs()
     assert "was taken over by another machine" in site.logs()
-    complete = site.study("tune cosine_tuned").get_trials(states=[TrialState.COMPLETE])
-    assert sorted(trial.user_attrs["slot"] for trial in complete) == list(range(10))
+    assert sorted(trial.user_attrs["slot"] for trial in trials(TrialState.COMPLETE)) == list(range(4))
     assert not site.runs("attributes.status = 'RUNNING'")
 
 

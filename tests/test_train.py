@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from pytorch_lightning import Callback, LightningModule, Trainer
 
 from experiment.presets import ARMS, ROOT, TASKS
 from experiment.training import train
@@ -35,6 +36,28 @@ def test_each_arm_trains_is_tested_once_and_keeps_what_it_did(arm: str) -> None:
     assert names <= run.data.metrics.keys()
     assert len(history(run.info.run_id, "test/loss")) == 1
     assert {"config.yaml", "trajectory.png", "schedule.csv"} <= artifacts(run.info.run_id)
+
+
+class StatusInTest(Callback):
+    """What the store says of the run while it is tested."""
+
+    status: str
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        [run] = runs()
+        self.status = run.info.status
+
+
+def test_a_run_is_not_finished_before_its_test() -> None:
+    """Else one that is killed in its test could not go on."""
+    seen = StatusInTest()
+    train(["--optimizer", "adam", *SHORT], callbacks=[seen])
+    assert (seen.status, runs()[0].info.status) == ("RUNNING", "FINISHED")
+
+
+def test_a_run_that_skips_its_test_is_finished() -> None:
+    train(["--optimizer", "adam", "--trainer.limit_test_batches=0", *SHORT])
+    assert runs()[0].info.status == "FINISHED"
 
 
 def test_the_default_arm_is_meta(capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,6 +42,7 @@ class Tracker(MLFlowLogger):
         self.kept = last_steps(run_id) if run_id else {}
         self.lease: Lease | None = None
         self.begun = run_id is None  # here, not elsewhere
+        self.test_follows = False  # then the end of `fit` is not the end of the run
 
     @rank_zero_only
     def hold(self) -> None:
@@ -78,10 +79,12 @@ class Tracker(MLFlowLogger):
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
-        """Send what has waited, or keep it in a file, and end the run."""
+        """Send what has waited, or keep it in a file, and end the run, unless its test follows."""
         if not self._initialized:
             return
         self.flush()
+        if self.test_follows and status == "success":
+            return
         if self.points:
             keep(str(self.run_id), "metrics.json", [dict(point) for point in self.points])
         if self._checkpoint_callback:
