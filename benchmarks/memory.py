@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from experiment.presets import QUIET
 from experiment.training import train
-from hypergradient import RateAdapter
+from hypergradient import OneStepAdapter
 from reporting.figures import line_figure
 
 FIGURE = Path(__file__).resolve().parents[1] / "docs" / "memory.png"
@@ -48,7 +48,7 @@ def steps() -> Iterator[None]:
     network = nn.Sequential(nn.Linear(40, 100), nn.ReLU(), nn.Linear(100, 10))
     x, y = torch.randn(128, 40), torch.randint(10, (128,))
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    RateAdapter(optimizer, network, lambda: cross_entropy(network(x), y), meta_lr=0.0)
+    OneStepAdapter(optimizer, network, lambda: cross_entropy(network(x), y), meta_lr=0.0)
     for _ in range(STEPS):
         optimizer.zero_grad()
         cross_entropy(network(x), y).backward()

@@ -1,7 +1,10 @@
 """The learning rate's own gradient: any `torch.optim` optimizer, one extra backward pass, torch alone."""
 
 from hypergradient.adaptation import Adaptation
-from hypergradient.adapter import NotFiniteError, RateAdapter
+from hypergradient.adapter import RateAdapter
+from hypergradient.average import Average
+from hypergradient.hooks import NotFiniteError
+from hypergradient.one_step import OneStepAdapter
 from hypergradient.search import search_rate
 from hypergradient.settings import Settings
 from hypergradient.start import starting_rate
@@ -12,7 +15,9 @@ from hypergradient.twin import Twin
 
 __all__ = [
     "Adaptation",
+    "Average",
     "NotFiniteError",
+    "OneStepAdapter",
     "RateAdapter",
     "Settings",
     "Twin",

@@ -14,6 +14,7 @@ undone, and not seen from where it leads.
 """
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -47,6 +48,7 @@ class Adaptation:
         window: the part of the run that A averages; 0: A is θ.
         length: T, the steps of the whole run; 0 where it has no end.
         clip: the norm to which the run clips its gradients; the hypothetical step's are clipped likewise.
+        decays: whether the weight decay shrinks a parameter; None: all are shrunk.
 
     Attributes:
         twin: the hypothetical run.
@@ -65,19 +67,30 @@ class Adaptation:
         window: float = 0.0,
         length: int = 0,
         clip: float | None = None,
+        decays: Callable[[Tensor], bool] | None = None,
     ) -> None:
         optimizer = unwrapped(optimizer)
         check_supported(optimizer)
         self.settings = settings or Settings()
         self.settings.check(optimizer)
         self.network, self.optimizer, self.average, self.length = network, optimizer, average or network, length
-        self.twin = Twin(network, optimizer, self.settings.factor, self.settings.pull, window, clip)
+        self.make_twin = functools.partial(
+            Twin, network, optimizer, self.settings.factor, self.settings.pull, window, clip, decays
+        )
+        self.twin = self.make_twin()
         self.steps = self.looks = self.count = self.moves = self.moved_at = self.clock = self.rewound = 0
         self.tau, self.highest, self.climbing, self.weight_decay = 1, math.inf, False, self.settings.weight_decay
         # of the rate and of the decay: hypergradients summed since the last move, mean squares of those of the moves
         self.sums, self.squares = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
         self.first_loss = self.smooth_loss = 0.0
         self.good: list[Tensor] = []
+
+    def renew(self) -> None:
+        """Begin the hypothetical run again where the optimizer moves other parameters since now."""
+        moved = {id(p) for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad}
+        if moved != {id(p) for p in self.twin.real}:
+            steps, self.twin = self.twin.steps, self.make_twin()
+            self.twin.steps, self.good = steps, []
 
     def begin(self, lr: float | None = None) -> bool:
         """Set the starting rate, when the first batch's gradients are there; return whether a given one was lowered."""
@@ -150,10 +163,9 @@ class Adaptation:
         """αλ, the part of each weight that the next step takes away."""
         return self.rate * self.weight_decay
 
-    @torch.no_grad()
     def shrink(self) -> None:
         """Take it away, before the optimizer's step."""
-        torch._foreach_mul_(self.twin.real, 1 - self.decay)
+        self.twin.shrink(self.network, self.decay)
 
     def step(self, loss: float | Tensor, hypothetical_loss: Callable[[nn.Module], Tensor]) -> None:
         """Take the hypothetical step, after the real one.
@@ -169,13 +181,16 @@ class Adaptation:
         else:
             self.smooth_loss += 0.1 * (float(mean) - self.smooth_loss)
         if self.good and not self.smooth_loss <= 1.2 * self.first_loss:
-            self._rewind()
+            self.rewind()
 
     def _state(self, network: nn.Module) -> list[Tensor]:
         return [*self.twin.trained(network), *network.buffers()]
 
     @torch.no_grad()
-    def _rewind(self) -> None:
+    def rewind(self) -> None:
+        """Go back to the last good weights, at half the rate; without any, go on."""
+        if not self.good:
+            return
         for network in (self.network, self.average):
             torch._foreach_copy_(self._state(network), self.good)
         self.optimizer.state.clear()

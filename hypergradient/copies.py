@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 SHARED = ("step", "_hooks", "rate_adapter")  # ends of the names of what is not copied: a scheduler's own, hooks, ours
@@ -16,6 +16,12 @@ def unwrapped(optimizer: Any) -> Optimizer:
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
     return optimizer  # type: ignore[no-any-return]
+
+
+def copy_network(network: nn.Module) -> nn.Module:
+    """Return a copy; of a Lightning module, one with the same trainer, which cannot be copied."""
+    trainers = [value for name, value in vars(network).items() if name in ("_trainer", "_fabric")]
+    return copy.deepcopy(network, {id(trainer): trainer for trainer in trainers if trainer is not None})
 
 
 def copy_onto(optimizer: Optimizer, replaced: Mapping[Tensor, Tensor]) -> Optimizer:

@@ -1,13 +1,18 @@
-"""The plain rule as a Lightning callback, for `lightning` and `pytorch_lightning`. This file alone imports them."""
+"""The adapted rate as a Lightning callback, for `lightning` and `pytorch_lightning`. This file alone imports them."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
-from itertools import chain, islice, repeat
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from hypergradient.adapter import RateAdapter
+from hypergradient.batches import endless
+from hypergradient.hooks import StepHooks
+from hypergradient.one_step import OneStepAdapter
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -34,16 +39,84 @@ def _silent(module: "LightningModule") -> Iterator[None]:
             del vars(module)[name]
 
 
-class AdaptLearningRate(Callback):
-    """Adapts the rate of a module's optimizer by the gradient of the validation loss, and changes nothing else.
+class _Adapt(Callback):
+    """What the callbacks have in common: they attach an adapter, keep its state, and log what it saw."""
 
-    Precision, clipping, accumulation, schedules, averaging, compilation, DDP: all as they were. The learned factor and
-    the place in the validation batches are in every checkpoint. Logs `lr`, `hypergradient`, ... as Lightning logs.
+    adapter: StepHooks
+
+    def __init__(self, loss: Loss, batches: Iterable[Any] | None = None, **options: Any) -> None:
+        self.loss, self.batches, self.options = loss, batches, options
+        self._state: dict[str, Any] = {}
+
+    def attach(self, trainer: Trainer, pl_module: LightningModule, batches: "Batches", loss: Loss) -> StepHooks:
+        """Return the adapter of the trainer's optimizer."""
+        raise NotImplementedError
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attach to the optimizer."""
+        name = type(self).__name__
+        if not WHOLE & {base.__name__ for base in type(trainer.strategy).__mro__}:
+            strategy = type(trainer.strategy).__name__
+            raise ValueError(f"{name} cannot be used under {strategy}, which cuts up the weights: use DDP.")
+        if len(trainer.optimizers) != 1:
+            raise ValueError(f"{name} adapts one optimizer, and there are {len(trainer.optimizers)}.")
+
+        def loss(module: LightningModule, batch: Any) -> Tensor:
+            batch = trainer.precision_plugin.convert_input(batch)
+            with trainer.precision_plugin.forward_context(), _silent(module):
+                return self.loss(module, batch)
+
+        self.adapter = self.attach(trainer, pl_module, Batches(self, trainer), loss)
+        if self._state:
+            self.adapter.load_state_dict(self._state)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Log what was seen, every `log_every_n_steps` steps: a call costs as much as a small step."""
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.adapter.last and every and trainer.global_step % every == 0:
+            pl_module.log_dict({name: torch.as_tensor(x).double().mean() for name, x in self.adapter.last.items()})
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the optimizer as it was."""
+        if hasattr(self, "adapter"):
+            self.adapter.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the adapter."""
+        return self.adapter.state_dict() if hasattr(self, "adapter") else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there, when training starts."""
+        self._state = state_dict
+
+
+class Batches:
+    """The validation batches of a fit, or those that were given, on the fit's device."""
+
+    def __init__(self, callback: _Adapt, trainer: Trainer) -> None:
+        loaders = trainer.val_dataloaders if callback.batches is None else [callback.batches]
+        self.loaders, self.trainer = loaders if isinstance(loaders, list) else [loaders], trainer
+        if all(loader is None or (isinstance(loader, Sized) and len(loader) == 0) for loader in self.loaders):
+            name = type(callback).__name__
+            raise ValueError(f"{name} needs validation batches: a validation loader in fit(), or `batches`.")
+
+    def __iter__(self) -> Iterator[Any]:
+        for loader in self.loaders:
+            for batch in loader:
+                yield self.trainer.strategy.batch_to_device(batch)
+
+
+class AdaptLearningRate(_Adapt):
+    """Adapts rate and weight decay of a module's optimizer by the rule of `meta`, and returns averaged weights.
+
+    Precision, clipping, accumulation, schedules, compilation, DDP: as they were. The average is what is validated, what
+    a checkpoint holds as the module's weights, and what the module has after the fit. Logs `lr`, `decay`,
+    `hypergradient`, `lookahead_loss` as Lightning logs.
 
     Args:
-        loss: (module, batch) -> the mean validation loss of the batch, 0-d: `MyModule.loss`.
+        loss: (module, batch) -> the mean loss of a batch, 0-d, in training and validation: `MyModule.loss`.
         batches: validation batches, taken in turn, again and again; default: the fit's validation loader.
-        options: of `RateAdapter`: meta_lr, every, per_group, bounds, max_change, patience.
+        options: of `RateAdapter`: lr, settings, window, part, decays, patience. window=0 leaves the averaging to you.
 
     Raises:
         ValueError: in `fit`, before the first step: several optimizers, one that cannot be adapted, a strategy that
@@ -52,51 +125,82 @@ class AdaptLearningRate(Callback):
 
     adapter: RateAdapter
 
-    def __init__(self, loss: Loss, batches: Iterable[Any] | None = None, **options: Any) -> None:
-        self.loss, self.batches, self.options = loss, batches, options
-        self.position = 0
-        self._state: dict[str, Any] | None = None
+    def attach(self, trainer: Trainer, pl_module: LightningModule, batches: Batches, loss: Loss) -> RateAdapter:
+        """Attach the whole rule."""
+        steps = trainer.estimated_stepping_batches
+        clips_norm = trainer.gradient_clip_algorithm in (None, "norm")
+        known = {"length": int(steps) if 0 < steps < math.inf else 0, "clip": trainer.gradient_clip_val}
+        known = known if clips_norm else known | {"clip": None}
+        return RateAdapter(trainer.optimizers[0], pl_module, loss, batches, **known | self.options)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attach to the optimizer."""
-        if not WHOLE & {base.__name__ for base in type(trainer.strategy).__mro__}:
-            name = type(trainer.strategy).__name__
-            raise ValueError(f"AdaptLearningRate cannot be used under {name}, which cuts up the weights: use DDP.")
-        if len(trainer.optimizers) != 1:
-            raise ValueError(f"AdaptLearningRate adapts one optimizer, and there are {len(trainer.optimizers)}.")
-        self.looks = islice(self._endless(trainer), self.position, None)
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Take note of the batch."""
+        self.batch = batch
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Tell the adapter the batch, and its loss as it was before Lightning divided and scaled it."""
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self.adapter.see(self.batch, loss * trainer.accumulate_grad_batches / (scaler.get_scale() if scaler else 1))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the average."""
+        self._swap(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the weights."""
+        self._swap(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average into the module."""
+        pl_module.load_state_dict(self.adapter.averaged.state_dict())
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save the average as the module's weights, and beside it those that training goes on with."""
+        if hasattr(self, "adapter"):
+            checkpoint["current"] = checkpoint["state_dict"]
+            checkpoint["state_dict"] = self.adapter.averaged.state_dict()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on with the weights; elsewhere the checkpoint's average is what is wanted."""
+        if trainer.state.fn == "fit" and "current" in checkpoint:
+            pl_module.load_state_dict(checkpoint["current"])
+
+    def _swap(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and self.adapter.average:
+            self.adapter.average.swap(pl_module)
+
+
+class AdaptOneStep(_Adapt):
+    """Adapts the rate of a module's optimizer by the plain rule, one step ahead, and changes nothing else.
+
+    Precision, clipping, accumulation, schedules, averaging, compilation, DDP: all as they were. The learned factor and
+    the place in the validation batches are in every checkpoint. Logs `lr`, `hypergradient`, ... as Lightning logs.
+
+    Args:
+        loss: (module, batch) -> the mean validation loss of the batch, 0-d: `MyModule.loss`.
+        batches: validation batches, taken in turn, again and again; default: the fit's validation loader.
+        options: of `OneStepAdapter`: meta_lr, every, per_group, bounds, max_change, patience.
+
+    Raises:
+        ValueError: as `AdaptLearningRate`.
+    """
+
+    adapter: OneStepAdapter
+    position = 0  # in the validation batches
+
+    def attach(self, trainer: Trainer, pl_module: LightningModule, batches: Batches, loss: Loss) -> OneStepAdapter:
+        """Attach the plain rule."""
+        self.looks = islice(endless(batches), self.position, None)
 
         def validation_loss() -> Tensor:
             self.position += 1
-            batch = trainer.precision_plugin.convert_input(next(self.looks))
-            with trainer.precision_plugin.forward_context(), _silent(pl_module):
-                return self.loss(pl_module, trainer.strategy.batch_to_device(batch))
+            return loss(pl_module, next(self.looks))
 
-        self.adapter = RateAdapter(trainer.optimizers[0], pl_module, validation_loss, **self.options)
-        if self._state:
-            self.adapter.load_state_dict(self._state)
-
-    def _endless(self, trainer: Trainer) -> Iterator[Any]:
-        loaders = trainer.val_dataloaders if self.batches is None else [self.batches]
-        loaders = loaders if isinstance(loaders, list) else [loaders]
-        if all(loader is None or (isinstance(loader, Sized) and len(loader) == 0) for loader in loaders):
-            raise ValueError("AdaptLearningRate needs validation batches: a validation loader in fit(), or `batches`.")
-        return chain.from_iterable(chain.from_iterable(repeat(loaders)))
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Log what the look saw, every `log_every_n_steps` steps: a call costs as much as a small step."""
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.adapter.last and every and trainer.global_step % every == 0:
-            pl_module.log_dict({name: value.double().mean() for name, value in self.adapter.last.items()})
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the optimizer as it was."""
-        if hasattr(self, "adapter"):
-            self.adapter.remove()
+        return OneStepAdapter(trainer.optimizers[0], pl_module, validation_loss, **self.options)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the adapter, and the place in the validation batches."""
-        return {"position": self.position, "adapter": self.adapter.state_dict()} if hasattr(self, "adapter") else {}
+        return {"position": self.position, "adapter": super().state_dict()} if hasattr(self, "adapter") else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there, when training starts."""

@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from hypergradient.copies import unwrapped
+from hypergradient.hooks import StepHooks
 from hypergradient.processes import mean_over_processes
 from hypergradient.step import Update, difference, hypergradient, real_step, scale_rates, weights
-from hypergradient.support import check_supported
 from hypergradient.trace import no_trace
 
 DECAY = 0.9  # of the running mean and square of h, from which its standard error comes
@@ -27,20 +25,14 @@ LONG = 100  # looks in a row at a bound, after which that is said
 COUNTS = ("steps", "looks", "skipped", "in_a_row", "began")
 
 
-class NotFiniteError(RuntimeError):
-    """Too many steps in a row were not finite. The message says where it began, and what to look at."""
+class OneStepAdapter(StepHooks):
+    """Adapts the learning rate by the plain rule, one step ahead, whenever `optimizer.step()` is called.
 
-
-class RateAdapter:
-    """Adapts the learning rate of `optimizer` whenever its `step()` is called. `remove()` ends that.
-
-    With meta_lr 0, training is bit for bit what it is without. In a process group, h is the mean over the processes. A
-    second one on the same optimizer takes the place of the first. Parameter groups may be added. Where a step fails,
-    the optimizer has its own rates again before its next step, and in what is saved.
+    With meta_lr 0, training is bit for bit what it is without. In a process group, h is the mean over the processes.
+    Parameter groups may be added. What all adapters have in common: `StepHooks`.
 
     Args:
-        optimizer: any that `check_supported` takes, wrapped by Accelerate, Fabric or Lightning or not; schedulers,
-            clipping and scalers around it go on as they were.
+        optimizer: any that `check_supported` takes.
         network: is put into evaluation mode for the look, and back (`no_trace`).
         validation_loss: the mean loss of a validation batch, 0-d; called at the lookahead.
         meta_lr: the step of the meta-optimizer (Adam) on the logarithm of the rate.
@@ -54,11 +46,10 @@ class RateAdapter:
         log_scale: what is learned, 0-d or (groups,), float64.
         last: of the last look: `lr` (groups,), `hypergradient` (groups,), its `hypergradient_error`, `lookahead_loss`,
             and `bounded`, whether a bound or `max_change` was active.
-        looks, skipped: how many there were.
+        looks: how many there were.
 
     Raises:
         ValueError: an argument is out of range, or the optimizer cannot be adapted.
-        NotFiniteError: from `optimizer.step()`, when patience is over.
         TypeError: from `optimizer.step()`, where the validation loss is no number that depends on weights.
 
     Warns:
@@ -77,40 +68,22 @@ class RateAdapter:
         max_change: float = 0.1,
         patience: int = 10,
     ) -> None:
-        _require("meta_lr is a finite number, 0 or more", 0 <= meta_lr < math.inf, meta_lr)
-        _require("every is 1 or more", every >= 1, every)
-        _require("bounds are two positive numbers around 1", 0 < bounds[0] <= 1 <= bounds[1] < math.inf, bounds)
-        _require("max_change is positive", max_change > 0, max_change)
-        _require("patience is 1 or more", patience >= 1, patience)
-        optimizer = unwrapped(optimizer)
-        check_supported(optimizer)
-        self.optimizer, self.network, self.validation_loss = optimizer, network, validation_loss
-        self.every, self.bounds, self.max_change, self.patience = every, bounds, max_change, patience
+        super().__init__(optimizer, patience)
+        optimizer = self.optimizer
+        self.require("meta_lr is a finite number, 0 or more", 0 <= meta_lr < math.inf, meta_lr)
+        self.require("every is 1 or more", every >= 1, every)
+        self.require("bounds are two positive numbers around 1", 0 < bounds[0] <= 1 <= bounds[1] < math.inf, bounds)
+        self.require("max_change is positive", max_change > 0, max_change)
+        self.network, self.validation_loss = network, validation_loss
+        self.every, self.bounds, self.max_change = every, bounds, max_change
         shape = (len(optimizer.param_groups),) if per_group else ()
         self.log_scale = torch.zeros(shape, dtype=torch.float64)
         self.meta_optimizer = torch.optim.Adam([self.log_scale], lr=meta_lr)
         self.moments = torch.zeros(2, len(optimizer.param_groups), dtype=torch.float64)  # running mean and square of h
-        self.steps = self.looks = self.skipped = self.in_a_row = self.began = 0
-        self.at_bound = 0  # looks in a row
+        self.looks = self.at_bound = 0  # at_bound: looks in a row
         self.last: dict[str, Tensor] = {}
-        self.rates: list[float] | None = None  # the optimizer's own, while it steps at others
         self.start: Update = {}
-        if older := getattr(optimizer, "rate_adapter", None):
-            warnings.warn("This optimizer has a RateAdapter: it is removed, the new one begins anew.", stacklevel=2)
-            older.remove()
-        self._hooks = (
-            optimizer.register_step_pre_hook(torch.compiler.disable(self._before)),
-            optimizer.register_step_post_hook(torch.compiler.disable(self._after)),
-            optimizer.register_state_dict_pre_hook(lambda _: self._restore()),
-        )
-        optimizer.rate_adapter = self  # type: ignore[attr-defined]
-
-    def remove(self) -> None:
-        """Leave the optimizer as it was: from now on it steps at its own rate."""
-        self._restore()
-        for hook in self._hooks:
-            hook.remove()
-        vars(self.optimizer).pop("rate_adapter", None)
+        self.attach()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run needs to go on: tensors, numbers and dictionaries alone."""
@@ -126,46 +99,22 @@ class RateAdapter:
         """
         for name in ("log_scale", "moments"):
             has, wants = tuple(state[name].shape), tuple(getattr(self, name).shape)
-            _require(f"{name} of the state has the shape {wants}", has == wants, has)
+            self.require(f"{name} of the state has the shape {wants}", has == wants, has)
         self.meta_optimizer.load_state_dict(state["meta_optimizer"])
         self.log_scale.copy_(state["log_scale"])
         self.moments.copy_(state["moments"])
         for name in COUNTS:
             setattr(self, name, state[name])
 
-    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        closure = kwargs.pop("closure", None) or (args[1] if len(args) > 1 else None)
-        if closure is None:
-            self._prepare()
-            return None
-
-        def closed() -> Any:  # the gradients come from the closure: what is to be done with them follows it
-            loss = closure()
-            self._prepare()
-            return loss
-
-        return (args[0], closed), kwargs
-
     def _prepare(self) -> None:
-        self._restore()
+        self.restore()
         self._grow(len(self.optimizer.param_groups))
-        self.steps += 1
-        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        finite = bool(get_total_norm(gradients, math.inf).isfinite())  # of none it is 0
-        if not finite:  # without gradients the step does nothing: the optimizer's state stays clean
-            self.optimizer.zero_grad(set_to_none=True)
-            self._skip("the gradients are")
-        look = finite and bool(gradients) and (self.steps - 1) % self.every == 0
+        finite = self.drop_unless_finite()
+        look = finite and (self.steps - 1) % self.every == 0
         self.start = weights(self.optimizer) if look else {}
         if finite and not look:
             self.in_a_row = 0  # where there is a look, what it finds decides
         self.rates = scale_rates(self.optimizer, self.log_scale.exp())
-
-    def _restore(self) -> None:
-        """Give the optimizer its own rates: a schedule goes on from them."""
-        for group, rate in zip(self.optimizer.param_groups, self.rates or (), strict=False):
-            group["lr"] = rate
-        self.rates = None
 
     def _grow(self, groups: int) -> None:
         """Make room for parameter groups that were added; they begin at their own rate."""
@@ -181,9 +130,9 @@ class RateAdapter:
             self.meta_optimizer = torch.optim.Adam([self.log_scale])
             self.meta_optimizer.load_state_dict(state)
 
-    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _finish(self) -> None:
         own = list(self.rates or ())
-        self._restore()
+        self.restore()
         if self.start:
             update, self.start = difference(self.start), {}
             self._adapt(update, own)
@@ -194,12 +143,13 @@ class RateAdapter:
             if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
                 found = f"{tuple(loss.shape)}, detached or not" if isinstance(loss, Tensor) else type(loss).__name__
                 raise TypeError(
-                    f"RateAdapter: validation_loss must return the mean loss, 0-d, that backward() takes, got {found}."
+                    f"{type(self).__name__}: validation_loss must return the mean loss, 0-d, that backward() takes, "
+                    f"got {found}."
                 )
             [h] = mean_over_processes([hypergradient(loss, self.optimizer, update)])
         h = h.to(self.log_scale.device, torch.float64)
         if not h.isfinite().all():
-            self._skip("the hypergradient is")
+            self.skip("the hypergradient is")
             return
         self.in_a_row = 0
         self.looks += 1
@@ -230,13 +180,13 @@ class RateAdapter:
         self.at_bound = self.at_bound + 1 if bounded else 0
         if self.looks == 1 and zero:
             warnings.warn(
-                "RateAdapter: the hypergradient is exactly 0. Is the validation loss that of the optimizer's network?",
+                f"{type(self).__name__}: the hypergradient is exactly 0. Is the validation loss that of this network?",
                 stacklevel=2,
             )
         if self.at_bound == LONG:
             warnings.warn(
-                f"RateAdapter: a bound was active for {LONG} looks; the learned factor is "
-                f"{self.log_scale.exp().tolist()}. Give the optimizer another lr, or RateAdapter other bounds.",
+                f"OneStepAdapter: a bound was active for {LONG} looks; the learned factor is "
+                f"{self.log_scale.exp().tolist()}. Give the optimizer another lr, or OneStepAdapter other bounds.",
                 stacklevel=2,
             )
 
@@ -245,18 +195,3 @@ class RateAdapter:
         self.moments.lerp_(torch.stack([h, h**2]), 1 - DECAY)
         mean, square = (self.moments / (1 - DECAY**self.looks)).unbind()
         return (square - mean**2).clamp(min=0).sqrt()
-
-    def _skip(self, what: str) -> None:
-        self.began = self.began if self.in_a_row else self.steps
-        self.skipped += 1
-        self.in_a_row += 1
-        if self.in_a_row >= self.patience:
-            raise NotFiniteError(
-                f"{self.in_a_row} steps in a row were skipped, from step {self.began} on: {what} "
-                "not finite. Look at the batches there, lower the optimizer's lr, or clip the gradients."
-            )
-
-
-def _require(what: str, true: bool, got: object) -> None:
-    if not true:
-        raise ValueError(f"RateAdapter: {what}, got {got}.")

@@ -12,7 +12,6 @@ does later (Wu et al. 2018, arXiv 1803.02021). A is what validation measures: it
 mistake noise for curvature.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hypergradient.copies import copy_onto, paired_states
+from hypergradient.copies import copy_network, copy_onto, paired_states
 from hypergradient.processes import mean_over_processes
 from hypergradient.trace import no_trace
 
@@ -36,6 +35,7 @@ class Twin:
         pull: the part of the way back to the real run, after each step.
         window: the part of the run over which weights and differences are averaged.
         clip: the norm to which gradients are clipped, as the real run's are; None for none.
+        decays: whether the weight decay shrinks a parameter; None: all are shrunk.
     """
 
     def __init__(
@@ -46,19 +46,28 @@ class Twin:
         pull: float = 0.1,
         window: float = 0.1,
         clip: float | None = None,
+        decays: Callable[[Tensor], bool] | None = None,
     ) -> None:
         self.real_optimizer, self.factor, self.pull, self.window, self.clip = optimizer, factor, pull, window, clip
-        self.source, self.network = network, copy.deepcopy(network)
+        self.source, self.network = network, copy_network(network)
         moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self.mask = [p.requires_grad and id(p) in moved for p in network.parameters()]
         self.real, self.own = self.trained(network), self.trained(self.network)
         self.optimizer = copy_onto(optimizer, dict(zip(self.real, self.own, strict=True)))
+        self.decays = [decays is None or decays(p) for p in self.real]
         self.difference = [torch.zeros_like(p) for p in self.real]
         self.steps = 0
 
     def trained(self, network: nn.Module) -> list[Tensor]:
         """Return the parameters, of the network or of a copy of it, that the optimizer moves."""
         return [p for p, moved in zip(network.parameters(), self.mask, strict=True) if moved]
+
+    @torch.no_grad()
+    def shrink(self, network: nn.Module, decay: float) -> None:
+        """Take that part of each weight away, in the network or in a copy of it."""
+        params = [p for p, decays in zip(self.trained(network), self.decays, strict=True) if decays]
+        if params:
+            torch._foreach_mul_(params, 1 - decay)
 
     def step(self, loss: Callable[[nn.Module], Tensor], decay: float = 0.0) -> None:
         """Take the hypothetical step, after the real one, and average the difference.
@@ -74,8 +83,8 @@ class Twin:
             nn.utils.clip_grad_norm_(self.own, self.clip)
         for group, real in zip(self.optimizer.param_groups, self.real_optimizer.param_groups, strict=True):
             group["lr"] = self.factor * real["lr"]
+        self.shrink(self.network, decay)
         with torch.no_grad():
-            torch._foreach_mul_(self.own, 1 - decay)
             self.optimizer.step()
             torch._foreach_lerp_(self.own, self.real, self.pull)
             averages, real_averages = paired_states(self.optimizer, self.own, self.real_optimizer, self.real)
@@ -100,8 +109,8 @@ class Twin:
             gradients = torch.autograd.grad(loss, params, materialize_grads=True)
         with torch.no_grad():
             products = [
-                torch.stack([up * torch.sum(g * z), -torch.sum(g * p)])
-                for g, z, p in zip(gradients, self.difference, self.real, strict=True)
+                torch.stack([up * torch.sum(g * z), -decays * torch.sum(g * p)])
+                for g, z, p, decays in zip(gradients, self.difference, self.real, self.decays, strict=True)
             ]
             [h] = mean_over_processes([torch.stack(products).sum(0)])
         return loss.detach(), h.cpu().double()

@@ -1,4 +1,4 @@
-"""What `AdaptLearningRate` is tested under: one list, shown in docs/lightning.md."""
+"""What `AdaptOneStep` is tested under: one list, shown in docs/lightning.md."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

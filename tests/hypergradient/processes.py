@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning import Trainer, seed_everything
 from torch.utils.data import DataLoader, Subset
 
-from hypergradient.lightning import AdaptLearningRate
+from hypergradient.lightning import AdaptOneStep
 from tests.hypergradient.lightning_cases import Plain, mlp, samples, sgd
 
 
@@ -18,7 +18,7 @@ def main(folder: Path, processes: int, meta_lr: float) -> None:
     seed_everything(3)
     several: dict[str, Any] = {"strategy": "ddp", "devices": processes} if processes > 1 else {"devices": 1}
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    adapt = AdaptLearningRate(Plain.loss, meta_lr=meta_lr)
+    adapt = AdaptOneStep(Plain.loss, meta_lr=meta_lr)
     callbacks = [] if meta_lr < 0 else [adapt]
     off: dict[str, Any] = {"enable_checkpointing": False, "num_sanity_val_steps": 0, "callbacks": callbacks}
     off["use_distributed_sampler"] = False  # which would shuffle; here the batches of the ranks make up the joined one

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from hypergradient import NotFiniteError, RateAdapter
+from hypergradient import NotFiniteError, OneStepAdapter
 from tests.hypergradient import problem
 from tests.hypergradient.optimizers import SUPPORTED, Factory
 from tests.hypergradient.problem import TRAIN, VAL
@@ -20,9 +20,9 @@ from tests.hypergradient.problem import TRAIN, VAL
 everything = pytest.mark.parametrize("factory", SUPPORTED.values(), ids=SUPPORTED.keys())
 
 
-def adapted(net: nn.Sequential, optimizer: Optimizer, **options: Any) -> RateAdapter:
+def adapted(net: nn.Sequential, optimizer: Optimizer, **options: Any) -> OneStepAdapter:
     step = iter(range(10_000))
-    return RateAdapter(optimizer, net, lambda: problem.loss(net, VAL, next(step)), **options)
+    return OneStepAdapter(optimizer, net, lambda: problem.loss(net, VAL, next(step)), **options)
 
 
 def equal(net: nn.Module, other: nn.Module) -> bool:
@@ -108,7 +108,7 @@ def test_whatever_is_trained_h_is_the_finite_difference_bounds_hold_and_the_look
     look_x, look_y = torch.randn(batch, 5, dtype=torch.float64), torch.randint(3, (batch,))
     optimizer = SUPPORTED[name](net.parameters())
     optimizer.param_groups[0]["lr"] = rate
-    adapter = RateAdapter(
+    adapter = OneStepAdapter(
         optimizer, net, lambda: cross_entropy(net(look_x), look_y), meta_lr=meta_lr, bounds=(0.5, 1.5), max_change=0.2
     )
     for _ in range(4):
@@ -204,7 +204,7 @@ def test_steps_between_looks_that_were_fine_end_a_row() -> None:
 def test_validation_losses_that_stay_not_finite_end_the_run_too() -> None:
     net = problem.network()
     optimizer = SUPPORTED["Adam"](net.parameters())
-    RateAdapter(optimizer, net, lambda: problem.loss(net, VAL) * math.nan, patience=2)
+    OneStepAdapter(optimizer, net, lambda: problem.loss(net, VAL) * math.nan, patience=2)
     problem.backward(net, optimizer)
     optimizer.step()
     problem.backward(net, optimizer)
@@ -216,7 +216,7 @@ def test_a_validation_loss_that_is_not_finite_leaves_the_rate_and_the_plain_step
     net = problem.network()
     optimizer = SUPPORTED["Adam"](net.parameters())
     plain_net, plain = problem.twin(net, optimizer)
-    adapter = RateAdapter(optimizer, net, lambda: problem.loss(net, VAL) * math.inf)
+    adapter = OneStepAdapter(optimizer, net, lambda: problem.loss(net, VAL) * math.inf)
     for pair in ((net, optimizer), (plain_net, plain)):
         problem.backward(*pair)
         pair[1].step()
@@ -245,15 +245,15 @@ def test_an_active_bound_holds_and_is_told(options: dict[str, Any], expected: fl
 
 
 def test_a_run_that_goes_on_from_its_state_is_the_uninterrupted_one_bit_for_bit() -> None:
-    def run(net: nn.Sequential, optimizer: Optimizer, _adapter: RateAdapter, steps: range) -> None:
+    def run(net: nn.Sequential, optimizer: Optimizer, _adapter: OneStepAdapter, steps: range) -> None:
         for step in steps:
             problem.backward(net, optimizer, step)
             optimizer.step()
 
-    def built(first: int) -> tuple[nn.Sequential, Optimizer, RateAdapter]:
+    def built(first: int) -> tuple[nn.Sequential, Optimizer, OneStepAdapter]:
         net, step = problem.network(), iter(range(first, 100))
         optimizer = problem.groups(net, SUPPORTED["AdamW"])
-        return net, optimizer, RateAdapter(optimizer, net, lambda: problem.loss(net, VAL, next(step)), every=2)
+        return net, optimizer, OneStepAdapter(optimizer, net, lambda: problem.loss(net, VAL, next(step)), every=2)
 
     whole, part, rest = built(0), built(0), built(4)  # looks before step 7
     run(*whole, range(20))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hypergradient import Adaptation, RateAdapter, Settings, check_supported, starting_rate
+from hypergradient import Adaptation, OneStepAdapter, Settings, check_supported, starting_rate
 from lightning_modules import Mechanic, Momo
 from tests.hypergradient import problem
 from tests.hypergradient.problem import TRAIN, VAL
@@ -109,7 +109,7 @@ def test_a_second_adapter_takes_the_place_of_the_first() -> None:
     net = problem.network()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     first = adapted(net, optimizer)
-    with pytest.warns(UserWarning, match="has a RateAdapter: it is removed"):
+    with pytest.warns(UserWarning, match="has a OneStepAdapter: it is removed"):
         second = adapted(net, optimizer)
     one_step(net, optimizer)
     assert (first.looks, second.looks) == (0, 1)
@@ -185,7 +185,7 @@ def test_a_state_of_other_groups_is_refused_before_anything_is_touched() -> None
 def test_a_loss_that_is_none_has_one_clear_line(spoil: Any, told: str) -> None:
     net = problem.network()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    RateAdapter(optimizer, net, lambda: spoil(problem.loss(net, VAL, 0)))
+    OneStepAdapter(optimizer, net, lambda: spoil(problem.loss(net, VAL, 0)))
     with pytest.raises(TypeError, match=f"validation_loss must return the mean loss, 0-d, .* {told}"):
         one_step(net, optimizer)
 
@@ -193,7 +193,7 @@ def test_a_loss_that_is_none_has_one_clear_line(spoil: Any, told: str) -> None:
 def test_the_loss_of_another_network_is_told() -> None:
     net, other = problem.network(), problem.network()
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    RateAdapter(optimizer, net, lambda: problem.loss(other, VAL, 0))
+    OneStepAdapter(optimizer, net, lambda: problem.loss(other, VAL, 0))
     with pytest.warns(UserWarning, match="the hypergradient is exactly 0"):
         one_step(net, optimizer)
 

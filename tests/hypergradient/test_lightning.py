@@ -17,8 +17,8 @@ from torchmetrics import SumMetric
 
 from data import TensorLoader
 from experiment.presets import ROOT
-from hypergradient import NotFiniteError, RateAdapter
-from hypergradient.lightning import AdaptLearningRate
+from hypergradient import NotFiniteError, OneStepAdapter
+from hypergradient.lightning import AdaptOneStep
 from tests.hypergradient.lightning_cases import CASES, Case, Plain, adam, mlp, samples
 
 pytestmark = [
@@ -38,7 +38,7 @@ def loss(module: Plain, batch: Any) -> torch.Tensor:
 class Watch(Callback):
     """Notes what each look saw, and whether the gradients were finite."""
 
-    def __init__(self, adapt: AdaptLearningRate | None) -> None:
+    def __init__(self, adapt: AdaptOneStep | None) -> None:
         self.adapt, self.seen = adapt, []  # type: ignore[var-annotated]
 
     def on_train_batch_end(self, *args: Any) -> None:
@@ -48,7 +48,7 @@ class Watch(Callback):
 
 def fit(
     case: Case,
-    adapt: AdaptLearningRate | None,
+    adapt: AdaptOneStep | None,
     folder: Path,
     ckpt_path: str | None = None,
     resumable: bool = False,
@@ -76,7 +76,7 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 @every_case
 def test_with_meta_rate_0_the_weights_are_those_of_plain_training_to_the_bit(case: Case, tmp_path: Path) -> None:
     plain, _ = fit(case, None, tmp_path / "plain")
-    frozen, watch = fit(case, AdaptLearningRate(loss, meta_lr=0.0), tmp_path / "frozen")
+    frozen, watch = fit(case, AdaptOneStep(loss, meta_lr=0.0), tmp_path / "frozen")
     assert same(plain, frozen)
     assert not same(plain, case.module(case.network(), case.configure))
     assert len(watch.seen) > 3
@@ -84,7 +84,7 @@ def test_with_meta_rate_0_the_weights_are_those_of_plain_training_to_the_bit(cas
 
 @every_case
 def test_adapted_the_rate_moves_stays_in_its_bounds_and_h_is_right(case: Case, tmp_path: Path) -> None:
-    adapt = AdaptLearningRate(loss, meta_lr=0.2, bounds=(0.5, 2.0))
+    adapt = AdaptOneStep(loss, meta_lr=0.2, bounds=(0.5, 2.0))
     module, watch = fit(case, adapt, tmp_path)
     scales = adapt.adapter.log_scale.exp()
     assert 0.5 <= scales.min() <= scales.max() <= 2.0
@@ -103,19 +103,19 @@ def test_h_is_the_finite_difference_of_the_real_step_in_float64(
     """At every step: what the optimizer's own step does at a rate a little larger, and a little smaller."""
     if "precision" in case.trainer() or "plugins" in case.trainer():
         case = Case()  # a reduced precision has no finite differences
-    truth, batches, prepare = [], list(samples(case.data)), RateAdapter._prepare
+    truth, batches, prepare = [], list(samples(case.data)), OneStepAdapter._prepare
 
-    def with_truth(adapter: RateAdapter) -> None:
+    def with_truth(adapter: OneStepAdapter) -> None:
         truth.append(difference(adapter, case, batches[adapter.looks % len(batches)]))
         prepare(adapter)
 
-    monkeypatch.setattr(RateAdapter, "_prepare", with_truth)
-    _, watch = fit(case, AdaptLearningRate(loss, meta_lr=0.1), tmp_path, precision="64-true")
+    monkeypatch.setattr(OneStepAdapter, "_prepare", with_truth)
+    _, watch = fit(case, AdaptOneStep(loss, meta_lr=0.1), tmp_path, precision="64-true")
     found = {float(seen["lookahead_loss"]): float(seen["hypergradient"].sum()) for seen in watch.seen}  # one a step
     assert list(found.values()) == pytest.approx(truth, rel=1e-4, abs=1e-9)
 
 
-def difference(adapter: RateAdapter, case: Case, batch: Any) -> float:
+def difference(adapter: OneStepAdapter, case: Case, batch: Any) -> float:
     """Return dL_val/d log rate by two ordinary steps of a copy."""
     network: Any = adapter.network.network
     losses = []
@@ -136,11 +136,11 @@ def difference(adapter: RateAdapter, case: Case, batch: Any) -> float:
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(stop: int, tmp_path: Path) -> None:
     saver = ModelCheckpoint(tmp_path / "saved", filename="stop", every_n_train_steps=stop)
-    whole, _ = fit(Case(), AdaptLearningRate(loss), tmp_path / "whole", resumable=True)
-    fit(Case(), AdaptLearningRate(loss), tmp_path / "part", resumable=True, max_steps=stop, callbacks=[saver])
+    whole, _ = fit(Case(), AdaptOneStep(loss), tmp_path / "whole", resumable=True)
+    fit(Case(), AdaptOneStep(loss), tmp_path / "part", resumable=True, max_steps=stop, callbacks=[saver])
     path = tmp_path / "saved" / "stop.ckpt"
     torch.load(path, weights_only=True)
-    rest, _ = fit(Case(), AdaptLearningRate(loss), tmp_path / "rest", str(path), resumable=True)
+    rest, _ = fit(Case(), AdaptOneStep(loss), tmp_path / "rest", str(path), resumable=True)
     assert same(whole, rest)
 
 
@@ -155,7 +155,7 @@ class SpoiltFromThen(Plain):
 
 
 def test_a_batch_that_is_not_finite_is_skipped_and_counted(tmp_path: Path) -> None:
-    adapt = AdaptLearningRate(loss)
+    adapt = AdaptOneStep(loss)
     module, _ = fit(Case(module=SpoiltBatch), adapt, tmp_path)
     assert (adapt.adapter.skipped, adapt.adapter.looks) == (4, 20)  # one an epoch
     assert all(p.isfinite().all() for p in module.parameters())
@@ -163,7 +163,7 @@ def test_a_batch_that_is_not_finite_is_skipped_and_counted(tmp_path: Path) -> No
 
 def test_a_run_whose_losses_stay_so_ends_and_says_where_it_began(tmp_path: Path) -> None:
     with pytest.raises(NotFiniteError, match="5 steps in a row were skipped, from step 4 on"):
-        fit(Case(module=SpoiltFromThen), AdaptLearningRate(loss, patience=5), tmp_path)
+        fit(Case(module=SpoiltFromThen), AdaptOneStep(loss, patience=5), tmp_path)
 
 
 def test_what_a_look_saw_is_logged(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_what_a_look_saw_is_logged(tmp_path: Path) -> None:
         accelerator="cpu",
         max_epochs=1,
         default_root_dir=tmp_path,
-        callbacks=[AdaptLearningRate(loss)],
+        callbacks=[AdaptOneStep(loss)],
         log_every_n_steps=1,
         **quiet,
     )
@@ -205,7 +205,7 @@ class Measures(Plain):
 
 def test_a_look_leaves_no_trace_in_metrics_and_logs(tmp_path: Path) -> None:
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    found, cases = [], list[list[Callback]]([[], [AdaptLearningRate(loss, meta_lr=0.0)]])
+    found, cases = [], list[list[Callback]]([[], [AdaptOneStep(loss, meta_lr=0.0)]])
     for callbacks in cases:
         trainer = Trainer(accelerator="cpu", max_epochs=2, default_root_dir=tmp_path, callbacks=callbacks, **quiet)
         trainer.fit(Measures(mlp(), adam), samples("classes"), samples("classes"))
@@ -229,12 +229,12 @@ class Manual(Plain):
 
 def test_what_cannot_be_adapted_is_refused_before_the_first_step(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="adapts one optimizer, and there are 2"):
-        fit(Case(module=Manual, configure=two_optimizers), AdaptLearningRate(loss), tmp_path)
+        fit(Case(module=Manual, configure=two_optimizers), AdaptOneStep(loss), tmp_path)
     rprop = Case(configure=lambda network: torch.optim.Rprop(network.parameters()))
     with pytest.raises(ValueError, match="Rprop cannot be adapted"):
-        fit(rprop, AdaptLearningRate(loss), tmp_path)
+        fit(rprop, AdaptOneStep(loss), tmp_path)
     with pytest.raises(ValueError, match="needs validation batches: a validation loader in fit"):
-        fit(Case(), AdaptLearningRate(loss, batches=[]), tmp_path)
+        fit(Case(), AdaptOneStep(loss, batches=[]), tmp_path)
 
 
 def test_a_strategy_that_cuts_up_the_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ def test_a_strategy_that_cuts_up_the_weights_is_refused(tmp_path: Path, monkeypa
     trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False)
     monkeypatch.setattr(Trainer, "strategy", FSDPStrategy())  # which itself needs a GPU to start
     with pytest.raises(ValueError, match="cannot be used under FSDPStrategy, which cuts up the weights: use DDP"):
-        AdaptLearningRate(loss).on_train_start(trainer, Plain(mlp(), adam))
+        AdaptOneStep(loss).on_train_start(trainer, Plain(mlp(), adam))
 
 
 def ranks(folder: Path, processes: int, meta_lr: float) -> list[dict[str, Any]]:

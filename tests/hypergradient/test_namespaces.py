@@ -12,7 +12,7 @@ import sys
 sys.modules.update(dict.fromkeys({absent!r}))  # as if they were not installed
 import torch
 import {name} as L
-from hypergradient.lightning import AdaptLearningRate
+from hypergradient.lightning import AdaptOneStep
 
 class Module(L.LightningModule):
     def __init__(self):
@@ -38,8 +38,8 @@ def fit(*callbacks):
     L.Trainer(accelerator="cpu", max_epochs=3, callbacks=list(callbacks), **quiet).fit(module, loader, loader)
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
-adapt = AdaptLearningRate(Module.loss, meta_lr=0.2)
-plain, held, adapted = fit(), fit(AdaptLearningRate(Module.loss, meta_lr=0.0)), fit(adapt)
+adapt = AdaptOneStep(Module.loss, meta_lr=0.2)
+plain, held, adapted = fit(), fit(AdaptOneStep(Module.loss, meta_lr=0.0)), fit(adapt)
 print(torch.equal(plain, held), not torch.equal(plain, adapted), adapt.adapter.looks)
 """
 

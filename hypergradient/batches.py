@@ -1,0 +1,57 @@
+"""Batches of any structure: validation batches without end, and a part of a training batch."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def endless(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield the batches in turn, again and again; to draw them leaves torch's random stream as it was.
+
+    Raises:
+        ValueError: there are none, or no more, as of an iterator that can be read once.
+    """
+    while True:
+        iterator, found = None, False
+        while True:
+            with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed when it begins
+                iterator = iter(batches) if iterator is None else iterator
+                try:
+                    batch = next(iterator)
+                except StopIteration:
+                    break
+            found = True
+            yield batch
+        if not found:
+            raise ValueError("There are no validation batches, or no second time: give a loader or a list.")
+
+
+def samples(batch: Any) -> int:
+    """Return how many samples a batch has: the first dimension that all its tensors share; 0 where they share none."""
+    sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in _tensors(batch)}
+    return sizes.pop() if len(sizes) == 1 else 0
+
+
+def first(batch: Any, count: int) -> Any:
+    """Return the batch with the first `count` samples of each tensor, in the same structure; what it cannot cut, whole.
+
+    Structures: tensors, lists, tuples, named tuples, and mappings that are made from a dictionary.
+    """
+    if isinstance(batch, Tensor):
+        return batch[:count]
+    if isinstance(batch, Mapping):
+        return type(batch)({name: first(value, count) for name, value in batch.items()})  # type: ignore[call-arg]
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(first(value, count) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(first(value, count) for value in batch)
+    return batch
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    if isinstance(batch, Tensor):
+        return [batch]
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
