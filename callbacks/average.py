@@ -1,6 +1,5 @@
 """The returned weights are an average over the end of the run."""
 
-import copy
 from typing import Any
 
 import torch
@@ -10,23 +9,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from callbacks.checkpoint import ends
+from hypergradient.average import Average
 from hypergradient.processes import mean_over_processes
 
 
 class TailAverage(Callback):
     """Validate, save, and return in the end, the average of about the last tenth of the steps, however many they are.
 
-        A ← A + (θ - A) / max(1, window · t)      after step t
-
-    A polynomial-decay average (Shamir & Zhang 2013, arXiv 1212.1824). With the last epoch, BatchNorm's statistics are
-    taken anew at the average, from the training data. A checkpoint's `state_dict` is the average; the weights that
-    training goes on with lie beside it.
+    The average is `hypergradient.Average`. With the last epoch, BatchNorm's statistics are taken anew at it, from the
+    training data. A checkpoint's `state_dict` is the average; the weights that training goes on with lie beside it.
 
     Args:
         window: the part of the run that is averaged, above 0 and up to 1.
-
-    Attributes:
-        average: the averaged module; None before training.
 
     Raises:
         ValueError: window is out of range.
@@ -36,36 +30,30 @@ class TailAverage(Callback):
         if not 0 < window <= 1:
             raise ValueError(f"TailAverage: window is a part of the run, above 0 and up to 1, got {window}.")
         self.window, self.steps = window, 0
-        self.average: LightningModule | None = None
+        self.tail: Average | None = None
         self.kept: dict[str, Tensor] | None = None  # the average of a run that goes on
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Copy the module, without its trainer: that holds what cannot be copied, as the processes of DDP."""
-        pl_module.trainer = None
-        self.average = copy.deepcopy(pl_module)
-        pl_module.trainer = trainer
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin with a copy of the module, where it is trained."""
+        self.tail = Average(pl_module, self.window)
         if self.kept:
-            self.average.load_state_dict(self.kept)
+            self.tail.network.load_state_dict(self.kept)
             self.kept = None
 
-    @torch.no_grad()
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Average, after a step."""
         if trainer.global_step > self.steps:
             self.steps = trainer.global_step
-            (averages, counters), (current, counted) = _tensors(self._average), _tensors(pl_module)
-            torch._foreach_lerp_(averages, current, 1 / max(1.0, self.window * self.steps))
-            for counter, value in zip(counters, counted, strict=True):  # of BatchNorm
-                counter.copy_(value)
+            self._tail.update(pl_module, self.steps)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take BatchNorm's statistics at the average, if it is the last epoch."""
-        norms = [module for module in self._average.modules() if isinstance(module, _BatchNorm)]
+        norms = [module for module in self._tail.network.modules() if isinstance(module, _BatchNorm)]
         if norms and ends(trainer):
             loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-            update_bn((batch["train"][0] for batch, *_ in loader), self._average, device=pl_module.device)
+            update_bn((batch["train"][0] for batch, *_ in loader), self._tail.network, device=pl_module.device)
             statistics = [
                 value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None
             ]
@@ -73,7 +61,7 @@ class TailAverage(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average into the module."""
-        pl_module.load_state_dict(self._average.state_dict())
+        pl_module.load_state_dict(self._tail.network.state_dict())
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate the average."""
@@ -96,19 +84,15 @@ class TailAverage(Callback):
             pl_module.load_state_dict(checkpoint["current"])
 
     @property
-    def _average(self) -> LightningModule:
-        assert self.average is not None, "TailAverage begins with `fit`"
-        return self.average
+    def average(self) -> nn.Module | None:
+        """The averaged module; None before training."""
+        return self.tail.network if self.tail else None
 
-    @torch.no_grad()
+    @property
+    def _tail(self) -> Average:
+        assert self.tail is not None, "TailAverage begins with `fit`"
+        return self.tail
+
     def _swap(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit":
-            for averages, current in zip(_tensors(self._average), _tensors(pl_module), strict=True):
-                for average, value in zip(averages, current, strict=True):
-                    average.data, value.data = value.data, average.data
-
-
-def _tensors(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Return what a module computes with: floating point, and counters."""
-    every = [*module.parameters(), *module.buffers()]
-    return [t for t in every if t.is_floating_point()], [t for t in every if not t.is_floating_point()]
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._tail.swap(pl_module)

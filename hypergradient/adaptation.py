@@ -91,6 +91,8 @@ class Adaptation:
         if moved != {id(p) for p in self.twin.real}:
             steps, self.twin = self.twin.steps, self.make_twin()
             self.twin.steps, self.good = steps, []
+            for a, p in zip(self.average.parameters(), self.network.parameters(), strict=True):
+                a.requires_grad_(p.requires_grad)
 
     def begin(self, lr: float | None = None) -> bool:
         """Set the starting rate, when the first batch's gradients are there; return whether a given one was lowered."""

@@ -148,9 +148,7 @@ class RateAdapter(StepHooks):
         self.live = moved and all(group["lr"] for group in self.optimizer.param_groups)  # a warm-up may begin at 0
         if self.live:
             if not self.seen:
-                raise RuntimeError(
-                    "RateAdapter: which batch is this step's? Call adapter.loss(batch), or see(), first."
-                )
+                raise RuntimeError("RateAdapter: no batch was told for this step: call adapter.loss(batch), or see().")
             self._set_rates()
             self._look()
             self.adaptation.shrink()

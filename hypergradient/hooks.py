@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -63,6 +64,16 @@ class StepHooks:
         for hook in self._hooks:
             hook.remove()
         vars(self.optimizer).pop("rate_adapter", None)
+
+    last: Mapping[str, float | torch.Tensor]  # what was seen last
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run needs to go on."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        raise NotImplementedError
 
     def _prepare(self) -> None:
         """Do what comes before the step, when the gradients are there."""

@@ -94,7 +94,7 @@ class Batches:
     """The validation batches of a fit, or those that were given, on the fit's device."""
 
     def __init__(self, callback: _Adapt, trainer: Trainer) -> None:
-        loaders = trainer.val_dataloaders if callback.batches is None else [callback.batches]
+        loaders: Any = trainer.val_dataloaders if callback.batches is None else [callback.batches]
         self.loaders, self.trainer = loaders if isinstance(loaders, list) else [loaders], trainer
         if all(loader is None or (isinstance(loader, Sized) and len(loader) == 0) for loader in self.loaders):
             name = type(callback).__name__

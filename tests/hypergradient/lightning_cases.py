@@ -1,4 +1,4 @@
-"""What `AdaptOneStep` is tested under: one list, shown in docs/lightning.md."""
+"""What the callbacks are tested under: one list, shown in docs/lightning.md."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

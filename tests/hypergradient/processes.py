@@ -1,5 +1,9 @@
-"""Run as a script: trains in one process or in two, and writes what each rank ended with. See test_lightning.py."""
+"""Run as a script: trains in one process or in two, and writes what each rank ended with. See test_lightning.py.
 
+meta_lr: of the plain rule; below 0: no callback; infinite: the whole rule.
+"""
+
+import math
 import os
 import sys
 from pathlib import Path
@@ -9,7 +13,7 @@ import torch
 from pytorch_lightning import Trainer, seed_everything
 from torch.utils.data import DataLoader, Subset
 
-from hypergradient.lightning import AdaptOneStep
+from hypergradient.lightning import AdaptLearningRate, AdaptOneStep
 from tests.hypergradient.lightning_cases import Plain, mlp, samples, sgd
 
 
@@ -18,7 +22,8 @@ def main(folder: Path, processes: int, meta_lr: float) -> None:
     seed_everything(3)
     several: dict[str, Any] = {"strategy": "ddp", "devices": processes} if processes > 1 else {"devices": 1}
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    adapt = AdaptOneStep(Plain.loss, meta_lr=meta_lr)
+    whole = meta_lr == math.inf
+    adapt = AdaptLearningRate(Plain.loss) if whole else AdaptOneStep(Plain.loss, meta_lr=meta_lr)
     callbacks = [] if meta_lr < 0 else [adapt]
     off: dict[str, Any] = {"enable_checkpointing": False, "num_sanity_val_steps": 0, "callbacks": callbacks}
     off["use_distributed_sampler"] = False  # which would shuffle; here the batches of the ranks make up the joined one
@@ -28,7 +33,11 @@ def main(folder: Path, processes: int, meta_lr: float) -> None:
     train, val = (DataLoader(own, batch_size=8 // processes) for _ in range(2))
     module = Plain(mlp(), sgd)
     trainer.fit(module, train, val)
-    kept = {"weights": module.state_dict(), "log_scale": adapt.adapter.log_scale if callbacks else None}
+    kept: dict[str, Any] = {"weights": module.state_dict()}
+    if isinstance(adapt, AdaptLearningRate):
+        kept["rate"] = adapt.adapter.last["lr"]
+    elif callbacks:
+        kept["log_scale"] = adapt.adapter.log_scale
     torch.save(kept, folder / f"rank{trainer.global_rank}.pt")
 
 

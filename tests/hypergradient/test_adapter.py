@@ -1,331 +1,340 @@
 import copy
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, TensorDataset
 
-from hypergradient import NotFiniteError, OneStepAdapter
-from tests.hypergradient import problem
+from hypergradient import Adaptation, NotFiniteError, RateAdapter, Settings
+from hypergradient.batches import first, samples
 from tests.hypergradient.optimizers import SUPPORTED, Factory
-from tests.hypergradient.problem import TRAIN, VAL
+from tests.hypergradient.problem import network
 
-everything = pytest.mark.parametrize("factory", SUPPORTED.values(), ids=SUPPORTED.keys())
+Batch = tuple[Tensor, Tensor]
+HELD = Settings(meta_lr=0.0, weight_decay=0.0)
+OWN_DECAY = {"SGD-momentum", "Adam-amsgrad", "AdamW", "Muon"}
+everything = pytest.mark.parametrize("name", SUPPORTED)
 
 
-def adapted(net: nn.Sequential, optimizer: Optimizer, **options: Any) -> OneStepAdapter:
-    step = iter(range(10_000))
-    return OneStepAdapter(optimizer, net, lambda: problem.loss(net, VAL, next(step)), **options)
+def batch(number: int, size: int = 32) -> Batch:
+    draw = torch.Generator().manual_seed(number)
+    x = torch.randn(size, 5, generator=draw, dtype=torch.float64)
+    return x, x[:, :3].argmax(1)
+
+
+VALIDATION = [batch(1000 + number) for number in range(3)]
+
+
+def loss(net: nn.Module, data: Batch) -> Tensor:
+    return cross_entropy(net(data[0]), data[1])
+
+
+def built(factory: Factory, **options: Any) -> tuple[nn.Module, Optimizer, RateAdapter]:
+    net = network()
+    optimizer = factory([{"params": [p]} for p in net.parameters()])
+    optimizer.param_groups[1]["lr"] /= 3
+    return net, optimizer, RateAdapter(optimizer, net, loss, VALIDATION, **options)
+
+
+def train(optimizer: Optimizer, adapter: RateAdapter, steps: range) -> None:
+    for step in steps:
+        optimizer.zero_grad()
+        adapter.loss(batch(step)).backward()
+        optimizer.step()
 
 
 def equal(net: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(p, q) for p, q in zip(net.state_dict().values(), other.state_dict().values(), strict=True))
 
 
-@pytest.mark.parametrize("closure", [False, True], ids=["plain", "closure"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @everything
-def test_with_meta_rate_0_training_is_the_plain_one_bit_for_bit(
-    factory: Factory, dtype: torch.dtype, closure: bool
-) -> None:
-    net = problem.network().to(dtype)
-    optimizer = problem.groups(net, factory)
-    plain_net, plain = problem.twin(net, optimizer)
-    adapter = adapted(net, optimizer, meta_lr=0.0)
+def test_it_is_the_loop_that_is_written_out_bit_for_bit(name: str) -> None:
+    settings = Settings(weight_decay=0.0) if name in OWN_DECAY else Settings()
+    net, optimizer, adapter = built(SUPPORTED[name], length=40)
+    other, own, unused = built(SUPPORTED[name])
+    unused.remove()
+    average = copy.deepcopy(other)
+    adaptation = Adaptation(other, own, settings, average, 0.1, 40)
+    looks: Iterator[Batch] = iter(VALIDATION * 40)
+    for step in range(40):
+        own.zero_grad()
+        now = loss(other, batch(step))
+        now.backward()
+        if step == 0:
+            adaptation.begin()
+        if adaptation.due:
+            data = next(looks)
+            adaptation.look(lambda network: loss(network, data))  # noqa: B023
+        adaptation.shrink()
+        own.step()
+        part = first(batch(step), 16)
+        adaptation.step(now.detach(), lambda network: loss(network, part))  # noqa: B023
+        with torch.no_grad():
+            for a, p in zip(average.parameters(), other.parameters(), strict=True):
+                a.lerp_(p, 1 / max(1.0, 0.1 * (step + 1)))
+    train(optimizer, adapter, range(40))
+    assert equal(net, other)
+    assert equal(adapter.averaged, average)
+    assert adapter.last["lr"] == adaptation.rate == optimizer.param_groups[0]["lr"]
+    assert adapter.report()["highest"] > 1.3 * adapter.report()["lowest"]
 
-    def step(net: nn.Module, optimizer: Optimizer, number: int) -> None:
-        def gradients() -> Tensor:
+
+@pytest.mark.parametrize("closure", [False, True], ids=["plain", "closure"])
+@pytest.mark.parametrize("name", SUPPORTED.keys() - {"SGD-maximize"})  # whose loss rises: the guard goes back
+def test_with_the_rate_held_and_no_decay_training_is_the_plain_one_bit_for_bit(name: str, closure: bool) -> None:
+    net, optimizer, adapter = built(SUPPORTED[name], settings=HELD)
+    plain_net, plain, unused = built(SUPPORTED[name])
+    unused.remove()
+
+    def gradients(optimizer: Optimizer, take: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        def call() -> Tensor:
             optimizer.zero_grad()
-            loss = problem.loss(net, TRAIN, number)
-            loss.backward()
-            return loss
+            now = take()
+            now.backward()
+            return now
 
+        return call
+
+    def step(optimizer: Optimizer, take: Callable[[], Tensor]) -> None:
         if closure:
-            optimizer.step(gradients)  # type: ignore[arg-type]
+            optimizer.step(gradients(optimizer, take))  # type: ignore[arg-type]
         else:
-            gradients()
+            gradients(optimizer, take)()
             optimizer.step()
 
     for number in range(20):
-        step(net, optimizer, number)
-        step(plain_net, plain, number)
+        step(optimizer, lambda: adapter.loss(batch(number)))  # noqa: B023
+        for group, other in zip(plain.param_groups, optimizer.param_groups, strict=True):
+            group["lr"] = other["lr"]
+        step(plain, lambda: loss(plain_net, batch(number)))  # noqa: B023
     assert equal(net, plain_net)
     assert str(optimizer.state_dict()) == str(plain.state_dict())
-    assert adapter.looks == 20
+    assert adapter.report()["lowest"] == adapter.report()["highest"] > 0
 
 
-@pytest.mark.parametrize("per_group", [False, True])
-@everything
-def test_a_step_is_the_adapted_step_of_the_six_lines(factory: Factory, per_group: bool) -> None:
-    net = problem.network()
-    optimizer = problem.groups(net, factory)
-    other_net, other = problem.twin(net, optimizer)
-    adapter = adapted(net, optimizer, per_group=per_group)
-    log_scale = torch.zeros(2 if per_group else (), dtype=torch.float64, requires_grad=True)
-    meta = torch.optim.Adam([log_scale], lr=0.05)
-    for step in range(20):
-        problem.backward(net, optimizer, step)
-        optimizer.step()
-        h = problem.meta_step(other_net, other, log_scale, meta, step)
-        torch.testing.assert_close(adapter.last["hypergradient"], h, rtol=1e-9, atol=1e-15)
-    torch.testing.assert_close(adapter.log_scale, log_scale.detach(), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(net.state_dict(), other_net.state_dict(), rtol=0, atol=1e-12)
-    assert adapter.log_scale.abs().max() > 0.1
-
-
-def random_network(depth: int, width: int, norm: bool, dropout: float) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for i in range(depth):
-        layers += [nn.Linear(5 if i == 0 else width, width), *([nn.BatchNorm1d(width)] if norm else []), nn.Tanh()]
-    return nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(width, 3)).double()
-
-
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    name=st.sampled_from([name for name in SUPPORTED if name != "Muon"]),  # which takes matrices alone
-    depth=st.integers(1, 3),
-    width=st.integers(1, 9),
-    norm=st.booleans(),
-    dropout=st.sampled_from([0.0, 0.5]),
-    batch=st.integers(2, 20),
-    rate=st.floats(1e-4, 0.3),
-    meta_lr=st.floats(0.001, 2.0),
-    seed=st.integers(0, 2**31),
-)
-def test_whatever_is_trained_h_is_the_finite_difference_bounds_hold_and_the_look_leaves_no_trace(
-    name: str, depth: int, width: int, norm: bool, dropout: float, batch: int, rate: float, meta_lr: float, seed: int
-) -> None:
-    torch.manual_seed(seed)
-    net = random_network(depth, width, norm, dropout)
-    x, y = torch.randn(batch, 5, dtype=torch.float64), torch.randint(3, (batch,))
-    look_x, look_y = torch.randn(batch, 5, dtype=torch.float64), torch.randint(3, (batch,))
-    optimizer = SUPPORTED[name](net.parameters())
-    optimizer.param_groups[0]["lr"] = rate
-    adapter = OneStepAdapter(
-        optimizer, net, lambda: cross_entropy(net(look_x), look_y), meta_lr=meta_lr, bounds=(0.5, 1.5), max_change=0.2
-    )
-    for _ in range(4):
-        optimizer.zero_grad()
-        cross_entropy(net(x), y).backward()
-        before, scale = copy.deepcopy((net, optimizer.state_dict())), adapter.log_scale.exp().item()
-        gradients = [p.grad.clone() for p in net.parameters() if p.grad is not None]
-        buffers = {key: value.clone() for key, value in net.named_buffers()}
-        stream = torch.get_rng_state()
-        optimizer.step()
-        assert torch.equal(torch.get_rng_state(), stream)
-        assert all(torch.equal(value, buffers[key]) for key, value in net.named_buffers())
-        assert all(module.training for module in net.modules())
-        after = [_after(before, SUPPORTED[name], gradients, rate * scale * f, look_x, look_y) for f in _AROUND]
-        h, slope = adapter.last["hypergradient"].sum().item(), (after[1] - after[0]) / (2 * _E)
-        assert h == pytest.approx(slope, rel=1e-5, abs=1e-8)
-        new = adapter.log_scale.exp().item()
-        assert 0.5 - 1e-12 <= new <= 1.5 + 1e-12
-        assert abs(math.log(new / scale)) <= 0.2 + 1e-12
-        assert adapter.last["lr"].item() == pytest.approx(rate * new)
-
-
-_E = 1e-5
-_AROUND = (math.exp(-_E), math.exp(_E))
-
-
-def _after(before: Any, factory: Factory, gradients: list[Tensor], rate: float, x: Tensor, y: Tensor) -> float:
-    """Return the validation loss after an ordinary step of a copy at this rate."""
-    net, state = copy.deepcopy(before)
-    optimizer = factory(net.parameters())
-    optimizer.load_state_dict(state)
-    for p, g in zip(net.parameters(), gradients, strict=True):
-        p.grad = g.clone()
-    optimizer.param_groups[0]["lr"] = rate
-    optimizer.step()
-    net.eval()
-    return cross_entropy(net(x), y).item()
-
-
-def spoilt(net: nn.Module) -> None:
-    next(net.parameters()).grad.view(-1)[0] = math.nan  # type: ignore[union-attr]
-
-
-def test_a_step_with_gradients_that_are_not_finite_is_skipped_whole_and_counted() -> None:
-    net = problem.network()
-    optimizer = SUPPORTED["Adam"](net.parameters())
-    adapter = adapted(net, optimizer)
-    for step in range(3):
-        problem.backward(net, optimizer, step)
-        optimizer.step()
-    kept, state, scale = copy.deepcopy(net), str(optimizer.state_dict()), adapter.log_scale.clone()
-    problem.backward(net, optimizer)
-    spoilt(net)
-    optimizer.step()
-    assert equal(net, kept)
-    assert str(optimizer.state_dict()) == state
-    assert torch.equal(adapter.log_scale, scale)
-    assert (adapter.skipped, adapter.in_a_row, adapter.looks) == (1, 1, 3)
-    problem.backward(net, optimizer)
-    optimizer.step()
-    assert (adapter.skipped, adapter.in_a_row, adapter.looks) == (1, 0, 4)
-
-
-def test_too_many_in_a_row_end_the_run_and_the_message_says_where_it_began() -> None:
-    net = problem.network()
-    optimizer = SUPPORTED["SGD"](net.parameters())
-    adapted(net, optimizer, patience=3)
-    for step in range(5):
-        problem.backward(net, optimizer, step)
-        optimizer.step()
-    for _ in range(2):
-        problem.backward(net, optimizer)
-        spoilt(net)
-        optimizer.step()
-    problem.backward(net, optimizer)
-    spoilt(net)
-    with pytest.raises(NotFiniteError, match="3 steps in a row were skipped, from step 6 on: the gradients are not"):
-        optimizer.step()
-
-
-def test_steps_between_looks_that_were_fine_end_a_row() -> None:
-    net = problem.network()
-    optimizer = SUPPORTED["Adam"](net.parameters())
-    adapter = adapted(net, optimizer, every=4, patience=2)
-    for step in range(8):
-        problem.backward(net, optimizer, step)
-        if step in (1, 5):
-            spoilt(net)
-        optimizer.step()
-    assert (adapter.skipped, adapter.in_a_row, adapter.looks) == (2, 0, 2)
-
-
-def test_validation_losses_that_stay_not_finite_end_the_run_too() -> None:
-    net = problem.network()
-    optimizer = SUPPORTED["Adam"](net.parameters())
-    OneStepAdapter(optimizer, net, lambda: problem.loss(net, VAL) * math.nan, patience=2)
-    problem.backward(net, optimizer)
-    optimizer.step()
-    problem.backward(net, optimizer)
-    with pytest.raises(NotFiniteError, match="2 steps in a row were skipped, from step 1 on: the hypergradient is not"):
-        optimizer.step()
-
-
-def test_a_validation_loss_that_is_not_finite_leaves_the_rate_and_the_plain_step() -> None:
-    net = problem.network()
-    optimizer = SUPPORTED["Adam"](net.parameters())
-    plain_net, plain = problem.twin(net, optimizer)
-    adapter = OneStepAdapter(optimizer, net, lambda: problem.loss(net, VAL) * math.inf)
-    for pair in ((net, optimizer), (plain_net, plain)):
-        problem.backward(*pair)
-        pair[1].step()
-    assert equal(net, plain_net)
-    assert (adapter.log_scale.item(), adapter.skipped, adapter.looks) == (0, 1, 0)
-
-
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [({"max_change": 0.3}, 0.3), ({"bounds": (0.5, 1.2), "max_change": 9.0}, math.log(1.2))],
-    ids=["max-change", "cap"],
-)
-def test_an_active_bound_holds_and_is_told(options: dict[str, Any], expected: float) -> None:
-    net = problem.network()
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-3)  # far too small: the rate wants up
-    adapter = adapted(net, optimizer, meta_lr=5.0, **options)
-    problem.backward(net, optimizer)
-    optimizer.step()
-    assert adapter.log_scale.item() == pytest.approx(expected)
-    assert adapter.last["bounded"] == 1
-    adapter.remove()
-    free = adapted(net, optimizer, meta_lr=0.01)
-    problem.backward(net, optimizer)
-    optimizer.step()
-    assert free.last["bounded"] == 0
-
-
-def test_a_run_that_goes_on_from_its_state_is_the_uninterrupted_one_bit_for_bit() -> None:
-    def run(net: nn.Sequential, optimizer: Optimizer, _adapter: OneStepAdapter, steps: range) -> None:
-        for step in steps:
-            problem.backward(net, optimizer, step)
-            optimizer.step()
-
-    def built(first: int) -> tuple[nn.Sequential, Optimizer, OneStepAdapter]:
-        net, step = problem.network(), iter(range(first, 100))
-        optimizer = problem.groups(net, SUPPORTED["AdamW"])
-        return net, optimizer, OneStepAdapter(optimizer, net, lambda: problem.loss(net, VAL, next(step)), every=2)
-
-    whole, part, rest = built(0), built(0), built(4)  # looks before step 7
-    run(*whole, range(20))
-    run(*part, range(7))
-    file = io.BytesIO()
-    torch.save([part[0].state_dict(), part[1].state_dict(), part[2].state_dict()], file)
-    file.seek(0)
-    states = torch.load(file, weights_only=True)
-    rest[0].load_state_dict(states[0])
-    rest[1].load_state_dict(states[1])
-    rest[2].load_state_dict(states[2])
-    run(*rest, range(7, 20))
-    assert equal(whole[0], rest[0])
-    assert str(whole[2].state_dict()) == str(rest[2].state_dict())
+def warm_up(optimizer: Optimizer) -> torch.optim.lr_scheduler.LambdaLR:
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 3))  # from 0
 
 
 def test_a_schedule_composes_and_keeps_its_own_rates() -> None:
-    net = problem.network()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 3))  # from 0
-    adapter = adapted(net, optimizer)
-    for step, own in enumerate([0.0, 0.1 / 3, 0.2 / 3, 0.1, 0.1]):
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(own)
-        problem.backward(net, optimizer, step)
+    _, optimizer, adapter = built(SUPPORTED["Adam"])
+    schedule, scales = warm_up(optimizer), []
+    for step, part in enumerate([0.0, 1 / 3, 2 / 3, *[1.0] * 30]):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.02 * part)
+        train(optimizer, adapter, range(step, step + 1))
+        schedule.step()
+        scales.append(adapter.last["lr"] / (0.02 * part) if part else 1.0)
+    assert scales[1] == pytest.approx(scales[2])  # before the first move
+    assert scales[-1] != pytest.approx(scales[1])
+
+
+@pytest.mark.parametrize("scheduled", [False, True], ids=["alone", "schedule"])
+def test_a_run_that_goes_on_from_its_state_is_the_uninterrupted_one_bit_for_bit(scheduled: bool) -> None:
+    def run(seed: int) -> tuple[Any, ...]:
+        torch.manual_seed(seed)
+        net, optimizer, adapter = built(SUPPORTED["Adam"], length=60)
+        return net, optimizer, adapter, *([warm_up(optimizer)] if scheduled else [])
+
+    def go(parts: tuple[Any, ...], steps: range) -> None:
+        for step in steps:
+            train(parts[1], parts[2], range(step, step + 1))
+            for schedule in parts[3:]:
+                schedule.step()
+
+    whole, part, rest = run(0), run(0), run(1)
+    go(whole, range(60))
+    go(part, range(37))
+    file = io.BytesIO()
+    torch.save([one.state_dict() for one in part], file)
+    file.seek(0)
+    for one, state in zip(rest, torch.load(file, weights_only=True), strict=True):
+        one.load_state_dict(state)
+    go(rest, range(37, 60))
+    assert equal(whole[0], rest[0])
+    assert equal(whole[2].averaged, rest[2].averaged)
+    assert whole[2].report() == rest[2].report()
+
+
+def test_the_state_of_a_run_with_another_window_is_refused() -> None:
+    _, _, averaging = built(SUPPORTED["Adam"])
+    _, _, other = built(SUPPORTED["Adam"], window=0)
+    with pytest.raises(ValueError, match="RateAdapter: window is that of the state"):
+        other.load_state_dict(averaging.state_dict())
+
+
+@everything
+def test_an_optimizers_own_decay_is_not_doubled_and_biases_and_norms_are_not_shrunk(name: str) -> None:
+    net = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 3)).double()
+    matrices = [p for p in net.parameters() if p.dim() > 1]
+    optimizer = SUPPORTED[name](matrices)
+    adapter = RateAdapter(optimizer, net, loss, VALIDATION)
+    assert adapter.adaptation.twin.decays == [True, True]
+    train(optimizer, adapter, range(3))
+    assert (adapter.last["decay"] > 0) is (name not in OWN_DECAY)
+    if name != "Muon":  # which takes matrices alone
+        adapter = RateAdapter(SUPPORTED[name](net.parameters()), net, loss, VALIDATION)
+        assert adapter.adaptation.twin.decays == [True, False, False, False, True, False]
+
+
+def test_accumulated_batches_make_one_step() -> None:
+    _, optimizer, adapter = built(SUPPORTED["Adam"])
+    for step in range(10):
+        optimizer.zero_grad()
+        for half in (batch(2 * step), batch(2 * step + 1)):
+            (adapter.loss(half) / 2).backward()
+        assert len(adapter.seen) == 2
         optimizer.step()
-        warm_up.step()
-        assert adapter.last["lr"].item() == pytest.approx(own * adapter.log_scale.exp().item())
-    assert adapter.log_scale != 0
+        assert adapter.seen == []
+    assert (adapter.report()["steps"], adapter.adaptation.steps) == (10, 10)
 
 
-def test_removed_it_leaves_a_plain_optimizer() -> None:
-    net = problem.network()
-    optimizer = SUPPORTED["Adam"](net.parameters())
-    adapted(net, optimizer).remove()
-    plain_net, plain = problem.twin(net, optimizer)
-    for pair in ((net, optimizer), (plain_net, plain)):
-        problem.backward(*pair)
-        pair[1].step()
-    assert equal(net, plain_net)
+def test_groups_that_are_added_and_parameters_that_are_released_are_taken_in() -> None:
+    net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 8), nn.Linear(8, 3)).double()
+    trunk, middle, head = (layer for layer in net if isinstance(layer, nn.Linear))
+    middle.requires_grad_(False)
+    optimizer = torch.optim.Adam([*head.parameters(), *middle.parameters()], lr=1e-2)
+    adapter = RateAdapter(optimizer, net, loss, VALIDATION)
+    train(optimizer, adapter, range(10))
+    assert len(adapter.adaptation.twin.real) == 2
+    middle.requires_grad_(True)
+    train(optimizer, adapter, range(10, 20))
+    assert len(adapter.adaptation.twin.real) == 4
+    optimizer.add_param_group({"params": list(trunk.parameters()), "lr": optimizer.param_groups[0]["lr"] / 10})
+    before, rate = trunk.weight.clone(), adapter.last["lr"]
+    train(optimizer, adapter, range(20, 60))
+    assert len(adapter.adaptation.twin.real) == 6
+    assert not torch.equal(before, trunk.weight)
+    assert optimizer.param_groups[1]["lr"] == pytest.approx(optimizer.param_groups[0]["lr"] / 10)
+    assert adapter.last["lr"] != rate
 
 
-def test_the_standard_error_is_the_spread_of_h_from_batch_to_batch() -> None:
-    net = problem.network()
-    adapter = adapted(net, torch.optim.SGD(net.parameters(), lr=0.1))
-    draw = torch.Generator().manual_seed(0)
-    errors = []
-    for _ in range(2_000):
-        adapter.looks += 1
-        errors.append(adapter._error(5 + 0.3 * torch.randn(1, generator=draw, dtype=torch.float64)))
-    assert torch.stack(errors).mean().item() == pytest.approx(0.3, rel=0.1)
+def test_gradients_that_are_not_finite_are_skipped_and_the_run_goes_on_from_its_last_good_weights() -> None:
+    net, optimizer, adapter = built(SUPPORTED["Adam"])
+    train(optimizer, adapter, range(30))
+    good, rate = copy.deepcopy(adapter.adaptation.good), adapter.last["lr"]
+    optimizer.zero_grad()
+    (adapter.loss(batch(30)) * math.nan).backward()
+    optimizer.step()
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), good, strict=True))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(rate / 2)
+    train(optimizer, adapter, range(31, 40))
+    assert (adapter.skipped, adapter.in_a_row, adapter.report()["rewound"]) == (1, 0, 1)
+
+
+def test_too_many_in_a_row_end_the_run_and_the_message_says_where_it_began() -> None:
+    _, optimizer, adapter = built(SUPPORTED["Adam"], patience=3)
+    train(optimizer, adapter, range(2))
+    for step in range(2):
+        optimizer.zero_grad()
+        (adapter.loss(batch(step)) * math.inf).backward()
+        optimizer.step()
+    (adapter.loss(batch(2)) * math.inf).backward()
+    with pytest.raises(NotFiniteError, match="3 steps in a row were skipped, from step 3 on: the gradients are"):
+        optimizer.step()
+
+
+def test_a_given_rate_is_a_start_from_below_and_one_that_is_too_high_is_lowered_in_words() -> None:
+    _, optimizer, adapter = built(SUPPORTED["Adam"], lr=1e-6)
+    train(optimizer, adapter, range(1))
+    assert adapter.last["lr"] == pytest.approx(1e-6)
+    _, optimizer, adapter = built(SUPPORTED["Adam"], lr=10.0)
+    with pytest.warns(UserWarning, match="lr 10 is lowered to 0.0"):
+        train(optimizer, adapter, range(1))
+
+
+def test_a_validation_loader_leaves_the_random_stream_as_it_was() -> None:
+    loader = DataLoader(TensorDataset(*batch(7, 64)), batch_size=16, shuffle=True)
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters())
+    adapter = RateAdapter(optimizer, net, loss, loader)
+    before = torch.get_rng_state()
+    train(optimizer, adapter, range(20))
+    assert adapter.report()["looks"] > 4
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_what_was_looked_at_and_what_it_cost_is_reported() -> None:
+    _, optimizer, adapter = built(SUPPORTED["Adam"])
+    train(optimizer, adapter, range(50))
+    report = adapter.report()
+    assert (report["steps"], report["looks"], report["skipped"]) == (50, adapter.position, 0)
+    assert report["passes"] == 1 + (50 * 16 / 32 + report["looks"]) / 50
+    assert report["lowest"] <= report["lr"] <= report["highest"]
+
+
+def test_removed_it_leaves_an_optimizer_that_goes_on_at_the_rate_that_was_found() -> None:
+    net, optimizer, adapter = built(SUPPORTED["Adam"])
+    train(optimizer, adapter, range(30))
+    adapter.remove()
+    rate, steps = optimizer.param_groups[0]["lr"], adapter.steps
+    loss(net, batch(30)).backward()
+    optimizer.step()
+    assert (rate, steps) == (adapter.last["lr"], adapter.steps)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (lambda net, data: loss(net, data).detach(), TypeError, "0-d, that backward.. takes, got .., detached or not"),
+        (lambda net, data: {"loss": loss(net, data)}, TypeError, "got dict"),
+        (lambda *_: None, TypeError, "got NoneType"),
+        (lambda net, data: net(data[0])[:, 0], TypeError, r"got \(16,\), detached or not"),
+    ],
+)
+def test_a_loss_that_is_none_is_refused_in_words(wrong: Any, error: type[Exception], message: str) -> None:
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters())
+    adapter = RateAdapter(optimizer, net, wrong, VALIDATION)
+    now = loss(net, batch(0))
+    now.backward()
+    adapter.see(batch(0), now)
+    with pytest.raises(error, match=message):
+        optimizer.step()
+
+
+def test_a_step_without_a_batch_is_refused_in_words() -> None:
+    net, optimizer, _ = built(SUPPORTED["Adam"])
+    loss(net, batch(0)).backward()
+    with pytest.raises(RuntimeError, match=r"no batch was told for this step: call adapter.loss\(batch\), or see"):
+        optimizer.step()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"meta_lr": -1.0}, "meta_lr is a finite number, 0 or more, got -1.0"),
-        ({"meta_lr": math.nan}, "meta_lr is a finite number"),
-        ({"every": 0}, "every is 1 or more, got 0"),
-        ({"bounds": (2.0, 3.0)}, "bounds are two positive numbers around 1"),
-        ({"bounds": (0.0, 3.0)}, "bounds are two positive numbers around 1"),
-        ({"max_change": 0.0}, "max_change is positive"),
-        ({"patience": 0}, "patience is 1 or more"),
+        ({"lr": 0.0}, "RateAdapter: lr is positive, got 0.0"),
+        ({"window": 1.5}, "RateAdapter: window is 0 to 1, got 1.5"),
+        ({"part": 0.0}, "RateAdapter: part is above 0, at most 1, got 0.0"),
+        ({"patience": 0}, "RateAdapter: patience is 1 or more, got 0"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
-    net = problem.network()
     with pytest.raises(ValueError, match=message):
-        adapted(net, SUPPORTED["Adam"](net.parameters()), **options)
+        built(SUPPORTED["Adam"], **options)
 
 
-def test_an_optimizer_that_cannot_be_adapted_is_refused() -> None:
-    net = problem.network()
-    rprop: Callable[..., Optimizer] = torch.optim.Rprop
-    with pytest.raises(ValueError, match="Rprop cannot be adapted"):
-        adapted(net, rprop(net.parameters()))
+def test_what_is_not_in_the_network_is_refused() -> None:
+    with pytest.raises(ValueError, match="the optimizer moves parameters of the network alone, got 2 others"):
+        RateAdapter(torch.optim.Adam(network().parameters()), network(), loss, VALIDATION)
+
+
+def test_batches_that_can_be_read_once_are_refused_when_they_end() -> None:
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters())
+    adapter = RateAdapter(optimizer, net, loss, iter(VALIDATION))
+    with pytest.raises(ValueError, match="no validation batches, or no second time: give a loader or a list"):
+        train(optimizer, adapter, range(20))
+
+
+def test_a_part_of_a_batch_has_its_structure() -> None:
+    x, y = batch(0)
+    assert samples({"x": x, "more": [y, (x, y)]}) == 32
+    part = first({"x": x, "more": [y, (x, y)], "name": "kept"}, 16)
+    assert [len(part["x"]), len(part["more"][0]), len(part["more"][1][1]), part["name"]] == [16, 16, 16, "kept"]
+    assert samples((x, torch.zeros(3))) == samples((x, torch.zeros(()))) == 0  # cannot be cut: the whole batch is taken

@@ -17,7 +17,7 @@ from hypergradient import Adaptation, OneStepAdapter, Settings, check_supported,
 from lightning_modules import Mechanic, Momo
 from tests.hypergradient import problem
 from tests.hypergradient.problem import TRAIN, VAL
-from tests.hypergradient.test_adapter import adapted
+from tests.hypergradient.test_one_step_adapter import adapted
 
 
 class WithAttributes(torch.optim.SGD):

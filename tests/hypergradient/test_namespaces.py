@@ -12,7 +12,7 @@ import sys
 sys.modules.update(dict.fromkeys({absent!r}))  # as if they were not installed
 import torch
 import {name} as L
-from hypergradient.lightning import AdaptOneStep
+from hypergradient.lightning import AdaptLearningRate, AdaptOneStep
 
 class Module(L.LightningModule):
     def __init__(self):
@@ -40,7 +40,9 @@ def fit(*callbacks):
 
 adapt = AdaptOneStep(Module.loss, meta_lr=0.2)
 plain, held, adapted = fit(), fit(AdaptOneStep(Module.loss, meta_lr=0.0)), fit(adapt)
-print(torch.equal(plain, held), not torch.equal(plain, adapted), adapt.adapter.looks)
+whole = AdaptLearningRate(Module.loss)
+fit(whole)
+print(torch.equal(plain, held), not torch.equal(plain, adapted), adapt.adapter.looks, whole.adapter.report()["steps"])
 """
 
 
@@ -62,4 +64,4 @@ def test_the_callback_adapts_under_either_package(name: str, absent: list[str]) 
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "True True 24"
+    assert done.stdout.splitlines()[-1] == "True True 24 24"
