@@ -106,9 +106,16 @@ class StepHooks:
         self.rates = None
 
     def drop_unless_finite(self) -> bool:
-        """Count the step; drop its gradients where they are not finite, and return whether they are."""
+        """Count the step; drop its gradients where they are not finite, and return whether they are.
+
+        Raises:
+            NotFiniteError: they were not, and patience is over.
+            ValueError: they are sparse.
+        """
         self.steps += 1
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if any(gradient.is_sparse for gradient in gradients):
+            raise ValueError(f"{type(self).__name__}: sparse gradients cannot be adapted: use Embedding(sparse=False).")
         finite = bool(get_total_norm(gradients, math.inf).isfinite())  # of none it is 0
         if not finite:  # without gradients the step does nothing
             self.optimizer.zero_grad(set_to_none=True)

@@ -1,7 +1,8 @@
 """The adapted rate as a Lightning callback, for `lightning` and `pytorch_lightning`. This file alone imports them."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sized
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -66,9 +67,12 @@ class _Adapt(Callback):
             with trainer.precision_plugin.forward_context(), _silent(module):
                 return self.loss(module, batch)
 
+        if hasattr(self, "adapter") and not self._state:
+            warnings.warn(f"{name} begins anew: this is another fit, without a checkpoint.", stacklevel=2)
         self.adapter = self.attach(trainer, pl_module, Batches(self, trainer), loss)
         if self._state:
             self.adapter.load_state_dict(self._state)
+        self._state = {}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Log what was seen, every `log_every_n_steps` steps: a call costs as much as a small step."""
@@ -90,13 +94,21 @@ class _Adapt(Callback):
         self._state = state_dict
 
 
+def has_len(loader: Any) -> bool:
+    """Return whether its length is known: a DataLoader of an IterableDataset has none."""
+    try:
+        return len(loader) >= 0
+    except TypeError:
+        return False
+
+
 class Batches:
     """The validation batches of a fit, or those that were given, on the fit's device."""
 
     def __init__(self, callback: _Adapt, trainer: Trainer) -> None:
         loaders: Any = trainer.val_dataloaders if callback.batches is None else [callback.batches]
         self.loaders, self.trainer = loaders if isinstance(loaders, list) else [loaders], trainer
-        if all(loader is None or (isinstance(loader, Sized) and len(loader) == 0) for loader in self.loaders):
+        if all(loader is None or (has_len(loader) and len(loader) == 0) for loader in self.loaders):
             name = type(callback).__name__
             raise ValueError(f"{name} needs validation batches: a validation loader in fit(), or `batches`.")
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,12 +24,15 @@ def no_trace(network: nn.Module, batch_statistics: bool = False) -> Iterator[Non
     buffers = {buffer: buffer.detach().clone() for buffer in network.buffers()} if batch_statistics else {}
     metrics = [module for module in network.modules() if hasattr(module, "_update_count")]  # torchmetrics: no buffers
     counted = [{name: copy.deepcopy(getattr(metric, name)) for name in _states(metric)} for metric in metrics]
+    recurrent = any(isinstance(module, nn.RNNBase) for module in modes)  # cuDNN's have no backward in evaluation mode
     network.eval()
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.train(batch_statistics)
     try:
-        with torch.random.fork_rng():  # some networks draw in evaluation mode too (a VAE, functional dropout)
+        backend = torch.backends.cudnn
+        cudnn = backend.flags(enabled=False, deterministic=backend.deterministic) if recurrent else nullcontext()
+        with cudnn, torch.random.fork_rng():  # some networks draw in evaluation mode too (a VAE, functional dropout)
             yield
     finally:
         for module, mode in modes.items():

@@ -18,17 +18,18 @@ README, YOUR_OWN, METHOD = (
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 @pytest.mark.filterwarnings("ignore:Starting from v1.9.0, `tensorboardX`")  # of a Trainer with its default logger
 @pytest.mark.parametrize("page", [README, YOUR_OWN], ids=["README", "docs/lightning.md"])
-def test_the_recipes_run_as_they_stand_and_the_rate_grows_from_its_small_start(page: str) -> None:
+def test_the_recipes_run_as_they_stand_and_the_rate_grows_from_its_start(page: str) -> None:
     names: dict[str, Any] = {"__name__": "recipe"}
     recipes = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert recipes
     for recipe in recipes:
         exec(recipe, names)
-    assert names["adapter"].log_scale.item() > 1
+    adapters = [names["adapter"], *([names["adapt"].adapter] if page == YOUR_OWN else [])]
+    for adapter in adapters:
+        report = adapter.report()
+        assert report["highest"] > 2 * report["lowest"]
     if page == YOUR_OWN:
         assert names["log_scale"].item() > 1
-        assert names["adapt"].adapter.log_scale.item() > 1
-        assert names["loss"](names["average"](names["x"]), names["y"]) < 0.5  # of 10 at first
 
 
 def test_the_table_of_cases_is_the_list_that_the_tests_run_over() -> None:

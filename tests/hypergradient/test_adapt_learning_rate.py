@@ -1,6 +1,7 @@
 """The whole rule as a callback, over the list of cases."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from data import TensorLoader
 from hypergradient import Settings
@@ -153,3 +155,27 @@ def test_two_processes_have_one_rate_and_end_where_one_process_with_the_joined_b
     for name, value in first["weights"].items():
         assert torch.equal(value, second["weights"][name])
         torch.testing.assert_close(value, one["weights"][name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_second_fit_begins_anew_and_says_so(tmp_path: Path) -> None:
+    adapt = AdaptLearningRate(loss)
+    fit(Case(), adapt, tmp_path)
+    with pytest.warns(UserWarning, match="AdaptLearningRate begins anew: this is another fit, without a checkpoint"):
+        fit(Case(), adapt, tmp_path)
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(samples("classes").dataset)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.filterwarnings("ignore:.*fork")  # of Python, in a process with threads
+def test_any_validation_loader_will_do(workers: int, tmp_path: Path) -> None:
+    """Without a length; with workers that stay, which are to leave the random stream as it was."""
+    loader = DataLoader(Stream(), batch_size=8, num_workers=workers, persistent_workers=workers > 0)
+    adapt = AdaptLearningRate(loss, batches=loader, **HELD)
+    held, _ = fit(CASES["dropout"], adapt, tmp_path / "held")
+    listed, _ = fit(CASES["dropout"], AdaptLearningRate(loss, **HELD), tmp_path / "listed")
+    assert adapt.adapter.report()["looks"] > 0
+    assert same(held, listed)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hypergradient import Adaptation, OneStepAdapter, Settings, check_supported, starting_rate
+from hypergradient import Adaptation, OneStepAdapter, RateAdapter, Settings, check_supported, starting_rate
 from lightning_modules import Mechanic, Momo
 from tests.hypergradient import problem
 from tests.hypergradient.problem import TRAIN, VAL
@@ -221,3 +221,22 @@ def test_where_to_start_leaves_the_weights_whole_after_an_overflow() -> None:
     with pytest.raises(ValueError, match="does not fall"):
         starting_rate(loss, optimizer)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["plain rule", "whole rule"])
+def test_sparse_gradients_are_refused_in_words(whole: bool) -> None:
+    net = nn.Sequential(nn.Embedding(8, 4, sparse=True), nn.Linear(4, 3))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def loss(network: nn.Module, batch: Tensor) -> Tensor:
+        return network(batch).square().mean()  # type: ignore[no-any-return]
+
+    batch = torch.arange(8)
+    if whole:
+        adapter = RateAdapter(optimizer, net, loss, [batch])
+        adapter.loss(batch).backward()
+    else:
+        OneStepAdapter(optimizer, net, lambda: loss(net, batch))
+        loss(net, batch).backward()
+    with pytest.raises(ValueError, match=r"sparse gradients cannot be adapted: use Embedding\(sparse=False\)"):
+        optimizer.step()

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -69,3 +71,15 @@ def test_a_look_by_batch_statistics_leaves_batchnorm_as_it_was() -> None:
         assert torch.equal(second, second)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(module.training for module in net.modules())
+
+
+def test_groups_keep_the_ratio_of_their_rates() -> None:
+    """Along (g, g/10) the exact line search is Σ d g / Σ h d², with d the direction."""
+    one, other = Quadratic([1.0, 4.0, 9.0]), Quadratic([2.0, 3.0])
+    groups: list[dict[str, Any]] = [{"params": [one.theta]}, {"params": [other.theta], "lr": 0.05}]
+    optimizer = torch.optim.SGD(groups, lr=0.5)
+    rate = starting_rate(lambda: one.loss() + other.loss(), optimizer)
+    slope = (one.h**2).sum() + (other.h**2).sum() / 10
+    exact = slope / ((one.h**3).sum() + (other.h**3).sum() / 100)
+    assert rate == pytest.approx(exact.item(), rel=0.05)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.05]

@@ -44,3 +44,14 @@ def test_without_it_the_same_look_leaves_a_trace() -> None:
     net(torch.randn(8, 4))
     assert not torch.equal(next(net.buffers()), mean)
     assert not torch.equal(torch.get_rng_state(), stream)
+
+
+def test_a_look_at_a_recurrent_network_leaves_cudnn_as_it_was() -> None:
+    """Whose own RNNs have no backward pass in evaluation mode: within the look, torch's are used."""
+    network = nn.Sequential(nn.LSTM(3, 4), nn.Linear(4, 2))
+    before = torch.backends.cudnn.enabled
+    with no_trace(network):
+        assert not torch.backends.cudnn.enabled
+    assert torch.backends.cudnn.enabled == before
+    with no_trace(nn.Linear(3, 4)):
+        assert torch.backends.cudnn.enabled == before
