@@ -55,21 +55,28 @@ def weights_per_step(optimizer: Optimizer) -> float:
     """Return rms(θ) / rms(Δ(1)): the learning rate at which one step would be as long as the weights.
 
     From the gradients that the parameters have, of matrices that are not zero: biases, and what begins at zero, have no
-    scale. rms(θ) is the geometric mean over the matrices, by size. Groups keep the ratios of their rates. Nothing is
-    changed.
+    scale. rms(θ) is the geometric mean over the matrices, by size. Where none of them has a gradient (of low-rank
+    adapters, the factors that begin at zero move first), Δ is that of the matrices that do begin at zero. Groups keep
+    the ratios of their rates. Nothing is changed.
 
     Raises:
         ValueError: no matrix has a gradient, or all of them are zero.
     """
     params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     settled = _settled_step(optimizer, params, tuple(p.grad for p in params if p.grad is not None))
-    pairs = [(p.detach(), d) for p, d in zip(params, settled, strict=True) if p.dim() > 1 and p.any()]
-    size = sum(p.numel() for p, _ in pairs)
-    length = math.sqrt(sum(float(d.square().sum()) for _, d in pairs) / max(1, size))
-    if not 0 < length < math.inf:
+    matrices = [(p.detach(), d) for p, d in zip(params, settled, strict=True) if p.dim() > 1]
+    scaled = [(p, d) for p, d in matrices if p.any()]
+    length = _rms([d for _, d in scaled]) or _rms([d for p, d in matrices if not p.any()])
+    size = sum(p.numel() for p, _ in scaled)
+    if not (size and 0 < length < math.inf):
         raise ValueError("No weight matrix has a scale: all of them, or their gradients, are zero or not finite.")
-    logs = sum(p.numel() * 0.5 * math.log(float(p.square().mean())) for p, _ in pairs)
+    logs = sum(p.numel() * 0.5 * math.log(float(p.square().mean())) for p, _ in scaled)
     return math.exp(logs / size) / length
+
+
+def _rms(tensors: list[Tensor]) -> float:
+    size = sum(tensor.numel() for tensor in tensors)
+    return math.sqrt(sum(float(tensor.square().sum()) for tensor in tensors) / max(1, size))
 
 
 def _gradient(loss: Callable[[], Tensor], params: list[Tensor]) -> tuple[Tensor, ...]:

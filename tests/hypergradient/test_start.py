@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from hypergradient import no_trace, starting_rate
+from hypergradient.start import weights_per_step
 
 
 class Quadratic:
@@ -83,3 +84,14 @@ def test_groups_keep_the_ratio_of_their_rates() -> None:
     exact = slope / ((one.h**3).sum() + (other.h**3).sum() / 100)
     assert rate == pytest.approx(exact.item(), rel=0.05)
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.05]
+
+
+def test_low_rank_adapters_have_a_scale_though_only_what_begins_at_zero_moves_first() -> None:
+    """rms(Δ(1)) of Adam is 1, so the unit is rms(A)."""
+    down, up = nn.Linear(6, 2, bias=False), nn.Linear(2, 6, bias=False)
+    nn.init.zeros_(up.weight)
+    optimizer = torch.optim.Adam([down.weight, up.weight], lr=1.0)
+    x = torch.randn(8, 6)
+    (up(down(x)) - x).square().mean().backward()
+    assert not down.weight.grad.any()  # type: ignore[union-attr]
+    assert weights_per_step(optimizer) == pytest.approx(down.weight.detach().square().mean().sqrt().item(), rel=1e-3)
