@@ -33,6 +33,10 @@ def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         parser.error("--optimizers: two files of one name would be one row of the table; rename one")
     if own.output.exists() and not own.output.is_dir():
         parser.error(f"--output: {own.output} is a file, not a folder")
+    try:
+        own.output.mkdir(parents=True, exist_ok=True)  # now, not after the training
+    except OSError as error:
+        parser.error(f"--output: {own.output} cannot be made: {error.strerror}")
     return own, rest
 
 

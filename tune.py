@@ -12,6 +12,7 @@ from experiment.options import (
     parse_sweep,
     positive,
     searched,
+    seed,
     sweep_parser,
     typed,
 )
@@ -34,7 +35,7 @@ def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--search", type=searched, nargs="+", metavar="OPTION=VALUES", help=search)
     add("--sampler", choices=SAMPLERS, default="tpe", help="of Optuna (default: tpe)")
     add("--pruner", choices=PRUNERS, default="none", help="default: none; it changes the compute spent")
-    add("--seed", type=int, default=0, help="of the sampler, where one worker proposes (default: 0)")
+    add("--seed", type=seed, default=0, help="of the sampler, where one worker proposes (default: 0)")
     add("--workers", type=positive, default=1, help="trials at once (default: 1, which finds most)")
     add("--timeout", type=positive, metavar="SECONDS", help="after which no trial is begun")
     add("--storage", metavar="URL", help="a database that several machines share: docs/scale.md")

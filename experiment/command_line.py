@@ -6,21 +6,22 @@ Arms and tasks as presets, our options before the Trainer's, one line an error, 
 import argparse
 import re
 import sys
-from itertools import pairwise
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 from jsonargparse._actions import ActionConfigFile
 from jsonargparse.typing import PositiveInt
+from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from callbacks import SaveConfigArtifact
 from callbacks.config import flat
 from data.tensors import TensorDataModule
-from experiment.files import check_yaml
+from experiment.line import did_you_mean, presets_first, require_one_arm
 from experiment.presets import ARMS, CONFIGS, DEFAULT_ARM, TASKS, USAGE
-from lightning_modules import SupervisedModule
+from lightning_modules import MLP, MetaModule, OneStepModule, SearchDecayModule, SupervisedModule
 
 
 def one_line(message: str) -> str:
@@ -37,7 +38,8 @@ class Parser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         """Print what is wrong and exit with status 2."""
-        print(f"train.py: error: {self._name_option(one_line(message))} See: python train.py --help", file=sys.stderr)
+        command = Path(sys.argv[0]).name
+        print(f"{command}: error: {self._name_option(one_line(message))} See: python {command} --help", file=sys.stderr)
         raise SystemExit(2)
 
     def _name_option(self, message: str) -> str:
@@ -45,7 +47,16 @@ class Parser(LightningArgumentParser):
         key = re.search(r"""(?:Parser key|Option) ['"](\w+)['"]""", message)
         options = [argument.split("=")[0] for argument in self.given if argument.startswith("--")]
         named = [option for option in options if key and option.endswith(f".{key[1]}")]
-        return f"{named[0]}: {message}" if named else message
+        unknown = re.search(r"unrecognized arguments: \S*?(\w+)(?:=|\s|\.?$)|Option '(\w+)' is not accepted", message)
+        hint = did_you_mean(unknown[1] or unknown[2], self.names()) if unknown else ""
+        return f"{named[0]}: {message}{hint}" if named else message + hint
+
+    @staticmethod
+    def names() -> list[str]:
+        """Return the options that a typed one is most often meant to be: the parts of names in the arms' files."""
+        text = "\n".join(file.read_text(encoding="utf-8") for file in CONFIGS.rglob("*.yaml"))
+        modules = (MetaModule, OneStepModule, SearchDecayModule, Trainer, MLP)
+        return [*re.findall(r"(\w+):", text), *(name for module in modules for name in signature(module).parameters)]
 
 
 class Preset(argparse.Action):
@@ -100,23 +111,31 @@ class CommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse what was given; refuse what would fail later or do nothing."""
-        for option, value in pairwise(["", *Parser.given, ""]):
-            name, _, written = option.partition("=")
-            if name in ("--config", "-c") and (path := Path(written or value)).is_file():
-                try:
-                    check_yaml(path)
-                except ValueError as error:
-                    parser.error(f"--config: {error}.")
-        self.config = parser.parse_args(Parser.given)
-        if self.command.trainer.max_epochs == 0:
-            parser.error("--trainer.max_epochs must be 1 or more, got 0: nothing would be trained.")
-        if self.command.trainer.get("limit_train_batches") == 0:
-            parser.error("--trainer.limit_train_batches must be above 0: nothing would be trained.")
+        command, *options = Parser.given
+        try:
+            require_one_arm(options)
+        except ValueError as error:
+            parser.error(str(error))
+        self.config = parser.parse_args([command, *presets_first(options)])
+        self._require_training(parser)
         path = self.command.ckpt_path  # not Lightning's words `best`, `last`, `hpc` either: they may begin anew, unsaid
         if path and not Path(path).is_file():
             parser.error(f"--ckpt_path: there is no file {path}. A run prints where its checkpoint lies.")
         if not path and self.config.subcommand != "fit":
             parser.error(f"{self.config.subcommand} needs --ckpt_path: an untrained network says nothing.")
+
+    def _require_training(self, parser: LightningArgumentParser) -> None:
+        """Refuse options under which nothing would be trained, or for ever."""
+        trainer = self.command.trainer
+        for option, least in {
+            "max_epochs": "1 or more",
+            "max_steps": "1 or more",
+            "limit_train_batches": "above 0",
+        }.items():
+            if trainer.get(option) == 0:
+                parser.error(f"--trainer.{option} must be {least}, got 0: nothing would be trained.")
+        if trainer.max_epochs == -1 and trainer.get("max_steps", -1) == -1 and not trainer.get("max_time"):
+            parser.error("--trainer.max_epochs -1 has no end: give --trainer.max_steps or --trainer.max_time too.")
 
     def _parse_ckpt_path(self) -> None:
         """Take the model's configuration from the checkpoint; refuse one of another arm than the command line's."""

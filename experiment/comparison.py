@@ -59,13 +59,19 @@ def compare(comparison: Comparison, command: str) -> tuple[pd.DataFrame, str, st
             share(comparison.storage, sweep, jobs, comparison.workers)
         with worker_pool(comparison.workers) as pool:
             runs = run_all(jobs, pool)
-        table = f"{paired_table(runs)}\n\n{conditions(runs, command)}\n"
-        comparison.output.mkdir(parents=True, exist_ok=True)
+        rows, base = by_start(runs) if len(comparison.initial_lrs) > 1 else (runs, "meta")
+        table = f"{paired_table(rows, base)}\n\n{conditions(runs, command)}\n"
         if comparison.initial_lrs != [None]:
             draw_sensitivity(runs, comparison.output)
         draw_courses(runs, comparison.output)
         keep(runs, table, comparison.output, parent)
     return runs, table, parent
+
+
+def by_start(runs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Return the runs with an arm for each starting rate, and the one that the others are compared with."""
+    named = [f"{arm} from {lr:g}" for arm, lr in zip(runs.arm, runs.start_lr, strict=True)]
+    return runs.assign(arm=named), f"meta from {runs.start_lr.iloc[0]:g}"
 
 
 def plan(comparison: Comparison) -> tuple[str, list[str]]:

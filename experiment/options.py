@@ -57,10 +57,20 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    """Read a seed: 0 to 2^32 - 1."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^32 - 1, got {text!r}")
+    return int(text)
+
+
 def arm_or_file(text: str) -> str:
     """Read the name of an arm, or the path of a YAML file that is one."""
     if text not in ARMS and not (text.endswith((".yaml", ".yml")) and Path(text).is_file()):
-        raise argparse.ArgumentTypeError(f"there is no arm, and no YAML file, {text!r}. Choose from {', '.join(ARMS)}")
+        from experiment.line import did_you_mean  # late: the help does not wait for YAML
+
+        near = did_you_mean(text, ARMS)
+        raise argparse.ArgumentTypeError(f"there is no arm, and no YAML file, {text!r}.{near} Arms: {', '.join(ARMS)}")
     return text
 
 

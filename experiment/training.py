@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jsonargparse import Namespace
@@ -18,7 +18,8 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from callbacks import DivergenceError, LogDataset, LogModel, not_finite
-from experiment.command_line import CommandLine
+from experiment.command_line import CommandLine, Parser
+from experiment.line import module_of
 from experiment.presets import CONFIGS, DEFAULT_ARM, SUBCOMMANDS
 from experiment.process import Terminated
 from experiment.rehearsal import check_checkpoint, rehearse
@@ -79,19 +80,21 @@ class Run(CommandLine):
         """Name the run after its arm and tag it."""
         command = self.command
         files = [Path(str(file)) for file in command.config or []]
-        arm = command.optimizer or next(file.stem for file in reversed(files) if file.parent.name != "tasks")
+        arm = command.optimizer or next((file.stem for file in files if module_of(file)), files[0].stem)
         torch.set_num_threads(command.threads)
         self._hand_over("gradient_clip_val", None)
         self._hand_over("accumulate_grad_batches", 1)
         self._dump_config()
         self.digest = digest(self.config_dump)
-        if self.subcommand == "fit" and command.ckpt_path:
+        if self.subcommand != "fit":  # no training that `find_run` may take for one
+            self.digest, arm = f"{self.digest} {self.subcommand}", f"{self.subcommand} {arm}"
+        elif command.ckpt_path:
             self.goes_on = run_of(str(command.ckpt_path), self.digest)
             if not self.goes_on:  # it begins with weights of another configuration: no run for `find_run`
                 self.digest += " from a checkpoint"
         tags = (
             {
-                "optimizer": arm,
+                "optimizer": arm.split()[-1],
                 "task": command.task or "mlp",
                 "seed": str(command.seed_everything),
                 "data_seed": str(command.data.init_args.get("seed", 0)),
@@ -118,6 +121,8 @@ class Run(CommandLine):
             super().instantiate_classes()
             if isinstance(self.model, SearchModule):
                 self.model.require_one_process(self.trainer.world_size)
+            if self.model.reads_validation and self.command.data.init_args.get("train_on_validation"):
+                raise ValueError("--data.train_on_validation: this arm judges by the validation samples: use adam_all.")
         except (ValueError, StoreError, MisconfigurationException) as error:
             self.parser.error(str(innermost(error)))
 
@@ -127,6 +132,9 @@ class Run(CommandLine):
         self.trainer.callbacks += [LogDataset(), *keep_model, *self.callbacks]  # type: ignore[attr-defined]
         model = self.config_dump["model"]
         origin = {"_class_path": model["class_path"], "_instantiator": "pytorch_lightning.cli.instantiate_module"}
+        typed = any(argument.split("=")[0] == "--model.lr" for argument in Parser.given)
+        if typed and not self.model.reads_lr and "mlflow.parentRunId" not in self.tags:
+            print("--model.lr is not read: this arm finds its rate before the first step", file=sys.stderr)
         self.model.save_hyperparameters(origin | model["init_args"], logger=False)
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -176,6 +184,15 @@ class Run(CommandLine):
                 self.tracker.test_follows = False
             tested = self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
             self.test_metrics = tested[0] if tested else {}  # none with --trainer.limit_test_batches=0
+
+    def after_predict(self) -> None:
+        """Keep the predictions with the run, a line a sample."""
+        batches = self.trainer.predict_loop.predictions
+        values = torch.cat(cast(list[torch.Tensor], batches)).tolist()
+        text = "".join(f"{value}\n" for value in values)
+        if self.tracker:
+            client().log_text(str(self.tracker.run_id), text, "predictions.txt")
+        print(f"{len(values)} predictions{', in predictions.txt of the run' if self.tracker else ': ' + text}")
 
     def report(self) -> None:
         """Print what came out, and where it is to be seen; of several processes, the first one does."""

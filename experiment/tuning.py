@@ -118,6 +118,12 @@ def check(tuning: Tuning, arguments: tuple[str, ...]) -> str:
     for number in range(max(map(len, ends.values()))):
         values = options({option: end[number % len(end)] for option, end in ends.items()})
         run = train([*arguments, *values, QUIET, "--trainer.fast_dev_run=true"])
+        if "model.lr" in tuning.space and not run.model.reads_lr:
+            print(
+                f"tune.py: error: {tuning.arm} does not read model.lr: name what to search with --search.",
+                file=sys.stderr,
+            )
+            sys.exit(2)
     return run.digest
 
 

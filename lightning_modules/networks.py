@@ -15,6 +15,9 @@ class MLP(nn.Sequential):
         layers: hidden layers; 0 for logistic regression.
         norm: None, "layer" or "batch": what stands before the ReLU of each hidden layer.
         dropout: the part of each hidden layer that is dropped; 0 for none.
+
+    Raises:
+        ValueError: a size is out of range.
     """
 
     def __init__(
@@ -26,6 +29,9 @@ class MLP(nn.Sequential):
         norm: Literal["layer", "batch"] | None = None,
         dropout: float = 0.0,
     ) -> None:
+        for name, value, least in (("hidden", hidden, 1), ("layers", layers, 0), ("classes", classes, 1)):
+            if value < least:
+                raise ValueError(f"--model.network.{name} must be {least} or more, got {value}.")
         parts: list[nn.Module] = []
         for layer in range(layers):
             parts.append(nn.Linear(hidden if layer else inputs, hidden))

@@ -28,6 +28,8 @@ class OneStepModule(SupervisedModule):
         ValueError: lr or meta_lr is out of range, or the inner optimizer's step is not proportional to its rate.
     """
 
+    reads_validation = True
+
     def __init__(
         self,
         network: nn.Module,

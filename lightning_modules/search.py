@@ -43,6 +43,8 @@ class SearchModule(SupervisedModule):
         ValueError: an argument is out of range, or the optimizer's step is not proportional to its rate.
     """
 
+    reads_validation = True
+
     def __init__(
         self,
         network: nn.Module,
@@ -63,6 +65,11 @@ class SearchModule(SupervisedModule):
         check_supported(self.inner_optimizer())
         self.bracket, self.stretch, self.trust, self.tie = bracket, stretch, trust, tie
         self.passes = 0.0  # forward-backward passes spent on looks, of a training batch each
+
+    @property
+    def reads_lr(self) -> bool:  # type: ignore[override]
+        """Whether the rate that was given is where the search begins."""
+        return not self.bracket
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the passes too."""

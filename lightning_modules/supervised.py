@@ -49,6 +49,9 @@ class SupervisedModule(LightningModule):
         ValueError: lr is not a positive finite number.
     """
 
+    reads_validation = False  # to train by it, as the adapted arms do
+    reads_lr = True
+
     def __init__(
         self,
         network: nn.Module,
@@ -136,8 +139,9 @@ class SupervisedModule(LightningModule):
         self._evaluate("test", batch)
 
     def predict_step(self, batch: tuple[Tensor], batch_idx: int) -> Tensor:
-        """Return the class of each sample, (batch,) int64."""
-        return self(batch[0]).argmax(-1)  # type: ignore[no-any-return]
+        """Return the class of each sample, (batch,) int64; of a regression its value, (batch,) float."""
+        outputs: Tensor = self(batch[0])
+        return outputs.squeeze(1) if outputs.shape[-1] == 1 else outputs.argmax(-1)
 
     def _evaluate(self, part: str, batch: Batch) -> None:
         x, y = batch

@@ -27,6 +27,8 @@ def with_interval(values: Any, form: str = ".3f") -> str:
     diverged = int((~np.isfinite(values)).sum())
     if diverged:
         return f"{diverged} of {len(values)} diverged"
+    if len(values) == 1:  # which says nothing of others
+        return f"{values[0]:{form}}"
     mean, half = mean_and_half_interval(values)
     return f"{mean:{form}} ± {half:{form}}".replace("± +", "± ")
 
@@ -35,6 +37,8 @@ def difference(values: Any) -> str:
     """Return "mean (low … high)" of paired differences, with the 95 % bootstrap interval; "–" where a run diverged."""
     if not np.isfinite(values).all():
         return "–"
+    if len(values) == 1:
+        return f"{values[0]:+.3f}"
     return f"{np.mean(values):+.3f} ({{:+.3f}} … {{:+.3f}})".format(*bootstrap(values))
 
 
@@ -114,10 +118,10 @@ def conditions(runs: pd.DataFrame, command: str) -> str:
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return (
         f"Made by `{command}`: {_span('seed', runs.seed)}, {_span('data seed', runs.data_seed)}, "
-        f"{' or '.join(map(str, epochs))} epochs, weights after the last step, mean ± half the "
-        f"95 % interval (Student's t); differences paired by data seed and seed, with bootstrap intervals, p by "
-        f"Wilcoxon's test after Holm; passes: forward-backward passes of a batch a step, tuning included, as in the "
-        f"seconds. "
+        f"{' or '.join(map(str, epochs))} {'epoch' if epochs == [1] else 'epochs'}, weights after "
+        f"the last step, mean ± half the 95 % interval (Student's t); differences paired by data seed and seed, with "
+        f"bootstrap intervals, p by Wilcoxon's test after Holm; passes: forward-backward passes of a batch a step, "
+        f"tuning included, as in the seconds. "
         f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, a thread a run; "
         f"Python {platform.python_version()}, torch {version('torch')}, pytorch-lightning "
         f"{version('pytorch-lightning')}; trained at commit {', '.join(sorted(set(runs.commit)))}."

@@ -12,7 +12,10 @@ from experiment.presets import ROOT
 
 COMMANDS = {path.stem for path in ROOT.glob("*.py")}
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py") if path.parent.name != "benchmarks")
-FRAMEWORK = {"lightning.py": {"pytorch_lightning", "lightning"}}  # `hypergradient`: a file named for what it imports
+FRAMEWORK = {
+    "huggingface.py": {"transformers"},
+    "lightning.py": {"pytorch_lightning", "lightning"},
+}  # `hypergradient`: a file named for what it imports
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -1,0 +1,89 @@
+"""What was typed, before it is parsed: one arm, read before the options that change it, wherever they stand."""
+
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from itertools import pairwise
+from pathlib import Path
+
+import yaml
+
+from experiment.files import check_yaml
+from experiment.presets import ARMS, CONFIGS
+
+PRESETS = ("--optimizer", "--config", "-c", "--task")
+
+
+def did_you_mean(word: str, names: Sequence[str]) -> str:
+    """Return a hint at the nearest name, with a blank in front; nothing where none is near."""
+    near = get_close_matches(word, names, 1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def presets_first(args: Sequence[str]) -> list[str]:
+    """Return the options with arms, files and tasks before the others, which are read over them."""
+    presets: list[str] = []
+    others: list[str] = []
+    for option in _options(args):
+        (presets if option[0].split("=")[0] in PRESETS else others).extend(option)
+    return presets + others
+
+
+def require_one_arm(args: Sequence[str]) -> None:
+    """Refuse two arms on one line, by whatever options, and files that cannot be read.
+
+    Raises:
+        ValueError: there are two, or a file is none.
+    """
+    arms: list[Path] = []
+    for name, value in _given(args):
+        if name == "--optimizer":
+            if value not in ARMS:
+                raise ValueError(
+                    f"--optimizer: there is no arm {value!r}.{did_you_mean(value, ARMS)} Arms: {', '.join(ARMS)}."
+                )
+            arms.append(CONFIGS / f"{value}.yaml")
+        elif name in ("--config", "-c") and Path(value).is_file():
+            try:
+                check_yaml(Path(value))
+            except ValueError as error:
+                raise ValueError(f"--config: {error}.") from error
+            arms += [Path(value)] if module_of(Path(value)) else []
+    for one, other in pairwise(arms):
+        ours = one.resolve().parent == other.resolve().parent == CONFIGS
+        if ours or module_of(one) != module_of(other):
+            raise ValueError(f"{one.stem} and {other.stem} are two arms: a run has one. Compare them by compare.py.")
+
+
+def module_of(file: Path) -> str | None:
+    """Return the class that a file says is trained; of one that says none, and is read over an arm, None."""
+    if not file.is_file():  # named by another file, relative to its folder
+        return None
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    model = config.get("model") if isinstance(config, dict) else None
+    return model.get("class_path") if isinstance(model, dict) else None
+
+
+def _options(args: Sequence[str]) -> Iterator[list[str]]:
+    """Yield each option with its values."""
+    option: list[str] = []
+    for word in args:
+        if word.startswith("-") and not _number(word) and option:
+            yield option
+            option = []
+        option.append(word)
+    if option:
+        yield option
+
+
+def _given(args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for name, *values in _options(args):
+        option, _, written = name.partition("=")
+        yield option, written or (values[0] if values else "")
+
+
+def _number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,136 @@
+"""Never train or label something else than was typed."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from experiment.line import did_you_mean, module_of, presets_first, require_one_arm
+from experiment.presets import CONFIGS
+from experiment.training import train
+from tests.store import artifacts, runs
+from tracking.store import client
+
+SHORT = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--data.batch_size=1000"]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--model.lr", "0.05", "--optimizer", "adam"],
+        ["--optimizer", "adam", "--model.lr", "0.05"],
+        ["--model.lr=0.05", "--config", str(CONFIGS / "adam.yaml")],
+        ["--model.lr=0.05", "--task", "conv", "--optimizer=adam"],
+    ],
+)
+def test_an_arm_is_read_first_wherever_it_stands(args: list[str]) -> None:
+    assert train([*args, *SHORT]).model.lr == 0.05
+
+
+def test_the_order_of_presets_and_of_others_is_kept() -> None:
+    line = ["--a", "-1", "--task", "t", "--b=1", "--config", "c", "--optimizer=o", "--flag", "--e", "1", "2"]
+    assert presets_first(line) == [
+        *["--task", "t", "--config", "c", "--optimizer=o"],
+        *["--a", "-1", "--b=1", "--flag", "--e", "1", "2"],
+    ]
+
+
+ADAM, META = str(CONFIGS / "adam.yaml"), str(CONFIGS / "meta.yaml")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--optimizer", "adam", "--optimizer", "meta"],
+        ["--optimizer=adam", f"--config={META}"],
+        ["--config", ADAM, "--config", META],
+        ["-c", ADAM, "--optimizer", "meta"],
+    ],
+)
+def test_two_arms_by_any_spelling_are_refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train([*args, *SHORT])
+    assert "are two arms: a run has one. Compare them by compare.py" in capsys.readouterr().err
+    assert runs() == []
+
+
+def test_a_file_without_a_module_is_read_over_an_arm(tmp_path: Path) -> None:
+    short, own = tmp_path / "short.yaml", tmp_path / "own.yaml"
+    short.write_text("trainer:\n  max_epochs: 1\n")
+    own.write_text("model:\n  class_path: lightning_modules.SupervisedModule\n")
+    assert (module_of(short), module_of(own)) == (None, "lightning_modules.SupervisedModule")
+    run = train(["--config", str(short), "--optimizer", "adam", *SHORT[1:]])
+    assert (run.trainer.max_epochs, runs()[0].data.tags["optimizer"]) == (1, "adam")
+    require_one_arm(["--config", str(own), "--config", str(short)])
+    require_one_arm(["--optimizer", "adam", "--config", str(own)])  # as `tune.py` writes them
+    with pytest.raises(ValueError, match="meta and own are two arms"):
+        require_one_arm(["--optimizer", "meta", "--config", str(own)])
+
+
+def test_a_test_is_named_so_and_stands_for_no_training() -> None:
+    options = ["--optimizer", "adam", *SHORT]
+    trained = train(options)
+    path = str(trained.trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    client().delete_run(str(trained.run_id))
+    train(["test", *options, "--ckpt_path", path])
+    [run] = runs()
+    assert (run.info.run_name, run.data.tags["optimizer"]) == ("test adam", "adam")
+    assert train(options, reuse=True).run_id != run.info.run_id
+
+
+@pytest.mark.parametrize("task", ["mlp", "regression"])
+def test_predictions_are_kept_with_the_run(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--optimizer", "adam", "--task", task, *SHORT]
+    path = str(train(options).trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    predicted = train(["predict", *options, "--ckpt_path", path])
+    assert "predictions, in predictions.txt of the run" in capsys.readouterr().out
+    assert "predictions.txt" in artifacts(str(predicted.run_id))
+    file = client().download_artifacts(str(predicted.run_id), "predictions.txt")
+    values = torch.tensor([float(line) for line in Path(file).read_text().splitlines()])
+    assert len(values) == len(predicted.datamodule.val[0])
+    assert (values % 1 == 0).all() == (task == "mlp")
+    assert values.unique().numel() > 3
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--optimizer", "adm"], "there is no arm 'adm'. Did you mean adam?"),
+        (["--model.lrr=1"], "Did you mean lr?"),
+        (["--trainer.max_epoch=1"], "Did you mean max_epochs?"),
+        (["--model.network.hidden=0"], "--model.network.hidden must be 1 or more, got 0"),
+        (["--trainer.max_steps=0"], "--trainer.max_steps must be 1 or more, got 0: nothing would be trained"),
+        (["--trainer.limit_train_batches=0"], "--trainer.limit_train_batches must be above 0"),
+        (["--trainer.max_epochs=-1"], "has no end: give --trainer.max_steps or --trainer.max_time too"),
+        (["--data.train_on_validation=true"], "this arm judges by the validation samples: use adam_all"),
+    ],
+)
+def test_what_would_train_nothing_or_something_else_is_refused(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train(args)
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.startswith("train.py: error: ")
+    assert err.count("\n") == 1
+    assert runs() == []
+
+
+def test_an_option_that_an_arm_does_not_read_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    train(["--optimizer", "meta_search", "--model.lr=0.1", *SHORT])
+    assert "--model.lr is not read: this arm finds its rate before the first step" in capsys.readouterr().err
+
+
+def test_only_near_names_are_suggested() -> None:
+    assert did_you_mean("zzz", ["adam", "meta"]) == ""
+    assert did_you_mean("adma", ["adam", "meta"]) == " Did you mean adam?"
+
+
+def test_an_arm_file_with_its_module_is_the_arm(tmp_path: Path) -> None:
+    first, second = tmp_path / "mine.yaml", tmp_path / "over.yaml"
+    first.write_text(yaml.safe_dump({"model": {"class_path": "lightning_modules.SupervisedModule"}}))
+    second.write_text(yaml.safe_dump({"model": {"init_args": {"lr": 0.01}}}))
+    train(["--config", str(first), "--config", str(second), *SHORT])
+    assert runs()[0].info.run_name == "mine"
