@@ -1,8 +1,14 @@
 """mnist1d (Greydanus 2020, arXiv 2011.14439) as a LightningDataModule."""
 
+import os
+import tempfile
 from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import torch
+from joblib import Memory
 from mnist1d.data import get_dataset_args, make_dataset
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
@@ -13,17 +19,39 @@ TRAIN, TEST = 4_000, 1_000
 PUBLISHED = 42  # seed of the generator: the paper's; data seed k is 42 + 2 k, and its validation set 43 + 2 k
 
 
+def cache() -> Path:
+    """Return the folder that keeps generated data: HYPERGRADIENT_CACHE, or hypergradient in ~/.cache."""
+    own = os.environ.get("HYPERGRADIENT_CACHE")
+    home = Path(os.environ.get("HOME") or tempfile.gettempdir())  # a user may have none
+    return Path(own) if own else home / ".cache" / "hypergradient"
+
+
+def arrays(seed: int, generator: str) -> dict[str, Any]:
+    """Generate them, about a second.
+
+    generator: its version; with the seed, what the cache is asked by.
+    """
+    del generator
+    args = get_dataset_args()
+    args.seed = seed
+    with isolate_rng():
+        made: dict[str, Any] = make_dataset(args)  # not `get_dataset`: it downloads a pickle
+    return {key: made[key] for key in ("x", "y", "x_test", "y_test")}
+
+
 @lru_cache
 def generate(seed: int) -> dict[str, Tensor]:
     """Return 5,000 samples: `x` (4000, 40) float32, `y` (4000,) int64, `x_test` and `y_test` (1000, ...).
 
-    Seed 42 gives the arrays that the paper publishes. The global random generators are left as they were.
+    Seed 42 gives the arrays that the paper publishes. They are kept on disk, where that can be written to; a file that
+    is damaged (it is compressed, with a checksum) is made again. The global random generators are left as they were.
     """
-    args = get_dataset_args()
-    args.seed = seed
-    with isolate_rng():
-        arrays = make_dataset(args)  # not `get_dataset`: it downloads a pickle
-    tensors = {key: torch.tensor(arrays[key]) for key in ("x", "y", "x_test", "y_test")}
+    asked = seed, f"mnist1d {version('mnist1d')}"
+    try:
+        made = Memory(cache(), verbose=0, compress=True).cache(arrays)(*asked)
+    except OSError:  # the folder cannot be made
+        made = arrays(*asked)
+    tensors = {key: torch.tensor(array) for key, array in made.items()}
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
 
 
@@ -52,7 +80,7 @@ class MNIST1DDataModule(TensorDataModule):
         self.seed = seed
 
     def samples(self) -> tuple[Samples, Samples, Samples]:
-        """Generate the arrays: about two seconds, once a process."""
-        arrays, fresh = generate(PUBLISHED + 2 * self.seed), generate(PUBLISHED + 2 * self.seed + 1)
-        train, test = (arrays["x"], arrays["y"]), (arrays["x_test"], arrays["y_test"])
+        """Generate the arrays, or read them from the cache."""
+        own, fresh = generate(PUBLISHED + 2 * self.seed), generate(PUBLISHED + 2 * self.seed + 1)
+        train, test = (own["x"], own["y"]), (own["x_test"], own["y_test"])
         return train, (fresh["x_test"], fresh["y_test"]), test

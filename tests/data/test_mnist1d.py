@@ -1,13 +1,20 @@
 import hashlib
 import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mnist1d.data import make_dataset
 
+import data.mnist1d
 from data import MNIST1DDataModule
 from data.mnist1d import PUBLISHED, generate
+from experiment.presets import ROOT
 
 
 def module(**options: Any) -> MNIST1DDataModule:
@@ -70,3 +77,66 @@ def test_validation_samples_can_be_given_to_training() -> None:
 def test_sizes_that_do_not_fit_the_data_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"--data.\w+ must lie between"):
         MNIST1DDataModule(**options)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache, and a process that has generated nothing."""
+    monkeypatch.setenv("HYPERGRADIENT_CACHE", str(tmp_path / "cache"))
+    generate.cache_clear()
+    yield tmp_path / "cache"
+    generate.cache_clear()
+
+
+def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Note how often the generator is called."""
+    calls: list[int] = []
+
+    def counted(args: Any) -> Any:
+        calls.append(args.seed)
+        return make_dataset(args)
+
+    monkeypatch.setattr(data.mnist1d, "make_dataset", counted)
+    return calls
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_draw_is_generated_once_and_then_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, first = count(monkeypatch), generate(PUBLISHED)
+    generate.cache_clear()
+    again = generate(PUBLISHED)
+    assert calls == [PUBLISHED]
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    generate(PUBLISHED + 2)
+    assert calls == [PUBLISHED, PUBLISHED + 2]
+
+
+@pytest.mark.parametrize("damage", ["cut short", "a byte changed", "empty"])
+@pytest.mark.filterwarnings("ignore:Exception while loading results")  # of joblib, which generates them again
+def test_a_damaged_file_is_made_again(damage: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, whole = count(monkeypatch), generate(PUBLISHED)
+    [file] = folder.rglob("output.pkl")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes({"cut short": bytes(content[:1000]), "a byte changed": bytes(content), "empty": b""}[damage])
+    generate.cache_clear()
+    again = generate(PUBLISHED)
+    assert calls == [PUBLISHED, PUBLISHED]
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+@pytest.mark.filterwarnings("ignore:Unable to write")  # of joblib, which says so
+def test_where_nothing_can_be_kept_it_is_generated(folder: Path) -> None:
+    folder.write_text("a file where the folder would be")
+    assert checksum(generate(PUBLISHED)["y"]) == "c3f43f41c77404ec"
+
+
+@pytest.mark.usefixtures("folder")
+def test_several_processes_may_begin_at_once() -> None:
+    line = "from data.mnist1d import generate; print(float(generate(42)['x'].sum()))"
+    started = [
+        subprocess.Popen([sys.executable, "-W", "error", "-c", line], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert len({process.communicate()[0] for process in started}) == 1
+    assert {process.returncode for process in started} == {0}
