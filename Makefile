@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: help train tune compare results original bench ui test test-all check lock audit
+.PHONY: docs help train tune compare results original bench ui test test-all check lock audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -49,16 +49,28 @@ results: .venv/installed  ## set up, then remake every table and figure of the d
 bench: .venv/peers  ## set up, then measure speed and memory beside the limit and the peers (10 minutes)
 	$(BIN)/python -m benchmarks
 
+.tools/docs: docs/requirements.txt
+	$(PYTHON) -m venv $@
+	$@/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	@touch $@
+
+docs: .tools/docs  ## build the documentation as a site, strictly, into site/
+	.tools/docs/bin/mkdocs build --strict --quiet
+
 ui: .venv/installed  ## show all runs in MLflow's UI
 	$(BIN)/mlflow ui --host 127.0.0.1
 
 test: .venv/installed  ## set up, then run the test suite
 	$(BIN)/python -m pytest
 
-test-all: .venv/installed  ## the slow tests too
+.venv/tests: .venv/installed tests/requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
+
+test-all: .venv/tests  ## the slow tests too
 	$(BIN)/python -m pytest -m "slow or not slow"
 
-check: .venv/installed test  ## the tests, the linters, the types, and the arrows between the packages
+check: .venv/tests test  ## the tests, the linters, the types, and the arrows between the packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

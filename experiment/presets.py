@@ -1,5 +1,6 @@
 """What every command knows before torch is imported: the arms, the tasks, and the text of the help."""
 
+import colorsys
 import textwrap
 from pathlib import Path
 
@@ -47,6 +48,13 @@ def arm_file(arm: str) -> Path:
 def preset(arm: str) -> list[str]:
     """Return the options of `train.py` that take an arm."""
     return ["--optimizer", arm] if arm in ARMS else ["--config", arm]
+
+
+def color(arm: str) -> str:
+    """Return the colour of an arm's runs in MLflow's UI, #rrggbb; hues a golden ratio apart, so that no two are alike."""
+    place = ARMS.index(arm) if arm in ARMS else len(ARMS)
+    red, green, blue = colorsys.hls_to_rgb(place * 0.618 % 1, 0.42, 0.8)
+    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
 
 
 def tuned_file(arm: str) -> Path | None:

@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from callbacks import DivergenceError, LogDataset, LogModel, not_finite
 from experiment.command_line import CommandLine, Parser
 from experiment.line import module_of
-from experiment.presets import CONFIGS, DEFAULT_ARM, SUBCOMMANDS
+from experiment.presets import CONFIGS, DEFAULT_ARM, SUBCOMMANDS, color
 from experiment.process import Terminated
 from experiment.rehearsal import check_checkpoint, rehearse
 from lightning_modules import SearchModule
@@ -99,6 +99,7 @@ class Run(CommandLine):
                 "seed": str(command.seed_everything),
                 "data_seed": str(command.data.init_args.get("seed", 0)),
                 "config": self.digest,
+                "mlflow.runColor": color(arm.split()[-1]),
             }
             | self.tags
             | machine_tag()

@@ -103,7 +103,8 @@ class SearchModule(SupervisedModule):
             raise MisconfigurationException(over if self._over() else str(error)) from error
         _set_rate(optimizer, rate)
         if self.logger:
-            self.logger.log_metrics({"search/rate": rate, "passes": self.passes}, step=0)
+            self.logger.log_hyperparams({"search/rate": rate})
+            self.logger.log_metrics({"passes": self.passes}, step=0)
 
     def _search(self, optimizer: Optimizer, batches: list[Pair]) -> float:
         """Return the rate; network and optimizer are left as they were."""

@@ -107,10 +107,15 @@ def _said(text: str) -> Iterator[None]:
         timer.cancel()
 
 
+ABOUT = """A run for each training, named by its arm; a comparison or a tuning holds its runs under it.
+Best first: order by test/loss, ascending. In the charts: val/loss by step, and lr on a log scale."""
+
+
 def _create_experiment(name: str) -> Experiment:
     served = tracking_uri().startswith("http")  # a server knows its own place
     try:
-        made = client().create_experiment(name, None if served else str(artifact_dir() / name))
+        tags = {"mlflow.note.content": ABOUT}
+        made = client().create_experiment(name, None if served else str(artifact_dir() / name), tags)
     except MlflowException as error:
         found = client().get_experiment_by_name(name)  # made by another machine in this moment
         if found is None:

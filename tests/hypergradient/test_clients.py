@@ -12,6 +12,7 @@ from experiment.presets import ROOT
 from hypergradient import Settings
 from tests.hypergradient.clients import CLIENTS, STEPS, Client, LanguageModel, loss, rows, validation
 
+pytest.importorskip("transformers")  # of tests/requirements.txt
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of packages that are not ours
 every_client = pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS.keys())
 HELD: dict[str, Any] = {"settings": Settings(meta_lr=0.0, weight_decay=0.0), "window": 0}

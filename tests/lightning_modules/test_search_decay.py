@@ -12,7 +12,7 @@ from experiment.training import train
 from lightning_modules import MLP, SearchDecayModule, SupervisedModule
 from lightning_modules.supervised import Pair
 from tests.lightning_modules.test_one_step import fit, network, same, trainer
-from tests.store import history
+from tests.store import history, runs
 
 SHORT = ["--trainer.max_epochs=4", "--trainer.enable_progress_bar=false", "--data.batch_size=200"]
 
@@ -93,7 +93,7 @@ def test_a_stretch_has_the_batches_that_the_run_begins_with_beyond_the_first_epo
 def test_what_the_search_cost_is_in_mlflow() -> None:
     cli = train(["--optimizer", "meta_search", "--model.stretch=0.1", *SHORT])  # 80 steps: stretches of 8
     (_, passes), _ = history(str(cli.run_id), "passes")  # after the search, and at the end
-    [(_, found)] = history(str(cli.run_id), "search/rate")
+    found = float(runs()[0].data.params["search/rate"])
     stretches = (passes - 20 * 128 / 200) / (8 + 8 * 128 / 200 / 3)  # about 20 looks of the bracket, of 128 samples
     assert 2 < stretches < 12  # three of the ladder, and beside a cliff two of four times the length
     assert found == history(str(cli.run_id), "lr")[0][1]

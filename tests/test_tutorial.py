@@ -1,0 +1,29 @@
+"""The notebook runs from its first cell to its last, in a kernel of its own, and says what its text says."""
+
+import re
+from typing import Any
+
+import pytest
+
+from experiment.presets import ROOT
+
+pytest.importorskip("nbclient")  # of tests/requirements.txt
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of Jupyter, about itself
+
+
+def test_the_tutorial_runs_and_the_adapted_rate_does_as_well_as_the_best_of_its_grid() -> None:
+    import nbclient
+    import nbformat
+
+    file = ROOT / "docs" / "tutorial.ipynb"
+    book: Any = nbformat.read(file, 4)  # type: ignore[no-untyped-call]
+    assert not any(cell.get("outputs") for cell in book.cells), "kept small: it is saved without its outputs"
+    environment = {"metadata": {"path": str(ROOT)}}
+    nbclient.NotebookClient(book, timeout=300, resources=environment).execute()
+    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
+    text = "".join(output.get("text", "") for output in outputs)
+    assert len([output for output in outputs if "image/png" in output.get("data", {})]) == 2
+    best = float(re.search(r"the best of 6 rates: ([\d.]+)", text)[1])  # type: ignore[index]
+    adapted = float(re.search(r"adapted, no rate given: ([\d.]+)", text)[1])  # type: ignore[index]
+    assert adapted < 1.1 * best
+    assert not [output for output in outputs if output.get("name") == "stderr"]
