@@ -76,7 +76,7 @@ def run(task: Task, seed: int, rule: str, lr: float | None) -> Ended:
         loss = adapter.loss(batch) if isinstance(adapter, RateAdapter) else task.loss(network, batch)
         loss.backward()
         optimizer.step()
-        average.update(network, step + 1)
+        average.update(step + 1)
     getattr(optimizer, "eval", lambda: None)()
     end = adapter.averaged if isinstance(adapter, RateAdapter) else average.network
     rate = float(adapter.last["lr"].mean() if isinstance(adapter, OneStepAdapter) else optimizer.param_groups[0]["lr"])

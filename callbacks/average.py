@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
@@ -31,13 +32,17 @@ class TailAverage(Callback):
             raise ValueError(f"TailAverage: window is a part of the run, above 0 and up to 1, got {window}.")
         self.window, self.steps = window, 0
         self.tail: Average | None = None
-        self.kept: dict[str, Tensor] | None = None  # the average of a run that goes on
+        self.kept: dict[str, Any] | None = None  # the average of a run that goes on
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with a copy of the module, where it is trained."""
-        self.tail = Average(pl_module, self.window)
+        if any(getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks):
+            raise MisconfigurationException(
+                "TailAverage needs whole checkpoints: with save_weights_only Lightning saves no average."
+            )
+        self.tail, self.steps = Average(pl_module, self.window), trainer.global_step
         if self.kept:
-            self.tail.network.load_state_dict(self.kept)
+            self.tail.load_state_dict(self.kept)
             self.kept = None
 
     def on_train_batch_end(
@@ -46,7 +51,7 @@ class TailAverage(Callback):
         """Average, after a step."""
         if trainer.global_step > self.steps:
             self.steps = trainer.global_step
-            self._tail.update(pl_module, self.steps)
+            self._tail.update(self.steps)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take BatchNorm's statistics at the average, if it is the last epoch."""
@@ -73,14 +78,14 @@ class TailAverage(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the average as the module's state."""
-        if self.average is not None:
-            checkpoint["current"] = checkpoint["state_dict"]
-            checkpoint["state_dict"] = self.average.state_dict()
+        if self.tail:
+            checkpoint["state_dict"], checkpoint["current"] = self.tail.states()
+            checkpoint["average"] = self.tail.state_dict()["exact"]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the average up again where training goes on; elsewhere the checkpoint's weights are it already."""
         if trainer.state.fn == "fit" and "current" in checkpoint:
-            self.kept, self.steps = dict(checkpoint["state_dict"]), checkpoint["global_step"]
+            self.kept = {"network": dict(checkpoint["state_dict"]), "exact": checkpoint["average"]}
             pl_module.load_state_dict(checkpoint["current"])
 
     @property
@@ -95,4 +100,9 @@ class TailAverage(Callback):
 
     def _swap(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._tail.swap(pl_module)
+            self._tail.swap()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the module its weights back, if it was validating the average."""
+        if self.tail and self.tail.swapped:
+            self.tail.swap()

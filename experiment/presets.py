@@ -51,7 +51,7 @@ def preset(arm: str) -> list[str]:
 
 
 def color(arm: str) -> str:
-    """Return the colour of an arm's runs in MLflow's UI, #rrggbb; hues a golden ratio apart, so that no two are alike."""
+    """Return the colour of an arm's runs in MLflow's UI, #rrggbb; hues a golden ratio apart: no two are alike."""
     place = ARMS.index(arm) if arm in ARMS else len(ARMS)
     red, green, blue = colorsys.hls_to_rgb(place * 0.618 % 1, 0.42, 0.8)
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"

@@ -83,6 +83,7 @@ class Adaptation:
         # of the rate and of the decay: hypergradients summed since the last move, mean squares of those of the moves
         self.sums, self.squares = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
         self.first_loss = self.smooth_loss = 0.0
+        self.schedule = 1.0  # the part of its rate that a schedule leaves; the caller's to say
         self.good: list[Tensor] = []
 
     def renew(self) -> None:
@@ -104,13 +105,18 @@ class Adaptation:
 
     @property
     def rate(self) -> float:
-        """The learning rate of the first parameter group; the others keep their ratio to it."""
-        return float(self.optimizer.param_groups[0]["lr"])
+        """The learning rate of the first parameter group that has one; the others keep their ratio to it."""
+        return float(self.optimizer.param_groups[self.lead]["lr"])
+
+    @property
+    def lead(self) -> int:
+        """The number of that group."""
+        return next((i for i, group in enumerate(self.optimizer.param_groups) if group["lr"]), 0)
 
     def _set_rate(self, rate: float) -> None:
         factor = rate / self.rate
         for group in self.optimizer.param_groups:
-            group["lr"] *= factor
+            group["lr"] = group["lr"] * factor  # not in place: groups may share a tensor
 
     @property
     def due(self) -> bool:
@@ -138,9 +144,10 @@ class Adaptation:
         return {"hypergradient": float(h[0]), "lookahead_loss": float(loss)}
 
     def _climb(self) -> None:
+        highest = self.highest * self.schedule
         if self.sums[0] < 0:
-            self._set_rate(min(2 * self.rate, self.highest))
-        self.climbing = self.rate < 0.999 * self.highest
+            self._set_rate(min(2 * self.rate, highest))
+        self.climbing = self.rate < 0.999 * highest
         self.clock = self.moved_at = self.steps
         self._forget()
 
@@ -198,7 +205,7 @@ class Adaptation:
         self.optimizer.state.clear()
         self.twin.reset()
         self._set_rate(self.rate / 2)
-        self.highest = min(self.highest, self.rate)
+        self.highest = min(self.highest, self.rate / self.schedule)
         self.smooth_loss, self.rewound = self.first_loss, self.rewound + 1
 
     def state_dict(self) -> dict[str, Any]:

@@ -28,6 +28,11 @@ LEAST = 16  # samples of a hypothetical step
 STATE = ("steps", "skipped", "in_a_row", "began", "begun", "scale", "position", "told", "passes", "lowest", "highest")
 
 
+def _peak(group: dict[str, Any]) -> float:
+    """Return the rate that a schedule goes on from, or comes to: OneCycleLR begins at a part of it."""
+    return float(group.get("max_lr", group.get("initial_lr", group["lr"])))
+
+
 def matrices(p: Tensor) -> bool:
     """Return whether it is a weight matrix, and no bias and no norm's scale."""
     return p.dim() > 1
@@ -108,6 +113,8 @@ class RateAdapter(StepHooks):
         )  # training batches; samples of the last; more than the plain passes
         self.lowest, self.highest = float("inf"), 0.0
         self.last: dict[str, float] = {}
+        self.left: list[float] | None = None  # the rates, as the last step left them
+        self.overwritten = 0  # steps in a row before which they were others
         self.attach()
 
     def loss(self, batch: Any) -> Tensor:
@@ -118,6 +125,8 @@ class RateAdapter(StepHooks):
 
     def see(self, batch: Any, loss: Tensor) -> None:
         """Take note of a training batch, and of its loss, whose gradients go into the next step."""
+        if self.seen and all(p.grad is None for p in self.adaptation.twin.real):
+            self._forget()  # of a step that was not taken, as a scaler's that overflowed
         self.told, self.size = self.told + 1, samples(batch)
         count = min(self.size, max(LEAST, int(self.part * self.size)))
         self.seen.append(first(batch, count) if self.size else batch)
@@ -139,13 +148,12 @@ class RateAdapter(StepHooks):
         self.restore()
         self.live = self.drop_unless_finite()
         if not self.live:
-            self.adaptation.rewind()
-            self._forget()
+            self._rewind()
             return
         self.in_a_row = 0
         self.adaptation.renew()
         moved = any(p.grad is not None for p in self.adaptation.twin.real)
-        self.live = moved and all(group["lr"] for group in self.optimizer.param_groups)  # a warm-up may begin at 0
+        self.live = moved and any(group["lr"] for group in self.optimizer.param_groups)  # a warm-up may begin at 0
         if self.live:
             if not self.seen:
                 raise RuntimeError("RateAdapter: no batch was told for this step: call adapter.loss(batch), or see().")
@@ -156,20 +164,61 @@ class RateAdapter(StepHooks):
     def _set_rates(self) -> None:
         """Turn the optimizer's own rates into those of this step."""
         groups = self.optimizer.param_groups
-        self.rates = [group["lr"] for group in groups]
+        self.rates = [float(group["lr"]) for group in groups]
+        self._watch(self.rates)
         if not self.begun:
             self._begin()
+        self.adaptation.schedule = self.own_rate / _peak(groups[self.adaptation.lead])
         for group, rate in zip(groups, self.rates, strict=True):
             group["lr"] = self.scale * rate
 
     def _begin(self) -> None:
         groups = self.optimizer.param_groups
         for group in groups:
-            group["lr"] = group.get("initial_lr", group["lr"])  # a schedule may begin with a warm-up
-        base = groups[0]["lr"]
+            group["lr"] = _peak(group)  # a schedule may begin with a warm-up
+        base = self.adaptation.rate
         if self.adaptation.begin(self.lr):
             warnings.warn(f"RateAdapter: lr {self.lr:g} is lowered to {self.adaptation.rate:.3g}.", stacklevel=2)
         self.begun, self.scale = True, self.adaptation.rate / base
+        for group, rate in zip(groups, self.rates or (), strict=True):
+            group["lr"] = rate
+
+    @property
+    def own_rate(self) -> float:
+        """The optimizer's own rate, while it steps at another."""
+        return float((self.rates or [0.0])[self.adaptation.lead])
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether there is a schedule: torch's put `initial_lr` there."""
+        return "initial_lr" in self.optimizer.param_groups[0]
+
+    def _watch(self, rates: list[float]) -> None:
+        """Tell of a schedule that is written by hand: it sets over and again what is adapted."""
+        changed = self.left is not None and not self.scheduled and len(self.left) == len(rates) and self.left != rates
+        self.overwritten = self.overwritten + 1 if changed else 0
+        if self.overwritten == 3:
+            warnings.warn(
+                "RateAdapter: the optimizer's lr was set from outside before three steps in a row, so nothing is "
+                "adapted. Use a scheduler of torch.optim.lr_scheduler: its rate is scaled.",
+                stacklevel=2,
+            )
+
+    def _rewind(self) -> None:
+        """Drop the step, and go back where the run was good, at half the rate."""
+        if self.begun and self.adaptation.good and any(group["lr"] for group in self.optimizer.param_groups):
+            self._set_rates()
+            self.adaptation.rewind()
+            self._leave()
+        self._forget()
+
+    def _leave(self) -> None:
+        """With a schedule, keep the scale and give the optimizer its own rates; else they are the adapted ones."""
+        if self.scheduled and self.rates:
+            self.scale = self.adaptation.rate / self.own_rate
+            self.restore()
+        self.scale, self.rates = self.scale if self.scheduled else 1.0, None
+        self.left = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def _look(self) -> None:
         if self.adaptation.due:
@@ -185,13 +234,9 @@ class RateAdapter(StepHooks):
         if self.live:
             self.adaptation.step(torch.stack(self.losses).mean(), self._hypothetical_loss)
             if self.average:
-                self.average.update(self.network, self.adaptation.steps)
-            if self.rates and "initial_lr" in self.optimizer.param_groups[0]:  # there is a schedule
-                self.scale = self.adaptation.rate / self.rates[0]
-                self.restore()
-            else:
-                self.scale, self.rates = 1.0, None
-            self._forget()
+                self.average.update(self.adaptation.steps)
+            self._leave()
+        self._forget()
 
     def _hypothetical_loss(self, network: nn.Module) -> Tensor:
         return torch.stack([self._loss(network, batch) for batch in self.seen]).mean()
@@ -209,7 +254,7 @@ class RateAdapter(StepHooks):
     def state_dict(self) -> dict[str, Any]:
         """Return what a run needs to go on: tensors, numbers, lists and dictionaries alone."""
         state = {name: getattr(self, name) for name in STATE} | {"adaptation": self.adaptation.state_dict()}
-        return copy.deepcopy(state | ({"average": self.averaged.state_dict()} if self.average else {}))
+        return copy.deepcopy(state | ({"average": self.average.state_dict()} if self.average else {}))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there, when network and optimizer have their own states again.
@@ -221,6 +266,6 @@ class RateAdapter(StepHooks):
         for name in STATE:
             setattr(self, name, state[name])
         if self.average:
-            self.averaged.load_state_dict(state["average"])
+            self.average.load_state_dict(state["average"])
         self.adaptation.load_state_dict(state["adaptation"])
         self.batches = islice(self.batches, self.position, None)

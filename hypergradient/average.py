@@ -5,44 +5,72 @@ A ← A + (θ - A) / max(1, window · t)       after step t
 A polynomial-decay average (Shamir & Zhang 2013, arXiv 1212.1824).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from hypergradient.copies import copy_network
 
-Tensors = tuple[list[Tensor], list[Tensor]]
+HALF = (torch.float16, torch.bfloat16)
 
 
 class Average:
-    """A copy of a network, at the averaged weights.
+    """A copy of a network, at the averaged weights. Of 16-bit weights, what is averaged is kept in float32.
 
     Args:
         network: copied; the average begins where it stands.
         window: the part of the run that is averaged.
+
+    Attributes:
+        network: the copy.
+        swapped: whether the two networks' weights are exchanged at present.
     """
 
     def __init__(self, network: nn.Module, window: float = 0.1) -> None:
-        self.network, self.window = copy_network(network), window
-        self.pairs: tuple[Tensors, Tensors] | None = None  # to walk through the modules costs as much as to average
+        self.source, self.network, self.window, self.swapped = network, copy_network(network), window, False
+        self.own, self.current = list(self.network.parameters()), list(network.parameters())
+        self.exact = [p.detach().float() if p.dtype in HALF else p for p in self.own]
 
     @torch.no_grad()
-    def update(self, network: nn.Module, steps: int) -> None:
-        """Take in the weights after that many steps, of the same network each time; counters are copied."""
-        self.pairs = self.pairs or (_tensors(self.network), _tensors(network))
-        (averages, counters), (current, counted) = self.pairs
-        torch._foreach_lerp_(averages, current, 1 / max(1.0, self.window * steps))
-        for counter, value in zip(counters, counted, strict=True):
-            counter.copy_(value)
+    def update(self, steps: int) -> None:
+        """Take in the weights after that many steps; counters, as BatchNorm's, are copied."""
+        weight = 1 / max(1.0, self.window * steps)
+        current = [p.to(a.dtype) for p, a in zip(self.current, self.exact, strict=True)]
+        if current:
+            torch._foreach_lerp_(self.exact, current, weight)
+        for own, exact in self._rounded():
+            own.copy_(exact)
+        for average, value in zip(self.network.buffers(), self.source.buffers(), strict=True):
+            if value.is_floating_point():
+                average.lerp_(value, weight)
+            else:
+                average.copy_(value)
 
     @torch.no_grad()
-    def swap(self, network: nn.Module) -> None:
+    def swap(self) -> None:
         """Exchange the two networks' weights and buffers."""
-        for averages, current in zip(_tensors(self.network), _tensors(network), strict=True):
-            for average, value in zip(averages, current, strict=True):
-                average.data, value.data = value.data, average.data
+        own, current = ([*net.parameters(), *net.buffers()] for net in (self.network, self.source))
+        for average, value in zip(own, current, strict=True):
+            average.data, value.data = value.data, average.data
+        self.swapped = not self.swapped
 
+    def states(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the state of the average and that of the current weights, exchanged or not."""
+        own, current = self.network.state_dict(), self.source.state_dict()
+        return (current, own) if self.swapped else (own, current)
 
-def _tensors(module: nn.Module) -> Tensors:
-    """Return what a module computes with: floating point, and counters."""
-    every = [*module.parameters(), *module.buffers()]
-    return [t for t in every if t.is_floating_point()], [t for t in every if not t.is_floating_point()]
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run needs to go on."""
+        return {"network": self.states()[0], "exact": [exact for _, exact in self._rounded()]}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.network.load_state_dict(state["network"])
+        for (_, exact), value in zip(self._rounded(), state["exact"], strict=True):
+            exact.copy_(value)
+
+    def _rounded(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the 16-bit weights, each with what is averaged."""
+        return [(own, exact) for own, exact in zip(self.own, self.exact, strict=True) if own is not exact]

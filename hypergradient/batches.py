@@ -45,6 +45,8 @@ def first(batch: Any, count: int) -> Any:
         return type(batch)({name: first(value, count) for name, value in batch.items()})  # type: ignore[call-arg]
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(first(value, count) for value in batch))
+    if isinstance(batch, list) and not any(isinstance(value, Tensor | Mapping | list | tuple) for value in batch):
+        return batch[:count]  # a word, a name, ... of each sample
     if isinstance(batch, list | tuple):
         return type(batch)(first(value, count) for value in batch)
     return batch

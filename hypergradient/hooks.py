@@ -119,7 +119,8 @@ class StepHooks:
         finite = bool(get_total_norm(gradients, math.inf).isfinite())  # of none it is 0
         if not finite:  # without gradients the step does nothing
             self.optimizer.zero_grad(set_to_none=True)
-            self.skip("the gradients are")
+            if getattr(self.optimizer, "found_inf", None) is None:  # else a scaler knows, and tries a smaller scale
+                self.skip("the gradients are")
         return finite
 
     def skip(self, what: str) -> None:

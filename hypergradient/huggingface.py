@@ -46,8 +46,14 @@ class AdaptLearningRate(TrainerCallback):
             )
         self.trainer, self.batches, self.options = trainer, batches, options
         self.compute_loss = trainer.compute_loss
-        self.model = cast(nn.Module, trainer.model)
+        self.train, self.folder = trainer.train, ""
+        vars(trainer)["train"] = self._train
         trainer.callback_handler.callbacks.insert(0, self)  # before those that print and log
+
+    def _train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as the Trainer does, and take note of where it goes on."""
+        self.folder = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else ""
+        return self.train(resume_from_checkpoint, *args, **kwargs)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -58,16 +64,18 @@ class AdaptLearningRate(TrainerCallback):
             raise ValueError(
                 "AdaptLearningRate needs the weights in one piece: it cannot be used under FSDP or DeepSpeed."
             )
+        self.model = cast(nn.Module, trainer.model)  # here: `model_init` makes it in `train`
         batches = trainer.get_eval_dataloader() if self.batches is None else self.batches
         known = {"length": state.max_steps, "clip": args.max_grad_norm or None}
         self.adapter = RateAdapter(
             cast(Optimizer, trainer.optimizer), self.model, self._loss, batches, **known | self.options
         )
         if state.global_step:
-            file = Path(str(args.output_dir), f"checkpoint-{state.global_step}", STATE_FILE)
+            folder = self.folder or Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+            file = Path(folder, STATE_FILE)
             if not file.exists():
                 raise ValueError(f"AdaptLearningRate cannot go on: there is no {file}.")
-            self.adapter.load_state_dict(torch.load(file, weights_only=True))
+            self.adapter.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
         vars(trainer)["compute_loss"] = self._told
 
     def _loss(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:

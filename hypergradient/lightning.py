@@ -1,10 +1,12 @@
 """The adapted rate as a Lightning callback, for `lightning` and `pytorch_lightning`. This file alone imports them."""
 
+import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -94,6 +96,12 @@ class _Adapt(Callback):
         self._state = state_dict
 
 
+def require_whole_checkpoints(trainer: Any, name: str) -> None:
+    """Refuse checkpoints of weights alone: Lightning would save other weights in them than it validated."""
+    if any(getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks):
+        raise ValueError(f"{name} averages the weights: ModelCheckpoint(save_weights_only=True) would save others.")
+
+
 def has_len(loader: Any) -> bool:
     """Return whether its length is known: a DataLoader of an IterableDataset has none."""
     try:
@@ -136,9 +144,13 @@ class AdaptLearningRate(_Adapt):
     """
 
     adapter: RateAdapter
+    current: Mapping[str, Any] = MappingProxyType({})  # the weights of the last step, when the fit is over
 
     def attach(self, trainer: Trainer, pl_module: LightningModule, batches: Batches, loss: Loss) -> RateAdapter:
         """Attach the whole rule."""
+        self.current = {}
+        if self.options.get("window") != 0:
+            require_whole_checkpoints(trainer, type(self).__name__)
         steps = trainer.estimated_stepping_batches
         clips_norm = trainer.gradient_clip_algorithm in (None, "norm")
         known = {"length": int(steps) if 0 < steps < math.inf else 0, "clip": trainer.gradient_clip_val}
@@ -164,13 +176,15 @@ class AdaptLearningRate(_Adapt):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average into the module."""
+        self.current = copy.deepcopy(pl_module.state_dict())
         pl_module.load_state_dict(self.adapter.averaged.state_dict())
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the average as the module's weights, and beside it those that training goes on with."""
-        if hasattr(self, "adapter"):
-            checkpoint["current"] = checkpoint["state_dict"]
-            checkpoint["state_dict"] = self.adapter.averaged.state_dict()
+        if self.current:  # the fit is over: the module has the average, or what was made of it
+            checkpoint["current"] = self.current
+        elif hasattr(self, "adapter") and self.adapter.average:
+            checkpoint["state_dict"], checkpoint["current"] = self.adapter.average.states()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on with the weights; elsewhere the checkpoint's average is what is wanted."""
@@ -179,7 +193,12 @@ class AdaptLearningRate(_Adapt):
 
     def _swap(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking and self.adapter.average:
-            self.adapter.average.swap(pl_module)
+            self.adapter.average.swap()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the module its weights back, if it was validating the average."""
+        if hasattr(self, "adapter") and self.adapter.average and self.adapter.average.swapped:
+            self.adapter.average.swap()
 
 
 class AdaptOneStep(_Adapt):

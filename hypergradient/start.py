@@ -87,7 +87,7 @@ def _gradient(loss: Callable[[], Tensor], params: list[Tensor]) -> tuple[Tensor,
 def _settled_step(optimizer: Optimizer, params: list[Tensor], gradient: tuple[Tensor, ...]) -> list[Tensor]:
     probes = [torch.zeros_like(p) for p in params]
     probe_optimizer = copy_onto(optimizer, dict(zip(params, probes, strict=True)))
-    first = float(optimizer.param_groups[0]["lr"])
+    first = next((float(group["lr"]) for group in optimizer.param_groups if group["lr"]), 1.0)
     for group in probe_optimizer.param_groups:
         group.update(lr=group["lr"] / first, weight_decay=0.0)
     for _ in range(SETTLING):

@@ -24,6 +24,8 @@ from hypergradient.copies import copy_network, copy_onto, paired_states
 from hypergradient.processes import mean_over_processes
 from hypergradient.trace import no_trace
 
+SCHEDULED = ("momentum", "betas", "weight_decay")  # what schedules change beside the rate
+
 
 class Twin:
     """The hypothetical run beside a real one, and what the difference of the two makes of the validation loss.
@@ -55,7 +57,8 @@ class Twin:
         self.real, self.own = self.trained(network), self.trained(self.network)
         self.optimizer = copy_onto(optimizer, dict(zip(self.real, self.own, strict=True)))
         self.decays = [decays is None or decays(p) for p in self.real]
-        self.difference = [torch.zeros_like(p) for p in self.real]
+        # 16-bit numbers would round each step's part away
+        self.difference = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in self.real]
         self.steps = 0
 
     def trained(self, network: nn.Module) -> list[Tensor]:
@@ -75,14 +78,15 @@ class Twin:
         loss: of a network on a part of the real step's batch, 0-d. decay: the part of each weight that the real step
         took away.
         """
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):  # dropout: the real run's stream stays as it is
+        devices = {p.device.index for p in self.own if p.is_cuda}
+        with torch.enable_grad(), torch.random.fork_rng(devices=devices):  # dropout: the real stream stays as it is
             gradients = torch.autograd.grad(loss(self.network), self.own, materialize_grads=True)
         for p, q, g in zip(self.real, self.own, mean_over_processes(list(gradients)), strict=True):
             q.grad = None if p.grad is None else g  # what the real step left alone
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.own, self.clip)
         for group, real in zip(self.optimizer.param_groups, self.real_optimizer.param_groups, strict=True):
-            group["lr"] = self.factor * real["lr"]
+            group.update({name: real[name] for name in SCHEDULED if name in real}, lr=self.factor * real["lr"])
         self.shrink(self.network, decay)
         with torch.no_grad():
             self.optimizer.step()
@@ -92,7 +96,10 @@ class Twin:
                 torch._foreach_lerp_(averages, real_averages, self.pull)
             self.steps += 1
             weight = 1 / max(1.0, self.window * self.steps)
-            torch._foreach_lerp_(self.difference, torch._foreach_sub(self.own, self.real), weight)
+            steps = torch._foreach_sub(self.own, self.real)
+            torch._foreach_lerp_(
+                self.difference, [s.to(z) for s, z in zip(steps, self.difference, strict=True)], weight
+            )
 
     def hypergradients(
         self, validation_loss: Callable[[nn.Module], Tensor], average: nn.Module

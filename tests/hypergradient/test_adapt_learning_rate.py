@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -179,3 +179,58 @@ def test_any_validation_loader_will_do(workers: int, tmp_path: Path) -> None:
     listed, _ = fit(CASES["dropout"], AdaptLearningRate(loss, **HELD), tmp_path / "listed")
     assert adapt.adapter.report()["looks"] > 0
     assert same(held, listed)
+
+
+class SavesInValidation(Callback):
+    """Saves in the middle of a validation, and breaks off there, as it may be broken off."""
+
+    def __init__(self, path: Path, breaks: bool) -> None:
+        self.path, self.breaks = path, breaks
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking and trainer.current_epoch == 2:
+            trainer.save_checkpoint(self.path)
+            if self.breaks:
+                raise RuntimeError("in the middle of a validation")
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_checkpoint_from_the_middle_of_a_validation_holds_each_weight_in_its_place(
+    breaks: bool, tmp_path: Path
+) -> None:
+    path, adapt = tmp_path / "middle.ckpt", AdaptLearningRate(loss)
+    callbacks = [SavesInValidation(path, breaks)]
+    if breaks:
+        with pytest.raises(RuntimeError, match="in the middle of a validation"):
+            fit(Case(), adapt, tmp_path, callbacks=callbacks, max_epochs=3)
+    else:
+        fit(Case(), adapt, tmp_path, callbacks=callbacks, max_epochs=3)
+    saved = torch.load(path, weights_only=True)
+    own = saved["callbacks"][next(name for name in saved["callbacks"] if "AdaptLearningRate" in name)]
+    assert adapt.adapter.average
+    average, current = (saved[name] for name in ("state_dict", "current"))
+    assert all(torch.equal(value, own["average"]["network"][name]) for name, value in average.items())
+    assert any(not torch.equal(value, average[name]) for name, value in current.items())
+    assert not adapt.adapter.average.swapped
+    if breaks:
+        assert all(torch.equal(value, adapt.adapter.network.state_dict()[name]) for name, value in current.items())
+
+
+def test_what_is_made_of_the_average_after_the_fit_is_what_is_saved(tmp_path: Path) -> None:
+    adapt = AdaptLearningRate(loss)
+    trainer = Trainer(accelerator="cpu", max_epochs=2, callbacks=[adapt], default_root_dir=tmp_path, **QUIET)
+    module = Plain(mlp(), lambda network: torch.optim.Adam(network.parameters()))
+    trainer.fit(module, samples("classes"), samples("classes"))
+    with torch.no_grad():
+        module.network[0].bias.fill_(7.0)  # type: ignore[index]
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    saved = torch.load(tmp_path / "after.ckpt", weights_only=True)
+    assert (saved["state_dict"]["network.0.bias"] == 7).all()
+    assert not torch.equal(saved["current"]["network.2.weight"], saved["state_dict"]["network.2.weight"])
+
+
+def test_checkpoints_of_weights_alone_are_refused(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path, save_weights_only=True)
+    with pytest.raises(ValueError, match=r"averages the weights: ModelCheckpoint\(save_weights_only=True\) would save"):
+        fit(Case(), AdaptLearningRate(loss), tmp_path, callbacks=[saver])
+    fit(Case(), AdaptLearningRate(loss, window=0), tmp_path / "own", callbacks=[saver])

@@ -338,3 +338,113 @@ def test_a_part_of_a_batch_has_its_structure() -> None:
     part = first({"x": x, "more": [y, (x, y)], "name": "kept"}, 16)
     assert [len(part["x"]), len(part["more"][0]), len(part["more"][1][1]), part["name"]] == [16, 16, 16, "kept"]
     assert samples((x, torch.zeros(3))) == samples((x, torch.zeros(()))) == 0  # cannot be cut: the whole batch is taken
+
+
+def schedules(kind: str, optimizer: Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    of = torch.optim.lr_scheduler
+    if kind == "OneCycleLR":
+        return of.OneCycleLR(optimizer, 0.02, total_steps=200, anneal_strategy="linear")
+    return of.LambdaLR(optimizer, lambda _: 1.0) if kind == "LambdaLR" else of.ExponentialLR(optimizer, 1.0)
+
+
+@pytest.mark.parametrize("kind", ["none", "LambdaLR", "ExponentialLR"])
+def test_going_back_halves_the_rate_under_any_schedule(kind: str) -> None:
+    _, optimizer, adapter = built(SUPPORTED["Adam"])
+    schedule = schedules(kind, optimizer) if kind != "none" else None
+    for step in range(40):
+        if step == 30:
+            rate, own = adapter.last["lr"], optimizer.param_groups[0]["lr"]
+        factor = math.nan if step == 30 else 1.0
+        optimizer.zero_grad()
+        (adapter.loss(batch(step)) * factor).backward()
+        optimizer.step()
+        if schedule:
+            schedule.step()
+        if step == 31:
+            break
+    assert adapter.last["lr"] == pytest.approx(rate / 2)
+    assert adapter.report()["rewound"] == 1
+    if schedule:
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(own)
+
+
+def test_a_climb_during_a_warm_up_ends_below_the_methods_start() -> None:
+    _, optimizer, free = built(SUPPORTED["Adam"])
+    train(optimizer, free, range(1))
+    start = free.last["lr"]
+    _, optimizer, adapter = built(SUPPORTED["Adam"], lr=start / 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 100))
+    for step in range(30):
+        train(optimizer, adapter, range(step, step + 1))
+        schedule.step()
+        if not adapter.adaptation.climbing:
+            break
+    assert (
+        adapter.adaptation.rate / adapter.adaptation.schedule <= 1.001 * start or adapter.scale * 0.02 <= 1.001 * start
+    )
+
+
+def test_one_cycle_comes_to_the_methods_start_and_the_hypothetical_step_has_its_momentum() -> None:
+    def one_group() -> tuple[Optimizer, RateAdapter]:
+        net = network()
+        optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
+        return optimizer, RateAdapter(optimizer, net, loss, VALIDATION, settings=HELD)
+
+    (optimizer, adapter), (plain, free) = one_group(), one_group()
+    schedule, rates = schedules("OneCycleLR", optimizer), []
+    for step in range(100):
+        train(optimizer, adapter, range(step, step + 1))
+        assert adapter.adaptation.twin.optimizer.param_groups[0]["betas"] == optimizer.param_groups[0]["betas"]
+        rates.append(adapter.last["lr"])
+        schedule.step()
+    train(plain, free, range(1))
+    assert max(rates) == pytest.approx(free.last["lr"], rel=0.05)
+
+
+def test_batches_of_steps_that_were_not_taken_are_forgotten() -> None:
+    _, optimizer, adapter = built(SUPPORTED["Adam"])
+    for step in range(5):  # as a scaler does that overflows
+        optimizer.zero_grad()
+        adapter.loss(batch(step)).backward()
+    assert len(adapter.seen) == 1
+    optimizer.step()
+    assert adapter.seen == []
+
+
+def test_a_group_at_rate_0_stays_there_and_the_others_are_adapted() -> None:
+    net = network()
+    first_group, second = net.parameters()
+    groups: list[dict[str, Any]] = [{"params": [first_group], "lr": 0.0}, {"params": [second]}]
+    optimizer = torch.optim.Adam(groups, lr=0.01)
+    adapter, before = RateAdapter(optimizer, net, loss, VALIDATION), first_group.detach().clone()
+    train(optimizer, adapter, range(40))
+    assert adapter.report()["highest"] > adapter.report()["lowest"] > 0
+    assert adapter.seen == []
+    assert optimizer.param_groups[0]["lr"] == 0
+    assert adapter.adaptation.decay == 0 or not torch.equal(before, first_group)  # the decay alone moves it
+
+
+def test_a_rate_that_is_a_tensor_starts_where_a_number_does() -> None:
+    rates = []
+    for lr in (1e-3, torch.tensor(1e-3)):
+        net = network()
+        groups: list[dict[str, Any]] = [{"params": [p]} for p in net.parameters()]
+        optimizer = torch.optim.Adam(groups, lr=lr)
+        adapter = RateAdapter(optimizer, net, loss, VALIDATION)
+        train(optimizer, adapter, range(20))
+        rates.append(adapter.report())
+    assert rates[0] == pytest.approx(rates[1], rel=1e-4)
+
+
+def test_a_schedule_written_by_hand_is_told_of_once() -> None:
+    _, optimizer, adapter = built(SUPPORTED["Adam"])
+
+    def by_hand() -> None:
+        for step in range(10):
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3
+            train(optimizer, adapter, range(step, step + 1))
+
+    with pytest.warns(UserWarning, match="was set from outside before three steps in a row") as told:
+        by_hand()
+    assert len(told) == 1

@@ -85,6 +85,28 @@ def test_a_hugging_face_run_goes_on_from_its_checkpoint_logs_the_real_rate_and_r
         trainer(tmp_path)[0].train(resume_from_checkpoint=str(tmp_path / "checkpoint-20"))
 
 
+def test_a_hugging_face_run_goes_on_from_the_folder_that_was_named_and_a_model_may_be_made_in_train(
+    tmp_path: Path,
+) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    from hypergradient.huggingface import AdaptLearningRate
+
+    def trainer(folder: Path) -> tuple[Any, AdaptLearningRate]:
+        quiet: dict[str, Any] = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "save_steps": 10}
+        arguments = TrainingArguments(str(folder), max_steps=20, lr_scheduler_type="constant", **quiet)
+        made_in_train: Any = LanguageModel
+        made = Trainer(model_init=made_in_train, args=arguments, train_dataset=rows(), eval_dataset=rows())
+        return made, AdaptLearningRate(made)
+
+    whole, adapt = trainer(tmp_path / "first")
+    whole.train()
+    rest, again = trainer(tmp_path / "other")
+    rest.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-10"))
+    assert adapt.adapter.report() == again.adapter.report()
+    assert same(whole.model, rest.model)
+
+
 def test_a_hugging_face_trainer_without_validation_data_is_refused(tmp_path: Path) -> None:
     from transformers import Trainer, TrainingArguments
 
