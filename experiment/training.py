@@ -99,7 +99,6 @@ class Run(CommandLine):
                 "seed": str(command.seed_everything),
                 "data_seed": str(command.data.init_args.get("seed", 0)),
                 "config": self.digest,
-                "mlflow.runColor": color(arm.split()[-1]),
             }
             | self.tags
             | machine_tag()
@@ -133,6 +132,8 @@ class Run(CommandLine):
         self.trainer.callbacks += [LogDataset(), *keep_model, *self.callbacks]  # type: ignore[attr-defined]
         model = self.config_dump["model"]
         origin = {"_class_path": model["class_path"], "_instantiator": "pytorch_lightning.cli.instantiate_module"}
+        if self.tracker and self.tracker.tags is not None:  # not among the options: YAML takes #0072b2 for a comment
+            self.tracker.tags["mlflow.runColor"] = color(self.tracker.tags["optimizer"])
         typed = any(argument.split("=")[0] == "--model.lr" for argument in Parser.given)
         if typed and not self.model.reads_lr and "mlflow.parentRunId" not in self.tags:
             print("--model.lr is not read: this arm finds its rate before the first step", file=sys.stderr)

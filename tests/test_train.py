@@ -9,7 +9,7 @@ import torch
 import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from experiment.presets import ARMS, ROOT, TASKS
+from experiment.presets import ARMS, ROOT, TASKS, color
 from experiment.training import train
 from tests.store import artifacts, history, runs
 from train import main
@@ -30,7 +30,7 @@ def test_each_arm_trains_is_tested_once_and_keeps_what_it_did(arm: str) -> None:
     [run] = runs()
     assert run.info.run_id == cli.run_id
     assert (run.info.run_name, run.info.status) == (arm, "FINISHED")
-    assert {"optimizer": arm, "seed": "7"}.items() <= run.data.tags.items()
+    assert {"optimizer": arm, "seed": "7", "mlflow.runColor": color(arm)}.items() <= run.data.tags.items()
     assert {"model.lr": "0.002", "seed": "7", "max_epochs": "1"}.items() <= run.data.params.items()
     names = {"train/loss", "val/loss", "val/accuracy", "lr", "test/loss", "test/accuracy"}
     assert names <= run.data.metrics.keys()
@@ -58,6 +58,10 @@ def test_a_run_is_not_finished_before_its_test() -> None:
 def test_a_run_that_skips_its_test_is_finished() -> None:
     train(["--optimizer", "adam", "--trainer.limit_test_batches=0", *SHORT])
     assert runs()[0].info.status == "FINISHED"
+
+
+def test_no_two_arms_have_one_colour() -> None:
+    assert len({color(arm) for arm in ARMS}) == len(ARMS)
 
 
 def test_the_default_arm_is_meta(capsys: pytest.CaptureFixture[str]) -> None:
