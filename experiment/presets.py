@@ -50,11 +50,22 @@ def preset(arm: str) -> list[str]:
     return ["--optimizer", arm] if arm in ARMS else ["--config", arm]
 
 
+COLORS = {  # of Okabe and Ito, for the arms that are most often set side by side
+    "meta": "#0072b2",
+    "adam": "#d55e00",
+    "cosine": "#009e73",
+    "meta_search": "#cc79a7",
+    "meta_onestep": "#56b4e9",
+    "adamw_cosine": "#e69f00",
+    "meta_original": "#000000",
+}
+
+
 def color(arm: str) -> str:
     """Return the colour of an arm's runs in MLflow's UI, #rrggbb; hues a golden ratio apart: no two are alike."""
     place = ARMS.index(arm) if arm in ARMS else len(ARMS)
     red, green, blue = colorsys.hls_to_rgb(place * 0.618 % 1, 0.42, 0.8)
-    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
+    return COLORS.get(arm, f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}")
 
 
 def tuned_file(arm: str) -> Path | None:
