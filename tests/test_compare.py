@@ -1,3 +1,4 @@
+import random
 import re
 import signal
 import subprocess
@@ -124,6 +125,30 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(sent: signal.Signals
     assert done < set(results.run_id)
     assert [run for run in runs() if run.info.status == "RUNNING"] == []
     assert len([run for run in runs() if "test/loss" in run.data.metrics]) == 24
+    assert len([run for run in runs() if run.info.run_name == "compare"]) == 1
+
+
+@pytest.mark.slow
+def test_a_comparison_that_is_killed_twenty_times_loses_nothing(tmp_path: Path) -> None:
+    """At random moments of its work; what was done is not done again, and in the end each run is there once."""
+    options = ["--seeds", "20", "--optimizers", *ARMS, "--trainer.max_epochs=8", "--output", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "compare.py"), *options, "--workers", "2"]
+    draw, done = random.Random(0), set[str]()
+    for _ in range(20):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        begun = len(runs())
+        while len(runs()) <= begun and process.poll() is None:  # until it trains again
+            time.sleep(0.1)
+        time.sleep(draw.uniform(0, 1))
+        process.kill()
+        process.wait(60)
+        now = {run.info.run_id for run in runs() if "test/loss" in run.data.metrics}
+        assert done <= now
+        done = now
+    results = compare.main([*options, "--workers", "2"])
+    assert done <= set(results.run_id)
+    assert len(results) == len([run for run in runs() if "test/loss" in run.data.metrics]) == 40
+    assert [run for run in runs() if run.info.status == "RUNNING"] == []
     assert len([run for run in runs() if run.info.run_name == "compare"]) == 1
 
 
