@@ -3,12 +3,10 @@
 before the step    a look, where one is due, moves the rate; the decay shrinks the weights (`hypergradient.adaptation`)
 after it           the hypothetical step, on a part of the batches whose gradients made the step; the average
 
-A schedule composes: the rate of a step is the schedule's, times a scale that is learned. Without one, the optimizer's
-`lr` is the adapted rate itself, wherever people look for it.
+A schedule composes (`hypergradient.rates`): a step's rate is the schedule's, times a scale that is learned.
 """
 
 import copy
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -21,16 +19,11 @@ from torch.optim import Optimizer
 from hypergradient.adaptation import Adaptation
 from hypergradient.average import Average
 from hypergradient.batches import endless, first, samples
-from hypergradient.hooks import StepHooks
+from hypergradient.rates import ScaledRates
 from hypergradient.settings import Settings
 
 LEAST = 16  # samples of a hypothetical step
 STATE = ("steps", "skipped", "in_a_row", "began", "begun", "scale", "position", "told", "passes", "lowest", "highest")
-
-
-def _peak(group: dict[str, Any]) -> float:
-    """Return the rate that a schedule goes on from, or comes to: OneCycleLR begins at a part of it."""
-    return float(group.get("max_lr", group.get("initial_lr", group["lr"])))
 
 
 def matrices(p: Tensor) -> bool:
@@ -38,7 +31,7 @@ def matrices(p: Tensor) -> bool:
     return p.dim() > 1
 
 
-class RateAdapter(StepHooks):
+class RateAdapter(ScaledRates):
     """Adapts learning rate and weight decay by the rule of `meta`, whenever `optimizer.step()` is called.
 
     The training batches are told to it: `adapter.loss(batch).backward()`, or `see`. The rate to start from follows from
@@ -86,35 +79,26 @@ class RateAdapter(StepHooks):
         decays: Callable[[Tensor], bool] = matrices,
         patience: int = 10,
     ) -> None:
-        super().__init__(optimizer, patience)
-        self.require("lr is positive", lr is None or lr > 0, lr)
+        super().__init__(optimizer, lr, patience)
         self.require("window is 0 to 1", 0 <= window <= 1, window)
         self.require("part is above 0, at most 1", 0 < part <= 1, part)
-        own, moved = (
-            {id(p) for p in network.parameters()},
-            [p for g in self.optimizer.param_groups for p in g["params"]],
-        )
-        foreign = sum(id(p) not in own for p in moved)
+        own = {id(p) for p in network.parameters()}
+        foreign = sum(id(p) not in own for group in self.optimizer.param_groups for p in group["params"])
         self.require("the optimizer moves parameters of the network alone", not foreign, f"{foreign} others")
         if any(group.get("weight_decay") for group in self.optimizer.param_groups):
             settings = replace(settings or Settings(), weight_decay=0.0)
-        self.network, self.loss_of, self.lr, self.part = network, loss, lr, part
+        self.network, self.loss_of, self.part = network, loss, part
         self.batches: Iterator[Any] = endless(batches)
         self.average = Average(network, window) if window else None
         self.averaged = self.average.network if self.average else network
         self.adaptation = Adaptation(network, self.optimizer, settings, self.averaged, window, length, clip, decays)
         self.seen: list[Any] = []  # parts of the batches whose gradients make the step
         self.losses: list[Tensor] = []
-        self.begun, self.live, self.scale, self.position = False, False, 1.0, 0
-        self.told, self.size, self.passes = (
-            0,
-            0,
-            0.0,
-        )  # training batches; samples of the last; more than the plain passes
+        self.live, self.position = False, 0  # whether this step is adapted; validation batches that were taken
+        self.told = self.size = 0  # training batches; samples of the last
+        self.passes = 0.0  # beside the plain ones
         self.lowest, self.highest = float("inf"), 0.0
         self.last: dict[str, float] = {}
-        self.left: list[float] | None = None  # the rates, as the last step left them
-        self.overwritten = 0  # steps in a row before which they were others
         self.attach()
 
     def loss(self, batch: Any) -> Tensor:
@@ -157,68 +141,17 @@ class RateAdapter(StepHooks):
         if self.live:
             if not self.seen:
                 raise RuntimeError("RateAdapter: no batch was told for this step: call adapter.loss(batch), or see().")
-            self._set_rates()
+            self.set_rates()
             self._look()
             self.adaptation.shrink()
-
-    def _set_rates(self) -> None:
-        """Turn the optimizer's own rates into those of this step."""
-        groups = self.optimizer.param_groups
-        self.rates = [float(group["lr"]) for group in groups]
-        self._watch(self.rates)
-        if not self.begun:
-            self._begin()
-        self.adaptation.schedule = self.own_rate / _peak(groups[self.adaptation.lead])
-        for group, rate in zip(groups, self.rates, strict=True):
-            group["lr"] = self.scale * rate
-
-    def _begin(self) -> None:
-        groups = self.optimizer.param_groups
-        for group in groups:
-            group["lr"] = _peak(group)  # a schedule may begin with a warm-up
-        base = self.adaptation.rate
-        if self.adaptation.begin(self.lr):
-            warnings.warn(f"RateAdapter: lr {self.lr:g} is lowered to {self.adaptation.rate:.3g}.", stacklevel=2)
-        self.begun, self.scale = True, self.adaptation.rate / base
-        for group, rate in zip(groups, self.rates or (), strict=True):
-            group["lr"] = rate
-
-    @property
-    def own_rate(self) -> float:
-        """The optimizer's own rate, while it steps at another."""
-        return float((self.rates or [0.0])[self.adaptation.lead])
-
-    @property
-    def scheduled(self) -> bool:
-        """Whether there is a schedule: torch's put `initial_lr` there."""
-        return "initial_lr" in self.optimizer.param_groups[0]
-
-    def _watch(self, rates: list[float]) -> None:
-        """Tell of a schedule that is written by hand: it sets over and again what is adapted."""
-        changed = self.left is not None and not self.scheduled and len(self.left) == len(rates) and self.left != rates
-        self.overwritten = self.overwritten + 1 if changed else 0
-        if self.overwritten == 3:
-            warnings.warn(
-                "RateAdapter: the optimizer's lr was set from outside before three steps in a row, so nothing is "
-                "adapted. Use a scheduler of torch.optim.lr_scheduler: its rate is scaled.",
-                stacklevel=2,
-            )
 
     def _rewind(self) -> None:
         """Drop the step, and go back where the run was good, at half the rate."""
         if self.begun and self.adaptation.good and any(group["lr"] for group in self.optimizer.param_groups):
-            self._set_rates()
+            self.set_rates()
             self.adaptation.rewind()
-            self._leave()
+            self.leave_rates()
         self._forget()
-
-    def _leave(self) -> None:
-        """With a schedule, keep the scale and give the optimizer its own rates; else they are the adapted ones."""
-        if self.scheduled and self.rates:
-            self.scale = self.adaptation.rate / self.own_rate
-            self.restore()
-        self.scale, self.rates = self.scale if self.scheduled else 1.0, None
-        self.left = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def _look(self) -> None:
         if self.adaptation.due:
@@ -235,7 +168,7 @@ class RateAdapter(StepHooks):
             self.adaptation.step(torch.stack(self.losses).mean(), self._hypothetical_loss)
             if self.average:
                 self.average.update(self.adaptation.steps)
-            self._leave()
+            self.leave_rates()
         self._forget()
 
     def _hypothetical_loss(self, network: nn.Module) -> Tensor:
