@@ -189,8 +189,8 @@ class Run(CommandLine):
 
     def after_predict(self) -> None:
         """Keep the predictions with the run, a line a sample."""
-        batches = self.trainer.predict_loop.predictions
-        values = torch.cat(cast(list[torch.Tensor], batches)).tolist()
+        batches = cast(list[torch.Tensor], self.trainer.predict_loop.predictions)
+        values = torch.cat(batches).tolist() if batches else []  # none with --trainer.limit_predict_batches=0
         text = "".join(f"{value}\n" for value in values)
         if self.tracker:
             client().log_text(str(self.tracker.run_id), text, "predictions.txt")

@@ -140,7 +140,7 @@ class AdaptLearningRate(_Adapt):
 
     Raises:
         ValueError: in `fit`, before the first step: several optimizers, one that cannot be adapted, a strategy that
-            cuts up the weights, or no validation batches.
+            cuts up the weights, no validation batches, or checkpoints of weights alone, which would not be the average.
     """
 
     adapter: RateAdapter
