@@ -62,7 +62,7 @@ BAD_INPUT = {
     "train.py --ckpt_path nowhere.ckpt": r"--ckpt_path: there is no file nowhere.ckpt",
     "train.py test --ckpt_path nowhere.ckpt": r"--ckpt_path: there is no file nowhere.ckpt",
     "tune.py": r"the following arguments are required: --optimizer",
-    "tune.py --optimizer adamm": r"--optimizer: there is no arm, and no YAML file, 'adamm'. Did you mean adam\? Arms: adam",
+    "tune.py --optimizer adamm": r"--optimizer: there is no arm, and no YAML file, 'adamm'. Did you mean adam\?",
     "tune.py --optimizer nowhere.yaml": r"--optimizer: there is no arm, and no YAML file, 'nowhere.yaml'",
     "tune.py --optimizer adam --trials 0": r"--trials: must be a whole number of 1 or more, got '0'",
     "tune.py --optimizer adam --trials few": r"--trials: must be a whole number of 1 or more, got 'few'",
