@@ -58,7 +58,10 @@ def module_of(file: Path) -> str | None:
     """Return the class that a file says is trained; of one that says none, and is read over an arm, None."""
     if not file.is_file():  # named by another file, relative to its folder
         return None
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError:  # the parser says what is wrong with it
+        return None
     model = config.get("model") if isinstance(config, dict) else None
     return model.get("class_path") if isinstance(model, dict) else None
 
