@@ -1,4 +1,4 @@
-"""The learning rate's own gradient: any `torch.optim` optimizer, one extra backward pass, torch alone."""
+"""The learning rate's own gradient: any optimizer whose step is proportional to its rate, torch alone."""
 
 from hypergradient.adaptation import Adaptation
 from hypergradient.adapter import RateAdapter

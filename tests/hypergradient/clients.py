@@ -20,6 +20,7 @@ from hypergradient import RateAdapter
 STEPS, SIZE = 40, 8
 Result = tuple[nn.Module, Any]
 Options = dict[str, Any]
+Make = Callable[[nn.Module, float], torch.optim.Optimizer]
 
 
 class LanguageModel(nn.Module):
@@ -58,9 +59,9 @@ def adam(model: nn.Module, lr: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
 
 
-def plain_loop(adapt: Options | None, lr: float) -> Result:
+def plain_loop(adapt: Options | None, lr: float, make: Make = adam) -> Result:
     model, data = LanguageModel(), endless()
-    optimizer = adam(model, lr)
+    optimizer = make(model, lr)
     adapter = None if adapt is None else RateAdapter(optimizer, model, loss, validation(), **adapt)
     for _ in range(STEPS):
         optimizer.zero_grad()
@@ -161,15 +162,7 @@ def huggingface(adapt: Options | None, lr: float) -> Result:
 def pytorch_optimizer(adapt: Options | None, lr: float) -> Result:
     from pytorch_optimizer import AdaBelief
 
-    model, data = LanguageModel(), endless()
-    optimizer = AdaBelief(model.parameters(), lr=lr)
-    adapter = None if adapt is None else RateAdapter(optimizer, model, loss, validation(), **adapt)
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        batch = next(data)
-        (adapter.loss(batch) if adapter else loss(model, batch)).backward()
-        optimizer.step()
-    return model, adapter
+    return plain_loop(adapt, lr, lambda model, lr: AdaBelief(model.parameters(), lr=lr))
 
 
 @dataclass(frozen=True)
