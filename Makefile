@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: docs help train tune compare results original bench ui test test-all check lock audit
+.PHONY: docs figures help train tune compare results original bench ui test test-all check lock audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -41,6 +41,9 @@ original: .venv/installed  ## set up, then repeat the published experiment (docs
 
 results: .venv/installed  ## set up, then remake every table and figure of the documents (hours; goes on where it was)
 	$(BIN)/python results.py
+
+figures: .venv/installed  ## set up, then draw the figures of results/ again, without training
+	$(BIN)/python results.py --redraw
 
 .venv/peers: .venv/installed benchmarks/requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r benchmarks/requirements.txt

@@ -18,16 +18,21 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     add("--trials", type=positive, default=20, help="that tuning takes (default: 20)")
     add("--workers", type=positive, default=CORES, help="processes (default: the cores)")
     add("--output", type=Path, default=RESULTS, help="folder (default: results)")
+    add("--redraw", action="store_true", help="only draw the figures again, from what lies in the folder")
     return parser.parse_args(args)
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the stages, each into `results/STAGE/`, and put their tables into the documents."""
     own = parse(args)
-    from experiment.publication import publish_stage  # late: the help does not wait for torch
+    from experiment.publication import publish_stage, redraw  # late: the help does not wait for torch
     from experiment.stages import Scale
     from experiment.workers import worker_pool
 
+    if own.redraw:
+        for name in own.stages:
+            redraw(name, own.output)
+        return
     with worker_pool(own.workers) as pool:
         for name in own.stages:
             text = publish_stage(

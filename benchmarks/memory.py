@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from experiment.presets import QUIET
 from experiment.training import train
 from hypergradient import OneStepAdapter
+from reporting.curves import line
 from reporting.figures import line_figure
 
 FIGURE = Path(__file__).resolve().parents[1] / "docs" / "memory.png"
@@ -75,10 +77,11 @@ def main() -> None:
         print(
             f"{name}: {memory[POINTS // 10]:.0f} MiB after {done[POINTS // 10]}, {memory[-1]:.0f} MiB after {done[-1]}"
         )
-    parts = {
-        f"{done[-1]:,} {name}": ([100 * d / done[-1] for d in done], memory) for name, (done, memory) in curves.items()
-    }
-    line_figure(parts, "% done", "resident memory, MiB").savefig(FIGURE)
+    lines = [
+        line(f"{done[-1]:,} {name}", "memory", [100 * d / done[-1] for d in done], memory)
+        for name, (done, memory) in curves.items()
+    ]
+    line_figure(pd.concat(lines), xlabel="% done", ylabel="resident memory, MiB").savefig(FIGURE)
 
 
 if __name__ == "__main__":

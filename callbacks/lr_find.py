@@ -8,7 +8,7 @@ class FindLearningRate(LearningRateFinder):
     """Raise the rate over 100 steps, take it where the training loss falls most steeply, and start anew at that rate.
 
     Optimizer and schedule are built again, so a schedule whose peak is the rate has the one found. What the steps cost
-    is logged as `passes`. A run that goes on from a checkpoint has its rate.
+    counts in the module's `passes`. A run that goes on from a checkpoint has its rate.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -20,5 +20,5 @@ class FindLearningRate(LearningRateFinder):
         pl_module.hparams.update(typed)  # the rate that was found is not the configuration's
         if self.optimal_lr is not None:  # none in a fast_dev_run
             trainer.strategy.setup_optimizers(trainer)
-            if trainer.logger:
-                trainer.logger.log_metrics({"passes": len(self.optimal_lr.results["lr"])}, step=0)
+            taken = len(self.optimal_lr.results["lr"])
+            pl_module.passes = getattr(pl_module, "passes", 0.0) + taken  # type: ignore[assignment]

@@ -4,20 +4,23 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import MLFlowLogger
 
-from reporting.figures import line_figure
+from reporting.curves import courses, read_schedule
+from reporting.figures import evolution
 
 MOST = 100  # points that wait to be handed over
+COLUMNS = ["step", "lr", "decay", "hypergradient"]
 
 
 class Trajectory(Callback):
     """Record what `training_step` returns beside the loss: rate, and hypergradient and lookahead loss where there are.
 
     A module that returns no `lr` is asked for its optimizer's. The points go to the loggers every hundred steps, at the
-    end of an epoch, and when the run ends, however it ends. With MLflow, `schedule.csv` (step, lr, decay) grows beside
-    the run's checkpoints, and is kept as its artifact in the end; `replay` reads it.
+    end of an epoch, and when the run ends, however it ends. With MLflow, `schedule.csv` (a row a step) grows beside the
+    run's checkpoints, and is kept as its artifact in the end, as is a figure of it, where the run is not one of many.
     """
 
     def __init__(self) -> None:
@@ -33,7 +36,7 @@ class Trajectory(Callback):
             rows = [row for row in _read(source) if int(row[0]) < waiting]
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("w", newline="") as out:
-                csv.writer(out).writerows([["step", "lr", "decay"], *rows])
+                csv.writer(out).writerows([COLUMNS, *rows])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note the optimizer's rate before a schedule moves it."""
@@ -66,17 +69,25 @@ class Trajectory(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Hand over what there is."""
-        self._hand_over(trainer)
+        self._keep(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the rate against the step, and keep the schedule."""
+        """Hand over the rest, and draw the rate against the step."""
+        file = self._keep(trainer, pl_module)
+        if file and "mlflow.parentRunId" not in getattr(trainer.logger, "tags", {}):
+            figure = evolution(courses(pd.DataFrame([{"arm": "", "val_losses": []} | read_schedule(file)])))
+            trainer.logger.experiment.log_figure(trainer.logger.run_id, figure, "trajectory.png")  # type: ignore[union-attr]
+
+    def _keep(self, trainer: Trainer, pl_module: LightningModule) -> Path | None:
+        """Keep the schedule, and the cost as the tag `passes`: of a batch, a step."""
         self._hand_over(trainer)
-        if (file := _schedule(trainer)) and (rows := _read(file)):
-            client, run_id = trainer.logger.experiment, trainer.logger.run_id  # type: ignore[union-attr]
-            course = [int(row[0]) for row in rows], [float(row[1]) for row in rows]
-            figure = line_figure({"learning rate": course}, "step", "learning rate", log=True)
-            client.log_figure(run_id, figure, "trajectory.png")
-            client.log_artifact(run_id, str(file))
+        file = _schedule(trainer)
+        if not file or not _read(file):
+            return None
+        client, run_id = trainer.logger.experiment, trainer.logger.run_id  # type: ignore[union-attr]
+        client.set_tag(run_id, "passes", 1 + getattr(pl_module, "passes", 0.0) / self.steps)
+        client.log_artifact(run_id, str(file))
+        return file
 
     def _hand_over(self, trainer: Trainer) -> None:
         points, self.points = [(step, {k: float(v) for k, v in seen.items()}) for step, seen in self.points], []
@@ -86,7 +97,8 @@ class Trajectory(Callback):
         if points and (file := _schedule(trainer)):
             with file.open("a", newline="") as out:
                 csv.writer(out).writerows(
-                    [step, repr(seen["lr"]), repr(seen.get("decay", 0.0))] for step, seen in points
+                    [step, repr(seen["lr"]), repr(seen.get("decay", 0.0)), seen.get("hypergradient", "")]
+                    for step, seen in points
                 )
 
 

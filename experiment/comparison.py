@@ -7,12 +7,13 @@ from pathlib import Path
 import pandas as pd
 from pytorch_lightning.callbacks import Timer
 
+from experiment.drawing import draw, keep_courses
 from experiment.jobs import Job, run_all, share
 from experiment.presets import QUIET, preset
 from experiment.sweep import alone, require_shared, sweep_name
 from experiment.training import train
 from experiment.workers import worker_pool
-from reporting.figures import draw_courses, draw_sensitivity
+from reporting.curves import COURSES
 from reporting.tables import conditions, paired_table
 from tracking.runs import parent_run
 from tracking.store import client, open_experiment
@@ -59,12 +60,11 @@ def compare(comparison: Comparison, command: str) -> tuple[pd.DataFrame, str, st
             share(comparison.storage, sweep, jobs, comparison.workers)
         with worker_pool(comparison.workers) as pool:
             runs = run_all(jobs, pool)
+        about = f"{' '.join(comparison.arguments) or 'mnist1d'}; "
         rows, base = by_start(runs) if len(comparison.initial_lrs) > 1 else (runs, "meta")
         table = f"{paired_table(rows, base)}\n\n{conditions(runs, command)}\n"
-        if comparison.initial_lrs != [None]:
-            draw_sensitivity(runs, comparison.output)
-        draw_courses(runs, comparison.output)
-        keep(runs, table, comparison.output, parent)
+        keep_courses(runs, comparison.output)
+        keep(runs, table, comparison.output, parent, about)
     return runs, table, parent
 
 
@@ -93,10 +93,12 @@ def plan(comparison: Comparison) -> tuple[str, list[str]]:
     return f"{runs} runs of {arms}; about {minutes:.1f} minutes, less for what MLflow has already", digests
 
 
-def keep(runs: pd.DataFrame, text: str, folder: Path, parent: str) -> None:
-    """Write table and raw numbers beside the figures, and everything into the parent run."""
-    runs.drop(columns=["val_losses", "lrs"]).to_csv(folder / "results.csv", index=False)
+def keep(runs: pd.DataFrame, text: str, folder: Path, parent: str, about: str) -> None:
+    """Write table, raw numbers and, where there are courses, figures; put everything into the parent run."""
+    runs.drop(columns=COURSES, errors="ignore").to_csv(folder / "results.csv", index=False)
     (folder / "table.md").write_text(text, encoding="utf-8")
+    if (folder / "courses.csv").exists():
+        draw(folder, about)
     client().set_tag(parent, "mlflow.note.content", text)  # the description that the UI shows
-    for file in [*folder.glob("*.png"), folder / "results.csv", folder / "table.md"]:
+    for file in [*folder.glob("*.png"), *folder.glob("*.csv"), folder / "table.md"]:
         client().log_artifact(parent, str(file))

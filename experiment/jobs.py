@@ -2,13 +2,16 @@
 
 import math
 import shlex
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from optuna.trial import TrialState
 from tqdm import tqdm
 
@@ -16,6 +19,7 @@ from experiment.presets import QUIET, preset
 from experiment.sweep import open_storage, work_off
 from experiment.training import train
 from experiment.workers import each, worker_pool
+from reporting.curves import read_schedule
 from tracking.delivery import undelivered
 from tracking.store import StoreError, client
 
@@ -49,8 +53,13 @@ def run(job: Job) -> str | None:
     return train(job.args(), tags, reuse=True).run_id
 
 
-def run_all(jobs: Sequence[Job], pool: Executor | None = None, name: str = "compare") -> pd.DataFrame:
-    """Train what MLflow does not have yet and return a row a run, in the order of the jobs, with what MLflow holds."""
+def run_all(
+    jobs: Sequence[Job], pool: Executor | None = None, name: str = "compare", courses: bool = True
+) -> pd.DataFrame:
+    """Train what MLflow does not have yet and return a row a run, in the order of the jobs, with what MLflow holds.
+
+    courses: read what happened in each step too, which takes five times as long.
+    """
     ids: dict[int, str] = {}
     with tqdm(total=len(jobs), desc=name, unit="run") as bar:
         for number, run_id in each(run, jobs, pool):
@@ -58,35 +67,44 @@ def run_all(jobs: Sequence[Job], pool: Executor | None = None, name: str = "comp
             bar.set_postfix_str(f"{jobs[number].label}, seed {jobs[number].seed}")
             bar.update()
     facts = [{"arm": job.label, "seed": job.seed, "data_seed": job.data_seed, "start_lr": job.lr} for job in jobs]
-    return pd.DataFrame([facts[number] | {"run_id": ids[number]} | read_run(ids[number]) for number in sorted(ids)])
+    return pd.DataFrame(
+        [facts[number] | {"run_id": ids[number]} | read_run(ids[number], courses) for number in sorted(ids)]
+    )
 
 
-def read_run(run_id: str) -> dict[str, Any]:
-    """Return a run's figures; a run that diverged has an infinite loss and no accuracy."""
+def read_run(run_id: str, courses: bool = True) -> dict[str, Any]:
+    """Return a run's figures; a run that diverged has an infinite loss and no accuracy.
+
+    courses: with its rate of every step, and what else its `schedule.csv` holds.
+
+    Raises:
+        StoreError: MLflow was away when the run ended, and has not all of it.
+    """
     run = client().get_run(run_id)
-    if "lr" not in run.data.metrics:
+    metrics, info = run.data.metrics, run.info
+    try:
+        if "lr" not in metrics:
+            raise KeyError("lr")
+        seen = read_courses(run_id) if courses else {}
+    except (KeyError, OSError, MlflowException) as error:
         missed = f"python -m tracking.delivery {shlex.quote(str(undelivered(run_id)))}"
-        raise StoreError(f"MLflow has no curves of run {run_id}. If it missed them, deliver them: {missed}")
-    metrics, params, info = run.data.metrics, run.data.params, run.info
-    lrs = [point.value for point in client().get_metric_history(run_id, "lr")]
-    if "passes" in metrics:
-        passes = 1 + metrics["passes"] / len(lrs)
-    elif "hypergradient" in metrics:
-        looks = len(client().get_metric_history(run_id, "hypergradient")) / len(lrs)
-        passes = 1 + looks * int(params["data.val_batch_size"]) / int(params["data.batch_size"])
-    else:
-        passes = 1.0
+        raise StoreError(f"MLflow has no curves of run {run_id}. If it missed them, deliver them: {missed}") from error
     return {
         "test_loss": metrics.get("test/loss", math.inf),
         "test_accuracy": metrics.get("test/accuracy", metrics.get("test/r2", math.nan)),
         "val_loss": metrics.get("val/loss", math.inf),
         "final_lr": metrics["lr"],
-        "passes": passes,
+        "passes": float(run.data.tags.get("passes", math.nan)),
         "seconds": (info.end_time - info.start_time) / 1000,
         "commit": run.data.tags.get("mlflow.source.git.commit", "")[:7],
         "val_losses": [point.value for point in client().get_metric_history(run_id, "val/loss")],
-        "lrs": lrs,
-    }
+    } | seen
+
+
+def read_courses(run_id: str) -> dict[str, list[float]]:
+    """Return what the run's `schedule.csv` holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        return read_schedule(Path(client().download_artifacts(run_id, "schedule.csv", folder)))
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,20 @@ COLORS = {  # of Okabe and Ito, for the arms that are most often set side by sid
 }
 
 
+TITLES = {  # in figures; other arms go by their name
+    "meta": "meta",
+    "meta_search": "meta_search (rate found before the run)",
+    "meta_onestep": "meta_onestep (the plain rule)",
+    "meta_original": "meta_original (as published)",
+    "adam": "Adam, tuned",
+    "cosine": "Adam + cosine, Adam's tuned rate",
+    "adamw": "AdamW, tuned",
+    "adamw_cosine": "AdamW + cosine, tuned",
+    "adamw_average": "AdamW, averaged weights, tuned",
+    "adamw_cosine_average": "AdamW + cosine, averaged weights, tuned",
+}
+
+
 def color(arm: str) -> str:
     """Return the colour of an arm's runs in MLflow's UI, #rrggbb; hues a golden ratio apart: no two are alike."""
     place = ARMS.index(arm) if arm in ARMS else len(ARMS)

@@ -7,13 +7,14 @@ import numpy as np
 import pandas as pd
 
 from experiment.comparison import keep
+from experiment.drawing import draw, keep_courses
 from experiment.presets import RESULTS, ROOT
 from experiment.stages import STAGES, Scale, run_stage
-from reporting.figures import draw_courses, draw_sensitivity
 from reporting.tables import conditions, grid, markdown, paired_table, write_between_markers
 from tracking.runs import parent_run
 from tracking.store import open_experiment
 
+ABOUT = "mnist1d, MLP 40-100-10, 50 epochs, data seed 0; "  # what every stage that is drawn trains
 DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "original.md"]
 
 
@@ -25,9 +26,10 @@ def publish_stage(name: str, scale: Scale, command: str) -> str:
         runs = run_stage(name, scale)
         folder = scale.output / name
         folder.mkdir(parents=True, exist_ok=True)
-        draw(STAGES[name], runs, folder)
+        if shown := drawn(STAGES[name]):
+            keep_courses(runs[runs.row.isin(shown)].assign(arm=runs.row), folder)
         text = f"{tables(STAGES[name], runs, scale.trials)}\n\n{conditions(runs, command)}\n"
-        keep(runs, text, folder, parent)
+        keep(runs, text, folder, parent, ABOUT)
         if scale.output == RESULTS:
             publish(name, text, DOCUMENTS)
             if STAGES[name].get("claim"):
@@ -36,12 +38,15 @@ def publish_stage(name: str, scale: Scale, command: str) -> str:
     return text
 
 
-def draw(stage: dict[str, Any], runs: pd.DataFrame, folder: Path) -> None:
-    """Draw what the stage shows."""
-    if shown := stage.get("courses"):
-        draw_courses(runs[runs.arm.isin(shown) & (runs.data_seed == 0)], folder)
-    if stage.get("sensitivity"):
-        draw_sensitivity(runs.assign(arm=runs.row), folder)
+def drawn(stage: dict[str, Any]) -> list[str]:
+    """Return the rows whose courses are drawn."""
+    return list(stage["rows"]) if stage.get("sensitivity") else list(stage.get("courses", []))
+
+
+def redraw(name: str, folder: Path) -> None:
+    """Draw a stage's figures again, from what its folder holds."""
+    if (folder / name / "courses.csv").exists():
+        draw(folder / name, ABOUT)
 
 
 def tables(stage: dict[str, Any], runs: pd.DataFrame, trials: int) -> str:

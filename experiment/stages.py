@@ -100,7 +100,8 @@ def run_stage(name: str, scale: Scale) -> pd.DataFrame:
     studies = tune_all(list(dict.fromkeys(cell.study for cell in every if cell.study)), scale)
     seeds = range(1, 1 + min(scale.seeds, stage.get("seeds", scale.seeds)))
     grid = list(product(every, seeds))
-    runs = run_all([cell.job(seed, studies) for cell, seed in grid], scale.pool, name)
+    read = any(word in stage for word in ("courses", "sensitivity", "replay")) or "rates" in stage.get("table", [])
+    runs = run_all([cell.job(seed, studies) for cell, seed in grid], scale.pool, name, read)
     runs = runs.assign(row=[cell.row for cell, _ in grid], column=[cell.column for cell, _ in grid])
     if source := stage.get("replay"):
         runs = pd.concat([runs, run_all(replays(runs[runs.arm == source]), scale.pool, "replay")], ignore_index=True)

@@ -66,7 +66,6 @@ class MetaModule(SupervisedModule):
         self.parts: list[Batch] = []  # of the batches whose gradients make the step
         self.adaptation: Adaptation | None = None
         self.kept: dict[str, Any] = {}
-        self.passes = 0.0  # forward-backward passes of a training batch, beside the plain ones
         self.automatic_optimization = False
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -129,21 +128,15 @@ class MetaModule(SupervisedModule):
             print(f"--model.lr {self.given_lr:g} is lowered to {self.adaptation.rate:.3g}, where this method starts")
         return self.adaptation
 
-    def on_train_end(self) -> None:
-        """Log what the run cost."""
-        if self.logger:
-            self.logger.log_metrics({"passes": self.passes}, step=self.trainer.global_step)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the state of the adaptation too."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["adaptation"] = self.adaptation.state_dict() if self.adaptation else self.kept
-        checkpoint["passes"] = self.passes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with it."""
         super().on_load_checkpoint(checkpoint)
-        self.kept, self.passes = checkpoint["adaptation"], checkpoint["passes"]
+        self.kept = checkpoint["adaptation"]
 
 
 def _loss(network: nn.Module, batch: Batch) -> Tensor:

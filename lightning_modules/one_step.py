@@ -49,6 +49,7 @@ class OneStepModule(SupervisedModule):
         self.meta_lr, self.adapt, self.every, self.make_meta_optimizer = meta_lr, adapt, every, Factory(meta_optimizer)
         # log(rate / lr), or the rate; made here, so that checkpoints hold it; has no gradient, which DDP would wait for
         self.learned = nn.Parameter(torch.tensor(lr if adapt == "rate" else 0.0), requires_grad=False)
+        self.batch_size = 0
         self.automatic_optimization = False
 
     def configure_optimizers(self) -> list[Optimizer]:
@@ -67,6 +68,7 @@ class OneStepModule(SupervisedModule):
         optimizer.zero_grad()
         self.manual_backward(loss)
         self.losses.append(loss.detach())
+        self.batch_size = max(self.batch_size, len(batch["train"][1]))  # an epoch's last batch may be smaller
         if self.trainer.global_step % self.every:
             with scaled(optimizer, self.scale()):
                 optimizer.step()
@@ -75,6 +77,7 @@ class OneStepModule(SupervisedModule):
 
     def _adapted_step(self, optimizer: Any, meta_optimizer: Any, batch: Batch) -> dict[str, Tensor | float]:
         """Take one adapted step (`hypergradient.step` has the letters)."""
+        self.passes += len(batch[1]) / self.batch_size
         scale = self.scale()
         update = lookahead(optimizer, scale)
         optimizer.zero_grad()  # done with: the validation gradient takes its memory

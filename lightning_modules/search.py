@@ -64,22 +64,11 @@ class SearchModule(SupervisedModule):
             raise ValueError(f"--model.tie is a fraction of the validation loss, 0 or more, got {tie}.")
         check_supported(self.inner_optimizer())
         self.bracket, self.stretch, self.trust, self.tie = bracket, stretch, trust, tie
-        self.passes = 0.0  # forward-backward passes spent on looks, of a training batch each
 
     @property
     def reads_lr(self) -> bool:  # type: ignore[override]
         """Whether the rate that was given is where the search begins."""
         return not self.bracket
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the passes too."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["passes"] = self.passes
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with them."""
-        super().on_load_checkpoint(checkpoint)
-        self.passes = checkpoint["passes"]
 
     def require_one_process(self, processes: int) -> None:
         """Refuse several: stretches are trained outside of what joins their gradients."""
@@ -104,7 +93,6 @@ class SearchModule(SupervisedModule):
         _set_rate(optimizer, rate)
         if self.logger:
             self.logger.log_hyperparams({"search/rate": rate})
-            self.logger.log_metrics({"passes": self.passes}, step=0)
 
     def _search(self, optimizer: Optimizer, batches: list[Pair]) -> float:
         """Return the rate; network and optimizer are left as they were."""

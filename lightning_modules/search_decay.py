@@ -81,10 +81,8 @@ class SearchDecayModule(SearchModule):
         self.log_scale -= self.meta_lr / self.k.sqrt() * h / rms.clamp(min=1e-30)
 
     def on_train_end(self) -> None:
-        """Log the passes again: the looks are among them now."""
+        """Look, where the last step left it to the next."""
         self._look()
-        if self.logger:
-            self.logger.log_metrics({"passes": self.passes}, step=self.trainer.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is to be looked at too."""

@@ -64,6 +64,7 @@ class SupervisedModule(LightningModule):
             raise ValueError(f"--model.lr must be a positive finite number, got {lr}. 0.001 is a usual start.")
         self.network = network
         self.losses: list[Tensor] = []
+        self.passes = 0.0  # forward-backward passes of a training batch, beside the plain ones
         self.random: tuple[Tensor, list[Tensor]] | None = None  # where a run goes on
         self.lr, self.make_optimizer, self.make_schedule = lr, Factory(optimizer), schedule and Factory(schedule)
         trial = self.inner_optimizer()  # what it refuses, it refuses now, before a run begins; as does the schedule
@@ -113,13 +114,14 @@ class SupervisedModule(LightningModule):
         self.losses.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the losses of the epoch so far, of which train/loss is the mean, and the random stream of dropout."""
-        checkpoint["losses"] = list(self.losses)
+        """Keep the losses of the epoch so far, of which train/loss is the mean, the cost, and the random stream."""
+        checkpoint["losses"], checkpoint["passes"] = list(self.losses), self.passes
         checkpoint["random"] = torch.get_rng_state(), torch.cuda.get_rng_state_all()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the losses; take the weights' precision, before Lightning puts them into float32."""
-        self.losses, self.random = list(checkpoint["losses"]), checkpoint["random"]
+        """Go on with them; take the weights' precision, before Lightning puts them into float32."""
+        self.losses, self.passes = list(checkpoint["losses"]), checkpoint["passes"]
+        self.random = checkpoint["random"]
         self.to(next(value.dtype for value in checkpoint["state_dict"].values() if value.is_floating_point()))
 
     def on_train_start(self) -> None:

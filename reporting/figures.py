@@ -1,14 +1,15 @@
 """One way to draw every figure of the project: lines with a band, legible in grey and to the colour-blind."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from reporting.curves import Lines
 from reporting.statistics import mean_and_half_interval
 
 # Okabe & Ito's palette, darkest first; the dashes tell the lines apart in grey print too
@@ -16,59 +17,106 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#00
 DASHES: Any = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 STYLE: Any = {
     "font.size": 11,
+    "axes.titlesize": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.alpha": 0.3,
 }
-
 CEILING = 3.0  # of a loss in a figure: above it a run has failed, by how much is no matter
 
-Curve = tuple[Sequence[float], Any]
-"""Where, (points,), and what, (runs, points). One run draws a line, several draw their mean and its interval."""
+
+AXES: dict[str, dict[str, Any]] = {  # of the courses that are drawn against the step
+    "lr": {"ylabel": "learning rate", "yscale": "log"},
+    "hypergradient": {"ylabel": "hypergradient"},
+    "decay": {"ylabel": "weight decay a step", "yscale": "log"},
+}
 
 
-def line_figure(
-    curves: Mapping[str, Curve], xlabel: str, ylabel: str, log: bool = False, log_x: bool = False
-) -> Figure:
-    """Draw a line for each label: the mean over runs (on a log scale the geometric one), its 95 % interval a band."""
-    transform, back = (np.log, np.exp) if log else (np.asarray, np.asarray)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 4.2), layout="constrained", dpi=150)
-        axes = figure.subplots()
-        for i, (label, (x, runs)) in enumerate(curves.items()):
-            mean, half = mean_and_half_interval(transform(np.atleast_2d(runs)))
-            color, dashes = COLORS[i % len(COLORS)], DASHES[i % len(DASHES)]
-            axes.plot(x, back(mean), label=label, linewidth=1.8, color=color, linestyle=dashes)
-            axes.fill_between(x, back(mean - half), back(mean + half), color=color, alpha=0.2, linewidth=0)
-        axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log" if log else "linear")
-        if log_x:
-            axes.set_xscale("log")
-        if log:  # four decades: a rate annealed to 0 would squeeze the rest
-            axes.set_ylim(bottom=max(axes.get_ylim()[0], 1e-4 * axes.get_ylim()[1]))
-        if curves:
-            axes.legend(frameon=False)
+def draw_courses(lines: Lines, runs: pd.DataFrame, folder: Path, about: str = "") -> None:
+    """Draw `comparison.png`, the validation loss and the test accuracy, and `lr_evolution.png`, the rate by step.
+
+    lines: of `courses`, by what `runs.arm` says. runs: a row a run, with test_accuracy and seed. about: a title.
+    """
+    order, title = list(dict.fromkeys(lines.label)), f"{about}{_averaged(runs)}"
+    figure, (left, right) = _figure(title, columns=2)
+    _draw(left, lines[lines.quantity == "val_loss"], order, xlabel="epoch", ylabel="validation loss")
+    _dots(right, runs[runs.arm.isin(order)], order)
+    figure.savefig(folder / "comparison.png")
+    evolution(lines, title).savefig(folder / "lr_evolution.png")
+
+
+def evolution(lines: Lines, title: str = "") -> Figure:
+    """Draw the learning rate against the step; below it hypergradient and weight decay, where runs have them."""
+    shown = [quantity for quantity in AXES if quantity in set(lines.quantity)]
+    figure, places = _figure(title, rows=len(shown))
+    for axes, quantity in zip(places, shown, strict=True):
+        _draw(axes, lines[lines.quantity == quantity], list(dict.fromkeys(lines.label)), **AXES[quantity])
+    if shown:
+        places[-1].set_xlabel("step")
     return figure
 
 
-def draw_courses(runs: pd.DataFrame, folder: Path) -> None:
-    """Draw validation loss against epoch and rate against step: mean and 95 % interval over runs, one line an arm."""
-    for column, x, y, log, name in [
-        ("val_losses", "epoch", "validation loss", False, "comparison.png"),
-        ("lrs", "step", "learning rate", True, "lr_evolution.png"),
-    ]:
-        curves = {}
-        for arm, histories in runs.groupby("arm", sort=False)[column]:
-            points = min(map(len, histories))  # a run that diverged has fewer
-            curves[str(arm)] = (range(1, points + 1), [history[:points] for history in histories])
-        line_figure({arm: curve for arm, curve in curves.items() if curve[0]}, x, y, log).savefig(folder / name)
+def draw_sensitivity(losses: Lines, rates: Lines, runs: pd.DataFrame, folder: Path, about: str = "") -> None:
+    """Draw `lr_sensitivity.png`: the test loss against the starting rate, and the rates of one arm from each start.
 
-
-def draw_sensitivity(runs: pd.DataFrame, folder: Path) -> None:
-    """Draw the final test loss against the starting rate, one line an arm."""
-    curves = {}
-    for arm, own in runs.groupby("arm", sort=False):
-        losses = own.pivot(index=["data_seed", "seed"], columns="start_lr", values="test_loss").clip(upper=CEILING)
-        curves[str(arm)] = (list(losses.columns), losses.to_numpy())
-    figure = line_figure(curves, "learning rate at the start", "test loss after the last epoch", log_x=True)
+    losses: of `by_start`. rates: of `courses`, a label a start. runs: all of them.
+    """
+    figure, (left, right) = _figure(f"{about}{_averaged(runs)}", columns=2)
+    order, starts = list(dict.fromkeys(losses.label)), list(dict.fromkeys(rates.label))
+    _draw(left, losses, order, "o", xlabel="learning rate at the start", ylabel="test loss", xscale="log")
+    if losses["mean"].max() >= CEILING:
+        left.set_ylabel(f"test loss (drawn at {CEILING:g} where it is above)")
+    _draw(right, rates[rates.quantity == "lr"], starts, xlabel="step", **AXES["lr"])
+    right.set_title("the learning rate of meta")
     figure.savefig(folder / "lr_sensitivity.png")
+
+
+def line_figure(lines: Lines, title: str = "", **settings: Any) -> Figure:
+    """Draw the lines on one pair of axes. settings: of matplotlib's `Axes.set`."""
+    figure, [axes] = _figure(title)
+    _draw(axes, lines, list(dict.fromkeys(lines.label)), **settings)
+    return figure
+
+
+def _figure(title: str, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7 if columns == 1 else 11, 1.6 + 2.8 * max(rows, 1)), layout="constrained", dpi=150)
+        axes = figure.subplots(max(rows, 1), columns, squeeze=False, sharex=columns == 1)
+    figure.suptitle(title, fontsize=11)
+    return figure, list(axes.flat)
+
+
+def _draw(axes: Axes, lines: Lines, order: list[str], marker: str = "", **settings: Any) -> None:
+    """Draw the lines; a label's colour is its place in the order."""
+    for label, own in lines.groupby("label", sort=False):
+        place = order.index(label)
+        color, dashes = COLORS[place % len(COLORS)], DASHES[place % len(DASHES)]
+        flat = "" if np.ptp(own["mean"]) or len(own) < 2 else " (constant)"
+        axes.plot(
+            own.x, own["mean"], marker=marker, label=f"{label}{flat}", linewidth=1.8, color=color, linestyle=dashes
+        )
+        axes.fill_between(own.x, own.low, own.high, color=color, alpha=0.2, linewidth=0)
+    axes.set(**settings)
+    if settings.get("yscale") == "log":  # four decades: a rate annealed to 0 would squeeze the rest
+        low, high = axes.get_ylim()
+        if low < 1e-4 * high:
+            axes.set_ylim(bottom=1e-4 * high)
+    if len(axes.lines) > 1:
+        axes.legend(frameon=False, fontsize=9)
+
+
+def _dots(axes: Axes, runs: pd.DataFrame, order: list[str]) -> None:
+    """Draw the final test accuracy of each arm, best at the top, with its interval."""
+    quality = runs.groupby("arm").test_accuracy.agg(list)
+    ranked = sorted(order, key=lambda label: np.mean(quality[label]))
+    for height, label in enumerate(ranked):
+        mean, half = mean_and_half_interval(quality[label])
+        axes.errorbar(mean, height, xerr=half, fmt="o", capsize=3, color=COLORS[order.index(label) % len(COLORS)])
+    axes.set_yticks(range(len(ranked)), ranked)
+    axes.set(xlabel="test accuracy after the last epoch", ylim=(-0.5, len(ranked) - 0.5))
+
+
+def _averaged(runs: pd.DataFrame) -> str:
+    seeds = runs.seed.nunique()
+    return f"{seeds} seeds: mean and 95 % interval" if seeds > 1 else "one seed"

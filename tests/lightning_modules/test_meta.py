@@ -11,7 +11,7 @@ from callbacks import StopOnDivergence, TailAverage
 from experiment.training import train
 from lightning_modules import MLP, MetaModule, SupervisedModule
 from tests.lightning_modules.test_one_step import Rates, fit, network, same
-from tests.store import history
+from tests.store import history, runs
 
 HELD: dict[str, Any] = {"meta_lr": 0.0, "weight_decay": 0.0}
 SHORT = ["--trainer.max_epochs=4", "--trainer.enable_progress_bar=false", "--data.batch_size=200"]
@@ -77,8 +77,8 @@ def test_from_every_start_the_rates_come_together_and_each_look_is_in_mlflow(
 
 def test_the_passes_count_the_hypothetical_steps_and_the_looks() -> None:
     run = train(["--optimizer", "meta", *SHORT, "--data.val_batch_size=100"])  # 20 steps an epoch
-    [(_, passes)] = history(str(run.run_id), "passes")
-    assert passes == pytest.approx(80 * 0.375 + run.model.adaptation.looks * 100 / 200)
+    passes = 80 * 0.375 + run.model.adaptation.looks * 100 / 200
+    assert float(runs()[0].data.tags["passes"]) == pytest.approx(1 + passes / 80)
 
 
 def test_a_run_whose_weights_are_spoilt_goes_on_from_its_good_average(tmp_path: Path) -> None:
@@ -151,6 +151,7 @@ def test_clipping_is_that_of_the_trainer_and_of_the_hypothetical_run_too() -> No
 def test_accumulated_batches_make_the_step_of_the_joined_batch() -> None:
     def run(batch: int, times: int) -> Any:
         held = ["--model.meta_lr=0", "--model.weight_decay=0", "--model.part=1", f"--data.batch_size={batch}"]
+        held += ["--trainer.precision=64-true"]  # in 32 bits the sums of two halves differ by what Adam enlarges
         return train(["--optimizer", "meta", *SHORT, *held, f"--trainer.accumulate_grad_batches={times}"]).model
 
     joined, halves = run(500, 1), run(250, 2)
@@ -160,7 +161,7 @@ def test_accumulated_batches_make_the_step_of_the_joined_batch() -> None:
         (joined.network, halves.network),
         (joined.adaptation.twin.network, halves.adaptation.twin.network),
     ):
-        torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=1e-9, atol=1e-9)
     assert joined.passes == pytest.approx(32 + joined.adaptation.looks * 128 / 500)
     assert halves.passes == pytest.approx(32 + halves.adaptation.looks * 128 / 500)
 

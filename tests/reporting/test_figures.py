@@ -1,7 +1,14 @@
-import numpy as np
-import pytest
+from pathlib import Path
+from typing import Any
 
-from reporting.figures import COLORS, line_figure
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+
+from experiment.drawing import draw, keep_courses
+from reporting.curves import COURSES, courses, line, read_schedule
+from reporting.figures import COLORS, evolution, line_figure
 from reporting.statistics import mean_and_half_interval
 
 
@@ -17,8 +24,8 @@ def test_a_single_run_has_no_interval() -> None:
 
 
 def test_each_arm_has_a_line_of_its_own_color_and_dashes() -> None:
-    figure = line_figure({name: ([1, 2], [[1.0, 2.0], [3.0, 4.0]]) for name in "abc"}, "step", "loss")
-    [axes] = figure.axes
+    lines = pd.concat([line(name, "loss", [1, 2], [[1.0, 2.0], [3.0, 4.0]]) for name in "abc"])
+    [axes] = line_figure(lines, xlabel="step", ylabel="loss").axes
     assert [line.get_label() for line in axes.lines] == ["a", "b", "c"]
     assert [line.get_color() for line in axes.lines] == list(COLORS[:3])
     assert len({str(line.get_linestyle()) for line in axes.lines}) == 3
@@ -26,6 +33,47 @@ def test_each_arm_has_a_line_of_its_own_color_and_dashes() -> None:
 
 
 def test_on_a_log_scale_the_mean_is_geometric() -> None:
-    [axes] = line_figure({"a": ([1], [[1e-4], [1e-2]])}, "step", "rate", log=True).axes
-    assert axes.lines[0].get_ydata()[0] == pytest.approx(1e-3)  # type: ignore[index]
-    assert axes.get_yscale() == "log"
+    assert line("a", "lr", [1], [[1e-4], [1e-2]])["mean"][0] == pytest.approx(1e-3)
+    assert line("a", "loss", [1], [[1.0], [3.0]])["mean"][0] == 2
+
+
+def test_a_rate_that_does_not_move_is_said_to_be_constant() -> None:
+    lines = pd.concat([line("held", "lr", [1, 2], [0.1, 0.1]), line("moved", "lr", [1, 2], [0.1, 0.2])])
+    [axes] = line_figure(lines).axes
+    assert [drawn.get_label() for drawn in axes.lines] == ["held (constant)", "moved"]
+
+
+def one_run(arm: str, **more: Any) -> dict[str, Any]:
+    run = {"arm": arm, "seed": 1, "data_seed": 0, "start_lr": None, "test_accuracy": 0.5, "test_loss": 1.0}
+    return run | {"val_losses": [2.0, 1.0], "lrs": [0.1] * 4, "hypergradients": [], "decays": [0.0] * 4} | more
+
+
+def test_the_rate_has_hypergradient_and_decay_below_it_where_there_are_any() -> None:
+    plain = courses(pd.DataFrame([one_run("adam")]))
+    assert set(plain.quantity) == {"val_loss", "lr"}
+    adapted = courses(pd.DataFrame([one_run("adam"), one_run("meta", hypergradients=[-1.0, 2.0], decays=[0.1, 0.2])]))
+    names = [axes.get_ylabel() for axes in evolution(adapted).axes]
+    assert names == ["learning rate", "hypergradient", "weight decay a step"]
+    assert list(adapted[adapted.quantity == "hypergradient"].x) == [2, 4]  # the end of each half of four steps
+
+
+def test_a_schedule_is_read_with_or_without_looks(tmp_path: Path) -> None:
+    file = tmp_path / "schedule.csv"
+    file.write_text("step,lr,decay,hypergradient\n1,0.1,0.0,\n2,0.2,0.5,3.0\n")
+    assert read_schedule(file) == {"lrs": [0.1, 0.2], "decays": [0.0, 0.5], "hypergradients": [3.0, 3.0]}
+    file.write_text("step,lr,decay,hypergradient\n1,0.1,0.0,\n")
+    assert read_schedule(file)["hypergradients"] == []
+
+
+def test_figures_are_drawn_again_from_their_folder_alone(tmp_path: Path) -> None:
+    for starts, names in (([None], {"comparison.png", "lr_evolution.png"}), ([1e-3, 5.0], {"lr_sensitivity.png"})):
+        folder = tmp_path / str(len(starts))
+        folder.mkdir()
+        cases = [one_run(arm, seed=seed, start_lr=lr) for arm in ("meta", "adam") for seed in (1, 2) for lr in starts]
+        runs = pd.DataFrame(cases)
+        keep_courses(runs, folder)
+        runs.drop(columns=COURSES).to_csv(folder / "results.csv", index=False)
+        draw(folder, "a title; ")
+        assert {file.name for file in folder.glob("*.png")} == names
+        for name in names:
+            assert imread(folder / name).std() > 0.01
