@@ -97,11 +97,10 @@ def _draw(axes: Axes, lines: Lines, order: list[str], marker: str = "", **settin
             own.x, own["mean"], marker=marker, label=f"{label}{flat}", linewidth=1.8, color=color, linestyle=dashes
         )
         axes.fill_between(own.x, own.low, own.high, color=color, alpha=0.2, linewidth=0)
+    if settings.get("yscale") == "log" and len(lines):  # four decades: a rate annealed to 0 would squeeze the rest
+        high = lines.high.max()
+        axes.set_ylim(max(lines.low.min(), 1e-4 * high) / 1.3, 1.3 * high)
     axes.set(**settings)
-    if settings.get("yscale") == "log":  # four decades: a rate annealed to 0 would squeeze the rest
-        low, high = axes.get_ylim()
-        if low < 1e-4 * high:
-            axes.set_ylim(bottom=1e-4 * high)
     if len(axes.lines) > 1:
         axes.legend(frameon=False, fontsize=9)
 
