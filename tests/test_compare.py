@@ -90,7 +90,6 @@ def test_the_table_has_means_intervals_paired_differences_and_the_conditions(tmp
     assert "python compare.py --seeds 2" in table
 
 
-@pytest.mark.filterwarnings("ignore:Attempting to set identical low and high ylims")  # one rate, for two steps
 def test_a_run_that_diverges_stands_in_the_table_as_infinite(tmp_path: Path) -> None:
     results = run(tmp_path, "--model.lr=1e20")
     assert set(results[results.arm == "adam"].test_loss) == {float("inf")}
