@@ -5,7 +5,7 @@ from callbacks.checkpoint import LastCheckpoint
 from callbacks.config import SaveConfigArtifact
 from callbacks.divergence import DivergenceError, StopOnDivergence, not_finite
 from callbacks.lr_find import FindLearningRate
-from callbacks.record import LogDataset, LogModel
+from callbacks.record import LogDataset, LogModel, LogSearch
 from callbacks.schedule_free import ScheduleFree
 from callbacks.trajectory import Trajectory
 
@@ -15,6 +15,7 @@ __all__ = [
     "LastCheckpoint",
     "LogDataset",
     "LogModel",
+    "LogSearch",
     "SaveConfigArtifact",
     "ScheduleFree",
     "StopOnDivergence",

@@ -1,14 +1,19 @@
 """What a run was trained on and what came out, as MLflow knows them: dataset digests, a model with a signature."""
 
+import math
 from typing import Any
 
 import mlflow
+import pandas as pd
 import torch
 from mlflow.data.numpy_dataset import from_numpy
 from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.models import infer_signature
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import MLFlowLogger
+
+from reporting.curves import line
+from reporting.figures import line_figure
 
 
 class LogDataset(Callback):
@@ -53,3 +58,23 @@ class LogModel(Callback):
                 pip_requirements=[f"torch=={torch.__version__}"],
                 serialization_format="pt2",
             )
+
+
+class LogSearch(Callback):
+    """Keep what a search before the run tried, as a table (`search.json`) and a figure (`search.png`)."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log once, after the search: the module's `tried`, of which each has a rate, a length and a loss."""
+        tried = pd.DataFrame(getattr(pl_module, "tried", []))
+        if trainer.current_epoch or not isinstance(trainer.logger, MLFlowLogger) or tried.empty:
+            return
+        tried = tried.sort_values(["times", "lr"])
+        lines = [
+            line(f"stretches {times} × as long", "val_loss", own.lr, own.val_loss.clip(upper=2 * tried.val_loss.min()))
+            for times, own in tried.groupby("times")
+        ]
+        axes = {"xlabel": "learning rate tried", "ylabel": "validation loss", "xscale": "log"}
+        figure = line_figure(pd.concat(lines), "losses more than twice the best are drawn there", "o", **axes)
+        client, run_id = trainer.logger.experiment, str(trainer.logger.run_id)
+        client.log_table(run_id, tried.replace(math.inf, None), "search.json")
+        client.log_figure(run_id, figure, "search.png")

@@ -64,6 +64,7 @@ class SearchModule(SupervisedModule):
             raise ValueError(f"--model.tie is a fraction of the validation loss, 0 or more, got {tie}.")
         check_supported(self.inner_optimizer())
         self.bracket, self.stretch, self.trust, self.tie = bracket, stretch, trust, tie
+        self.tried: list[dict[str, float]] = []  # what the search looked at
 
     @property
     def reads_lr(self) -> bool:  # type: ignore[override]
@@ -105,7 +106,7 @@ class SearchModule(SupervisedModule):
         )  # who names the rate may be wrong either way
         try:
             untrained = self._validation_loss(batches)
-            return search_rate(partial(self._stretch, optimizer, start), rate, trust, tie, untrained)
+            return search_rate(partial(self._judge, optimizer, start), rate, trust, tie, untrained)
         finally:
             self._set(optimizer, start, self.lr)
 
@@ -129,6 +130,11 @@ class SearchModule(SupervisedModule):
 
         with no_trace(self.network, batch_statistics=True):
             return starting_rate(validation_loss, optimizer) * math.sqrt(_samples(batch["train"]) / REFERENCE_BATCH)
+
+    def _judge(self, optimizer: Optimizer, start: Any, rate: float, times: int) -> float:
+        loss = self._stretch(optimizer, start, rate, times)
+        self.tried.append({"lr": rate, "times": times, "val_loss": loss})
+        return loss
 
     def _stretch(self, optimizer: Optimizer, start: Any, rate: float, times: int) -> float:
         """Train from `start` and return the validation loss at the average of the second half."""

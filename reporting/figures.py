@@ -72,10 +72,10 @@ def draw_sensitivity(losses: Lines, rates: Lines, runs: pd.DataFrame, folder: Pa
     figure.savefig(folder / "lr_sensitivity.png")
 
 
-def line_figure(lines: Lines, title: str = "", **settings: Any) -> Figure:
+def line_figure(lines: Lines, title: str = "", marker: str = "", **settings: Any) -> Figure:
     """Draw the lines on one pair of axes. settings: of matplotlib's `Axes.set`."""
     figure, [axes] = _figure(title)
-    _draw(axes, lines, list(dict.fromkeys(lines.label)), **settings)
+    _draw(axes, lines, list(dict.fromkeys(lines.label)), marker, **settings)
     return figure
 
 

@@ -1,10 +1,12 @@
 import copy
+import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from matplotlib.image import imread
 
 from callbacks import TailAverage
 from data import MNIST1DDataModule
@@ -13,6 +15,7 @@ from lightning_modules import MLP, SearchDecayModule, SupervisedModule
 from lightning_modules.supervised import Pair
 from tests.lightning_modules.test_one_step import fit, network, same, trainer
 from tests.store import history, runs
+from tracking.store import client
 
 SHORT = ["--trainer.max_epochs=4", "--trainer.enable_progress_bar=false", "--data.batch_size=200"]
 
@@ -90,13 +93,17 @@ def test_a_stretch_has_the_batches_that_the_run_begins_with_beyond_the_first_epo
         assert all(torch.equal(batch["train"][0], x) for batch, x in zip(first, seen, strict=False))
 
 
-def test_what_the_search_cost_is_in_mlflow() -> None:
+def test_what_the_search_tried_and_cost_is_in_mlflow(tmp_path: Path) -> None:
     cli = train(["--optimizer", "meta_search", "--model.stretch=0.1", *SHORT])  # 80 steps: stretches of 8
     passes = cli.model.passes - 80 * cli.datamodule.val_batch_size / 200  # those after the search
     found = float(runs()[0].data.params["search/rate"])
     stretches = (passes - 20 * 128 / 200) / (8 + 8 * 128 / 200 / 3)  # about 20 looks of the bracket, of 128 samples
     assert 2 < stretches < 12  # three of the ladder, and beside a cliff two of four times the length
     assert found == history(str(cli.run_id), "lr")[0][1]
+    tried = json.loads(Path(client().download_artifacts(str(cli.run_id), "search.json", str(tmp_path))).read_text())
+    assert tried["columns"] == ["lr", "times", "val_loss"]
+    assert len(tried["data"]) == len(cli.model.tried) >= 3
+    assert imread(client().download_artifacts(str(cli.run_id), "search.png", str(tmp_path))).std() > 0.01
 
 
 def test_a_resumed_run_does_not_search_again_and_is_the_uninterrupted_one(tmp_path: Path) -> None:
