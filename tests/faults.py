@@ -1,5 +1,6 @@
 """What goes wrong, and what the answer is: the tests run over it; `python -m tests.faults` writes docs/faults.md."""
 
+import re
 from typing import NamedTuple
 
 from experiment.presets import ROOT
@@ -298,17 +299,21 @@ tried(
 )
 
 
+def readable(pattern: str) -> str:
+    """Return what a pattern stands for, as a reader of a table takes it."""
+    first = re.sub(r"(?<!\\)\(([^()|]*)\|[^()]*\)", r"\1", pattern)  # of several answers
+    text = re.sub(r"\\(.)", r"\1", re.sub(r"\.\*|\\d\+", "…", first))
+    return f"`{text.replace('|', chr(92) + '|')}`" if text else "–"
+
+
 def document() -> str:
     """Return docs/faults.md."""
-    wrong = [[f"`{words}`", f"`{line.replace('|', chr(92) + '|')}`"] for words, line in BAD_INPUT.items()]
-    rows = [
-        [name, f"`{fault.line.replace('|', chr(92) + '|')}`" if fault.line else "–", str(fault.status)]
-        for name, fault in FAULTS.items()
-    ]
+    wrong = [[f"`{words}`", readable(line)] for words, line in BAD_INPUT.items()]
+    rows = [[name, readable(fault.line), str(fault.status)] for name, fault in FAULTS.items()]
     return f"""# What goes wrong, and what the answer is
 
 Each row is a test ([tests/faults.py](../tests/faults.py), from which `python -m tests.faults` writes this file). The
-answers are patterns: `.*` stands for anything. Status 2: nothing was begun; 1: what was begun could not go on; 130:
+answers are shortened: … stands for anything. Status 2: nothing was begun; 1: what was begun could not go on; 130:
 Ctrl-C; 143: SIGTERM or SIGHUP; 141: nobody reads what is printed. What was done before is kept in each case.
 
 **A YAML file and a class path are code**: `class_path: any.thing` imports it and calls it, with the rights of whoever
