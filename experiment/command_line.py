@@ -42,6 +42,11 @@ class Parser(LightningArgumentParser):
         print(f"{command}: error: {self._name_option(one_line(message))} See: python {command} --help", file=sys.stderr)
         raise SystemExit(2)
 
+    def format_help(self) -> str:
+        """Leave out the hundreds of torch's classes that a network or an optimizer could be."""
+        text: str = super().format_help()
+        return re.sub(r",\s+known\s+subclasses:[^)]*\)", ")", text)
+
     def _name_option(self, message: str) -> str:
         """Put the option in front where the message has the last part of its name alone."""
         key = re.search(r"""(?:Parser key|Option) ['"](\w+)['"]""", message)

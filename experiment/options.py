@@ -20,6 +20,7 @@ STAGES = (
     "ablation",
     "tasks",
     "grid",
+    "moving",
     "rivals",
     "budget",
     "settings",

@@ -2,7 +2,7 @@
 
 from lightning_modules.hypergradient_descent import HypergradientDescentModule
 from lightning_modules.meta import MetaModule
-from lightning_modules.networks import GRU, MLP, ConvNet
+from lightning_modules.networks import GRU, MLP, ConvNet, PostLayerNorm
 from lightning_modules.one_step import OneStepModule
 from lightning_modules.rivals import Mechanic, Momo
 from lightning_modules.schedules import Replay, linear, one_cycle, plateau, warmup_cosine
@@ -21,6 +21,7 @@ __all__ = [
     "MetaModule",
     "Momo",
     "OneStepModule",
+    "PostLayerNorm",
     "Replay",
     "SearchDecayModule",
     "SearchModule",

@@ -75,3 +75,30 @@ class GRU(nn.Module):
         states, _ = self.recurrent(x.unsqueeze(2))
         logits: Tensor = self.output(states.flatten(1))
         return logits
+
+
+class PostLayerNorm(nn.Module):
+    """A residual MLP with LayerNorm after each addition, as in the first Transformers: it trains badly without warm-up.
+
+    Args:
+        inputs: of a sample.
+        width: of the residual stream; the branches are twice as wide.
+        blocks: residual blocks.
+        classes: outputs.
+    """
+
+    def __init__(self, inputs: int = 40, width: int = 48, blocks: int = 8, classes: int = 10) -> None:
+        super().__init__()
+        self.enter, self.leave = nn.Linear(inputs, width), nn.Linear(width, classes)
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)) for _ in range(blocks)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, (batch, classes)."""
+        state = self.enter(x)
+        for branch, norm in zip(self.branches, self.norms, strict=True):
+            state = norm(state + branch(state))
+        logits: Tensor = self.leave(state)
+        return logits
