@@ -42,9 +42,9 @@ class Parser(LightningArgumentParser):
         print(f"{command}: error: {self._name_option(one_line(message))} See: python {command} --help", file=sys.stderr)
         raise SystemExit(2)
 
-    def format_help(self) -> str:
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         """Leave out the hundreds of torch's classes that a network or an optimizer could be."""
-        text: str = super().format_help()
+        text: str = super().format_help(formatter)
         return re.sub(r",\s+known\s+subclasses:[^)]*\)", ")", text)
 
     def _name_option(self, message: str) -> str:
