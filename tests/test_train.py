@@ -217,6 +217,16 @@ def test_the_whole_help_lists_ours_before_the_trainers(capsys: pytest.CaptureFix
     assert text.index("--optimizer {adam,") < text.index("--model CONFIG") < text.index("--trainer.max_epochs")
 
 
+def test_the_help_of_a_module_is_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("MetaModule", "lightning_modules.OneStepModule"):
+        with pytest.raises(SystemExit, match="0"):
+            train([f"--model.help={name}"])
+        text = capsys.readouterr().out
+        assert len(text.splitlines()) < 60
+        assert "--model.meta_lr" in text
+        assert "known subclasses" not in text
+
+
 def test_a_digest_that_reads_like_a_number_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
     class Hash:
         def hexdigest(self) -> str:
