@@ -70,8 +70,8 @@ test: .venv/installed  ## set up, then run the test suite
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	@touch $@
 
-test-all: .venv/tests  ## the slow tests too
-	$(BIN)/python -m pytest -m "slow or not slow"
+test-all: .venv/tests  ## the slow tests too, in two processes
+	$(BIN)/python -m pytest -m "slow or not slow" -n 2 --dist loadfile --durations=40
 
 check: .venv/tests test  ## the tests, the linters, the types, and the arrows between the packages
 	$(BIN)/ruff check .

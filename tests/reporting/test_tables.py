@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from reporting.statistics import bootstrap
-from reporting.tables import paired_table, with_interval
+from reporting.tables import grid, paired_table, with_interval
 
 
 def runs(losses: dict[str, list[float]]) -> pd.DataFrame:
@@ -60,3 +60,10 @@ def test_a_p_that_cannot_be_small_has_no_column() -> None:
     losses = {"meta": [1.0] * 6, "a": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]}
     assert "| p |" in paired_table(runs(losses))
     assert "| p |" not in paired_table(runs(losses | {"b": losses["a"]}))
+
+
+def test_runs_from_another_starting_rate_are_paired_too() -> None:
+    table = runs({"meta": [1.0, 1.0, 1.0], "meta from 1": [1.5, 1.5, 1.5]})
+    table.loc[table.arm == "meta from 1", "start_lr"] = 1.0
+    assert "+0.500 (+0.500 … +0.500)" in paired_table(table)
+    assert "+0.500 (+0.500 … +0.500)" in grid(table.assign(row=table.arm, column=""), base="meta")
