@@ -118,7 +118,7 @@ def test_a_run_shows_its_configuration(page: Page, made: Store) -> None:
     )
 
 
-@pytest.mark.parametrize(("name", "figure"), [("meta seed 1", "trajectory.png"), ("compare", "comparison.png")])
+@pytest.mark.parametrize(("name", "figure"), [("compare", "lr_evolution.png"), ("compare", "comparison.png")])
 def test_a_run_shows_its_figure(name: str, figure: str, page: Page, made: Store) -> None:
     [run, *_] = made.runs(name)
     page.open(f"#/experiments/1/runs/{run.info.run_id}/artifacts")

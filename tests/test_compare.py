@@ -41,7 +41,11 @@ def test_figures_and_table_are_written_and_kept_with_a_parent_run(tmp_path: Path
         assert imread(tmp_path / name).std() > 0.01  # something is drawn
     [parent] = [run for run in runs() if run.info.run_name == "compare"]
     assert parent.info.status == "FINISHED"
-    assert artifacts(parent.info.run_id) >= {"comparison.png", "lr_evolution.png", "results.csv", "table.md"}
+    kept = {"comparison.png", "lr_evolution.png", "results.csv", "courses.csv", "table.md"}
+    assert artifacts(parent.info.run_id) >= kept
+    for child in (run for run in runs() if run.info.run_id != parent.info.run_id):
+        assert "schedule.csv" in artifacts(child.info.run_id)
+        assert "trajectory.png" not in artifacts(child.info.run_id)  # which takes longer than many a run's steps
 
 
 def test_only_what_is_missing_is_trained(tmp_path: Path) -> None:
