@@ -43,10 +43,11 @@ class TensorLoader:
         if not self._resume_at:
             self.epoch += 1
         self.position, self._resume_at = self._resume_at, 0
-        for rows in self._order().split(self.batch_size)[self.position :]:
+        order = self._order()
+        parts = [tensor[order].split(self.batch_size) for tensor in self.tensors]  # gathered once an epoch
+        for batch in list(zip(*parts, strict=True))[self.position :]:
             self.position += 1
-            own = rows[self.rank :: self.processes]
-            yield tuple(tensor[own] for tensor in self.tensors)
+            yield tuple(part[self.rank :: self.processes] for part in batch)
 
     def _order(self) -> Tensor:
         size = len(self.tensors[0])

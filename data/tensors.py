@@ -67,6 +67,10 @@ class TensorDataModule(LightningDataModule):
         self.place = {}
         return CombinedLoader(loaders, "min_size")
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leave a batch on the CPU, if it is to be there: Lightning's walk through it costs as much as a small layer."""
+        return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the place in the training batches. Lightning's own is lost where a schedule asked for the steps."""
         loaders = self.trainer.train_dataloader if self.trainer else None
