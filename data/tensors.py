@@ -68,7 +68,7 @@ class TensorDataModule(LightningDataModule):
         return CombinedLoader(loaders, "min_size")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leave a batch on the CPU, if it is to be there: Lightning's walk through it costs as much as a small layer."""
+        """Leave a batch on the CPU, if it is to be there: Lightning's walk through it costs what a small layer does."""
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def state_dict(self) -> dict[str, Any]:
