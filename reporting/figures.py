@@ -113,7 +113,7 @@ def _dots(axes: Axes, runs: pd.DataFrame, order: list[str]) -> None:
         mean, half = mean_and_half_interval(quality[label])
         axes.errorbar(mean, height, xerr=half, fmt="o", capsize=3, color=COLORS[order.index(label) % len(COLORS)])
     axes.set_yticks(range(len(ranked)), ranked)
-    axes.set(xlabel="test accuracy after the last epoch", ylim=(-0.5, len(ranked) - 0.5))
+    axes.set(xlabel="test accuracy after the last epoch (axis cut)", ylim=(-0.5, len(ranked) - 0.5))
 
 
 def _averaged(runs: pd.DataFrame) -> str:
