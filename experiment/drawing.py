@@ -22,7 +22,8 @@ def draw(folder: Path, about: str) -> None:
     """Draw what the folder holds. about: the beginning of the titles."""
     runs, lines = pd.read_csv(folder / "results.csv"), pd.read_csv(folder / "courses.csv")
     runs["arm"] = runs.get("row", runs.arm).replace(TITLES)
-    if runs.start_lr.nunique() > 1:
+    if runs.start_lr.nunique() > 1:  # then no rate is a tuned one
+        runs["arm"] = runs.arm.str.replace(", tuned", "")
         draw_sensitivity(by_start(runs, CEILING), lines, runs, folder, about)
         return
     lines["label"] = lines.label.replace(TITLES)

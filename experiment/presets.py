@@ -72,6 +72,8 @@ TITLES = {  # in figures; other arms go by their name
     "adamw_cosine": "AdamW + cosine, tuned",
     "adamw_average": "AdamW, averaged weights, tuned",
     "adamw_cosine_average": "AdamW + cosine, averaged weights, tuned",
+    "adamw_average, best decay": "AdamW, averaged weights, best decay",
+    "descent, 1e-7": "hypergradient descent (Baydin et al.)",
 }
 
 

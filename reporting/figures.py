@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reporting.curves import Lines
+from reporting.curves import GEOMETRIC, Lines
 from reporting.statistics import mean_and_half_interval
 
 # Okabe & Ito's palette, darkest first; the dashes tell the lines apart in grey print too
@@ -92,7 +92,7 @@ def _draw(axes: Axes, lines: Lines, order: list[str], marker: str = "", **settin
     for label, own in lines.groupby("label", sort=False):
         place = order.index(label)
         color, dashes = COLORS[place % len(COLORS)], DASHES[place % len(DASHES)]
-        flat = "" if np.ptp(own["mean"]) or len(own) < 2 else " (constant)"
+        flat = " (constant)" if own.quantity.iloc[0] in GEOMETRIC and len(own) > 1 and not np.ptp(own["mean"]) else ""
         axes.plot(
             own.x, own["mean"], marker=marker, label=f"{label}{flat}", linewidth=1.8, color=color, linestyle=dashes
         )
