@@ -81,11 +81,11 @@ class Trajectory(Callback):
     def _keep(self, trainer: Trainer, pl_module: LightningModule) -> Path | None:
         """Keep the schedule, and the cost as the tag `passes`: of a batch, a step."""
         self._hand_over(trainer)
-        file = _schedule(trainer)
+        file = _schedule(trainer) if trainer.global_step else None  # before a step MLflow has no run
         if not file or not _read(file):
             return None
         client, run_id = trainer.logger.experiment, trainer.logger.run_id  # type: ignore[union-attr]
-        client.set_tag(run_id, "passes", 1 + getattr(pl_module, "passes", 0.0) / self.steps)
+        client.set_tag(run_id, "passes", 1 + getattr(pl_module, "passes", 0.0) / trainer.global_step)
         client.log_artifact(run_id, str(file))
         return file
 
