@@ -7,6 +7,7 @@ from experiment.presets import QUIET
 from experiment.training import train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["adam", "meta"])
 def test_a_run_is_the_raw_loop_that_it_is_measured_against(arm: str) -> None:
     """A second implementation, without Lightning, of the whole method: same rates, same validation and test loss."""

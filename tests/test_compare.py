@@ -25,6 +25,7 @@ def run(folder: Path, *options: str) -> pd.DataFrame:
     return compare.main([*COMMAND, "--output", str(folder), *options])
 
 
+@pytest.mark.slow
 def test_every_arm_is_trained_on_every_seed_and_read_back_from_mlflow(tmp_path: Path) -> None:
     run(tmp_path)
     results = pd.read_csv(tmp_path / "results.csv")
@@ -35,6 +36,7 @@ def test_every_arm_is_trained_on_every_seed_and_read_back_from_mlflow(tmp_path: 
         assert row.final_lr == history(str(row.run_id), "lr")[-1][1]
 
 
+@pytest.mark.slow
 def test_figures_and_table_are_written_and_kept_with_a_parent_run(tmp_path: Path) -> None:
     run(tmp_path)
     for name in ("comparison.png", "lr_evolution.png"):
@@ -48,6 +50,7 @@ def test_figures_and_table_are_written_and_kept_with_a_parent_run(tmp_path: Path
         assert "trajectory.png" not in artifacts(child.info.run_id)  # which takes longer than many a run's steps
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_is_trained(tmp_path: Path) -> None:
     first = run(tmp_path)
     again = run(tmp_path)
@@ -58,6 +61,7 @@ def test_only_what_is_missing_is_trained(tmp_path: Path) -> None:
     assert not set(other.run_id) & set(more.run_id)
 
 
+@pytest.mark.slow
 def test_runs_are_the_same_whether_reused_or_trained_again(tmp_path: Path) -> None:
     first = run(tmp_path)
     for run_id in first.run_id:
@@ -76,6 +80,7 @@ def test_four_workers_give_the_same_runs_as_one(tmp_path: Path) -> None:
     assert list(run(tmp_path, "--workers", "4").test_loss) == list(first.test_loss)
 
 
+@pytest.mark.slow
 def test_the_search_is_the_same_from_any_starting_rate_and_the_figure_shows_it(tmp_path: Path) -> None:
     results = run(tmp_path, "--initial-lrs", "1e-6", "1", "--optimizers", "meta_search", "adam")
     losses = results.pivot(index=["arm", "seed"], columns="start_lr", values="test_loss")
@@ -84,6 +89,7 @@ def test_the_search_is_the_same_from_any_starting_rate_and_the_figure_shows_it(t
     assert imread(tmp_path / "lr_sensitivity.png").std() > 0.01
 
 
+@pytest.mark.slow
 def test_the_table_has_means_intervals_paired_differences_and_the_conditions(tmp_path: Path) -> None:
     results = run(tmp_path)
     table = (tmp_path / "table.md").read_text()
@@ -94,6 +100,7 @@ def test_the_table_has_means_intervals_paired_differences_and_the_conditions(tmp
     assert "python compare.py --seeds 2" in table
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_stands_in_the_table_as_infinite(tmp_path: Path) -> None:
     results = run(tmp_path, "--model.lr=1e20")
     assert set(results[results.arm == "adam"].test_loss) == {float("inf")}
@@ -155,6 +162,7 @@ def test_a_comparison_that_is_killed_twenty_times_loses_nothing(tmp_path: Path) 
     assert len([run for run in runs() if run.info.run_name == "compare"]) == 1
 
 
+@pytest.mark.slow
 def test_a_yaml_file_of_ones_own_is_compared_under_its_name_and_the_plan_comes_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,7 @@ from tests.store import artifacts, heed, history, runs
 from tracking.store import open_experiment
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", BAD_INPUT)
 def test_bad_input_gives_one_clear_line_status_2_and_no_run(
     words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -93,18 +94,21 @@ def test_a_full_disk(small_disk: Path) -> None:
     assert any(whole(path) for path in checkpoints)
 
 
+@pytest.mark.slow
 def test_a_disk_that_cannot_be_written(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     status, line, _ = ended(typed("train.py", *LONG, uri=f"sqlite:///{small_disk}/mlflow.db"))
     matches("`mlruns` cannot be written", status, line)
 
 
+@pytest.mark.slow
 def test_mlruns_is_a_file(store: Path) -> None:
     (store / "mlruns").touch()
     status, line, _ = ended(typed("train.py", *LONG))
     matches("`mlruns` is a file", status, line)
 
 
+@pytest.mark.slow
 def test_a_store_that_another_program_holds(store: Path) -> None:
     open_experiment()
     with sqlite3.connect(store / "mlflow.db") as held:
@@ -115,6 +119,7 @@ def test_a_store_that_another_program_holds(store: Path) -> None:
     assert runs() == []
 
 
+@pytest.mark.slow
 def test_no_tracking_server_at_the_start() -> None:
     status, line, _ = ended(typed("train.py", *LONG, uri=f"http://someone:secret@127.0.0.1:{free_port()}"))
     matches("no tracking server at the start", status, line)
@@ -195,6 +200,7 @@ def test_the_store_is_deleted_in_mid_run_and_comes_back_from_its_copy(store: Pat
     assert f"test/loss {run.data.metrics['test/loss']:.4f}" in out
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_would_run_code(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -207,6 +213,7 @@ def test_a_checkpoint_that_would_run_code(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
+@pytest.mark.slow
 def test_a_yaml_file_that_would_run_code(tmp_path: Path) -> None:
     (tmp_path / "trap.yaml").write_text(f"seed_everything: !!python/object/apply:os.system ['touch {tmp_path}/sprung']")
     status, line, _ = ended(typed("train.py", "--config", str(tmp_path / "trap.yaml")))
@@ -214,6 +221,7 @@ def test_a_yaml_file_that_would_run_code(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
+@pytest.mark.slow
 def test_a_clone_in_a_folder_with_blanks_and_other_letters(tmp_path: Path) -> None:
     clone = tmp_path / "Zwölf Größen – 学習率"
     shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".*", "mlruns", "mlflow.db*", "__pycache__"))
@@ -223,6 +231,7 @@ def test_a_clone_in_a_folder_with_blanks_and_other_letters(tmp_path: Path) -> No
     assert str(clone) in out
 
 
+@pytest.mark.slow
 def test_no_network_at_all() -> None:
     if subprocess.run(["unshare", "-rn", "true"], check=False).returncode:
         pytest.skip("namespaces are not for this user")

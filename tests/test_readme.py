@@ -41,6 +41,7 @@ def test_the_table_of_cases_is_the_list_that_the_tests_run_over() -> None:
     assert document.read_text(encoding="utf-8").split(begin)[1].split(end)[0] == table
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the optimizers, about themselves
 def test_the_table_of_optimizers_is_what_is_measured() -> None:
     """Decisions, not errors in their last digits; the README has the count; the hypergradient of each is right."""

@@ -29,6 +29,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", BROKEN)
 def test_what_cannot_be_trained_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     data = [] if option.startswith("--model") else ["--data=tests.broken.Broken"]
@@ -67,6 +68,7 @@ def test_looks_that_are_not_finite_leave_the_rate() -> None:
     assert [rate for _, rate in history(str(run.run_id), "lr")] == pytest.approx([0.001] * 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["Unused", "HalfFrozen"])
 def test_hypergradient_descent_takes_weights_that_do_not_move(network: str) -> None:
     run = train(["--optimizer", "descent", f"--model.network=tests.broken.{network}", *SHORT])
@@ -109,6 +111,7 @@ def spoilt(name: str, good: Path, folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

@@ -11,6 +11,7 @@ from experiment.workers import each, worker_pool
 from tests.store import runs
 
 
+@pytest.mark.slow
 def test_a_stage_tunes_trains_and_writes_and_a_second_call_trains_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,7 @@ def test_a_run_has_one_writer(store: Path, tmp_path: Path, capsys: pytest.Captur
     assert [step for step, _ in history(run.info.run_id, "lr")] == list(range(1, 4801))
 
 
+@pytest.mark.slow
 def test_a_run_says_where_it_is_and_keeps_one_checkpoint(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,6 +125,7 @@ def test_a_run_says_where_it_is_and_keeps_one_checkpoint(
     assert kept.exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_does_not_grow_with_the_run(tmp_path: Path) -> None:
     """And the schedule is whole all the same, of the run that goes on in another run too."""
     sizes, options = [], ["--config", str(arm(tmp_path, "meta")), QUIET]
@@ -137,6 +139,7 @@ def test_a_checkpoint_does_not_grow_with_the_run(tmp_path: Path) -> None:
     assert [int(line.split(",")[0]) for line in schedule[1:]] == list(range(1, 22 * 32 + 1))
 
 
+@pytest.mark.slow
 def test_a_run_that_broke_off_goes_on_in_its_own_run_and_one_that_ended_does_not(store: Path, tmp_path: Path) -> None:
     options = ["--config", str(arm(tmp_path, "meta")), QUIET, "--trainer.max_epochs=3"]
     first = train(options)
@@ -149,6 +152,7 @@ def test_a_run_that_broke_off_goes_on_in_its_own_run_and_one_that_ended_does_not
     assert [step for step, _ in history(str(first.run_id), "lr")] == list(range(1, 97))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("typed", "message"),
     [

@@ -23,6 +23,7 @@ def printed_config(*args: str, capsys: pytest.CaptureFixture[str]) -> Any:
     return yaml.safe_load(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ARMS)
 def test_each_arm_trains_is_tested_once_and_keeps_what_it_did(arm: str) -> None:
     Path("schedule.csv").write_text("step,lr,decay\n1,0.002,0.01\n")  # what `replay` needs
@@ -70,6 +71,7 @@ def test_the_default_arm_is_meta(capsys: pytest.CaptureFixture[str]) -> None:
     assert default | {"optimizer": "meta"} == named
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ARMS)
 def test_an_arm_is_its_file(arm: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Over `base.yaml` and, where a file begins an own arm, over nothing else."""
@@ -84,6 +86,7 @@ def test_adam_and_cosine_start_from_the_tuned_rate(capsys: pytest.CaptureFixture
         assert printed_config("--optimizer", arm, capsys=capsys)["model"]["init_args"]["lr"] == tuned
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ARMS)
 def test_later_options_win_over_the_preset(arm: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert printed_config("--optimizer", arm, "--model.lr=0.5", capsys=capsys)["model"]["init_args"]["lr"] == 0.5
@@ -109,6 +112,7 @@ def test_a_run_repeats_from_the_configuration_it_kept() -> None:
     assert [run.info.run_name for run in runs()] == ["meta", "meta"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_alone_brings_its_arm_back() -> None:
     cli = train(["--optimizer", "meta_original", "--model.network.hidden=30", *SHORT])
     path = str(cli.trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
@@ -161,6 +165,7 @@ def test_a_typo_in_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert runs() == []
 
 
+@pytest.mark.slow
 def test_the_command_works_from_any_directory_and_says_last_how_to_see_the_run(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "train.py"), "--optimizer", "meta", *SHORT]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -191,6 +196,7 @@ def test_two_processes_share_the_batches_and_one_of_them_writes_the_run(arm: str
     assert two.data.metrics["test/loss"] == pytest.approx(one.test_metrics["test/loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_ends_with_a_message_and_status_1(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "train.py"), "--optimizer", "adam", "--model.lr=1e6", *SHORT]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -20,6 +20,7 @@ SHORT = ["--trainer.max_epochs=1", "--data.batch_size=1000"]
 COMMAND = ["--optimizer", "adam", *SHORT, "--workers", "1"]
 
 
+@pytest.mark.slow
 def test_trials_are_children_of_one_run_and_never_read_the_test_set() -> None:
     study = tune.main([*COMMAND, "--trials", "3"])
     parent, *children = runs()
@@ -33,6 +34,7 @@ def test_trials_are_children_of_one_run_and_never_read_the_test_set() -> None:
     assert all(1e-5 <= trial.params["model.lr"] <= 1e-1 for trial in study.trials)
 
 
+@pytest.mark.slow
 def test_the_best_rate_is_written_as_a_configuration_that_says_where_it_comes_from(tmp_path: Path) -> None:
     file = tmp_path / "best.yaml"
     study = tune.main([*COMMAND, "--trials", "3", "--output", str(file)])
@@ -48,6 +50,7 @@ def test_the_reviewed_file_is_not_overwritten_by_runs_of_another_kind() -> None:
     assert (ROOT / "configs" / "tuned" / "adam.yaml").read_text() == reviewed
 
 
+@pytest.mark.slow
 def test_the_same_seed_proposes_the_same_rates_and_another_one_others() -> None:
     def proposed(*options: str) -> list[float]:
         return [trial.params["model.lr"] for trial in tune.main([*COMMAND, "--trials", "2", *options]).trials]
@@ -58,6 +61,7 @@ def test_the_same_seed_proposes_the_same_rates_and_another_one_others() -> None:
     assert not set(proposed("--seed", "1")) & set(first)
 
 
+@pytest.mark.slow
 def test_tuning_goes_on_where_it_was_and_the_number_of_trials_is_in_all() -> None:
     tune.main([*COMMAND, "--trials", "2"])
     study = tune.main([*COMMAND, "--trials", "3"])
@@ -90,6 +94,7 @@ def test_tuning_that_was_killed_goes_on_with_the_trials_that_were_broken_off() -
     assert broken_off <= {trial.params["model.lr"] for trial in study.get_trials(states=[TrialState.COMPLETE])}
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_tuning_cleanly_and_it_goes_on() -> None:
     command = [sys.executable, str(ROOT / "tune.py"), "--optimizer", "adam", "--trials", "50"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
@@ -110,6 +115,7 @@ def test_ctrl_c_ends_tuning_cleanly_and_it_goes_on() -> None:
     assert {run.info.status for run in runs()} <= {"KILLED", "FINISHED"}
 
 
+@pytest.mark.slow
 def test_rate_and_weight_decay_are_searched_together_and_the_file_written_sets_both(tmp_path: Path) -> None:
     file = tmp_path / "best.yaml"
     study = tune.main(["--optimizer", "adamw", *SHORT, "--trials", "2", "--output", str(file)])
@@ -130,6 +136,7 @@ def test_rates_that_all_diverge_are_no_result(tmp_path: Path) -> None:
     assert not file.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["random", "qmc", "gp"])
 def test_another_sampler_searches_whole_numbers_and_choices_too(sampler: str, tmp_path: Path) -> None:
     space = ["model.lr=log:1e-4:1e-2", "model.network.hidden=8:64", "model.network.layers=1,2"]
@@ -142,6 +149,7 @@ def test_another_sampler_searches_whole_numbers_and_choices_too(sampler: str, tm
     assert isinstance(network["hidden"], int)
 
 
+@pytest.mark.slow
 def test_a_pruned_trial_ends_early_says_so_and_counts() -> None:
     pruned = ["--pruner", "halving", "--trials", "8", "--search", "model.lr=log:1e-6:1e-1", "--trainer.max_epochs=6"]
     study = tune.main(["--optimizer", "adam", "--data.batch_size=1000", *pruned])
@@ -154,6 +162,7 @@ def test_a_pruned_trial_ends_early_says_so_and_counts() -> None:
         assert len(history(run.info.run_id, "val/loss")) < 6
 
 
+@pytest.mark.slow
 def test_the_time_given_ends_tuning_and_more_time_goes_on() -> None:
     first = tune.main([*COMMAND, "--trials", "30", "--timeout", "1"])
     done = len(first.get_trials(states=[TrialState.COMPLETE]))

@@ -16,6 +16,7 @@ def averaged(course: list[float], window: float) -> float:
     return average
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [0.1, 0.5, 1.0])
 def test_the_average_is_the_one_of_the_formula(window: float) -> None:
     """window 1 is the plain mean of all."""

@@ -13,6 +13,7 @@ from tracking.store import artifact_dir
 SHORT = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
 
 
+@pytest.mark.slow
 def test_a_run_names_its_data_with_digests_that_are_those_of_the_draw() -> None:
     train(["--optimizer", "adam", *SHORT])
     train(["--optimizer", "meta_onestep", *SHORT])
@@ -28,6 +29,7 @@ def test_a_run_names_its_data_with_digests_that_are_those_of_the_draw() -> None:
     assert [run.data.tags["data_seed"] for run in runs()] == ["0", "0", "1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["mlp", "conv_batchnorm", "gru"])
 def test_the_model_kept_predicts_on_a_raw_array_of_any_length(task: str) -> None:
     cli = train(["--optimizer", "adam", "--task", task, "--log-model", *SHORT])

@@ -100,6 +100,7 @@ def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_a_draw_is_generated_once_and_then_read(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, first = count(monkeypatch), generate(PUBLISHED)
@@ -111,6 +112,7 @@ def test_a_draw_is_generated_once_and_then_read(monkeypatch: pytest.MonkeyPatch)
     assert calls == [PUBLISHED, PUBLISHED + 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut short", "a byte changed", "empty"])
 @pytest.mark.filterwarnings("ignore:Exception while loading results")  # of joblib, which generates them again
 def test_a_damaged_file_is_made_again(damage: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +133,7 @@ def test_where_nothing_can_be_kept_it_is_generated(folder: Path) -> None:
     assert checksum(generate(PUBLISHED)["y"]) == "c3f43f41c77404ec"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_several_processes_may_begin_at_once() -> None:
     line = "from data.mnist1d import generate; print(float(generate(42)['x'].sum()))"

@@ -15,6 +15,7 @@ from tracking.store import client
 SHORT = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--data.batch_size=1000"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "args",
     [
@@ -79,6 +80,7 @@ def test_a_test_is_named_so_and_stands_for_no_training() -> None:
     assert train(options, reuse=True).run_id != run.info.run_id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["mlp", "regression"])
 def test_predictions_are_kept_with_the_run(task: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--optimizer", "adam", "--task", task, *SHORT]

@@ -62,6 +62,7 @@ def fit(
     return module, watch
 
 
+@pytest.mark.slow
 @every_case
 def test_with_the_rate_held_the_weights_are_those_of_plain_training_at_it_to_the_bit(
     case: Case, tmp_path: Path
@@ -86,6 +87,7 @@ def test_with_the_rate_held_the_weights_are_those_of_plain_training_at_it_to_the
     assert not same(module, case.module(case.network(), case.configure))
 
 
+@pytest.mark.slow
 @every_case
 def test_adapted_the_rate_moves_and_the_average_is_validated_and_returned(case: Case, tmp_path: Path) -> None:
     adapt = AdaptLearningRate(loss)
@@ -105,6 +107,7 @@ def test_what_is_saved_is_the_average_and_beside_it_what_training_goes_on_with(t
     assert any(not torch.equal(value, module.state_dict()[name]) for name, value in saved["current"].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [12, 15], ids=["at-an-epochs-end", "in-mid-epoch"])
 @pytest.mark.parametrize("name", ["Adam", "LR warm-up", "BatchNorm"])
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(name: str, stop: int, tmp_path: Path) -> None:
@@ -146,6 +149,7 @@ def test_a_learning_rate_monitor_sees_the_adapted_rate(tmp_path: Path) -> None:
     assert watch.groups == [watch.rates[-1]]
 
 
+@pytest.mark.slow
 def test_two_processes_have_one_rate_and_end_where_one_process_with_the_joined_batches_does(tmp_path: Path) -> None:
     """Real processes, gloo, other data on each rank."""
     first, second = ranks(tmp_path / "two", 2, math.inf)

@@ -94,6 +94,7 @@ def test_a_meta_rate_of_0_holds_the_rate_wherever_it_starts() -> None:
         assert len(set(rates)) == 1
 
 
+@pytest.mark.slow
 def test_from_every_start_the_rate_comes_to_the_same_place_and_lowers_the_loss() -> None:
     ends = {lr: adapt(lr) for lr in (None, 1e-6, 1e-3, 1.0)}
     rates = [rates[-1] for _, rates in ends.values()]

@@ -53,6 +53,7 @@ def equal(net: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(p, q) for p, q in zip(net.state_dict().values(), other.state_dict().values(), strict=True))
 
 
+@pytest.mark.slow
 @everything
 def test_it_is_the_loop_that_is_written_out_bit_for_bit(name: str) -> None:
     settings = Settings(weight_decay=0.0) if name in OWN_DECAY else Settings()
@@ -85,6 +86,7 @@ def test_it_is_the_loop_that_is_written_out_bit_for_bit(name: str) -> None:
     assert adapter.report()["highest"] > 1.3 * adapter.report()["lowest"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closure", [False, True], ids=["plain", "closure"])
 @pytest.mark.parametrize("name", sorted(SUPPORTED.keys() - {"SGD-maximize"}))  # whose loss rises: the guard goes back
 def test_with_the_rate_held_and_no_decay_training_is_the_plain_one_bit_for_bit(name: str, closure: bool) -> None:

@@ -73,6 +73,7 @@ def same(first: nn.Module, second: nn.Module) -> bool:
     return all(name == other and torch.equal(a, b) for (name, a), (other, b) in pairs)
 
 
+@pytest.mark.slow
 @every_case
 def test_with_meta_rate_0_the_weights_are_those_of_plain_training_to_the_bit(case: Case, tmp_path: Path) -> None:
     plain, _ = fit(case, None, tmp_path / "plain")
@@ -82,6 +83,7 @@ def test_with_meta_rate_0_the_weights_are_those_of_plain_training_to_the_bit(cas
     assert len(watch.seen) > 3
 
 
+@pytest.mark.slow
 @every_case
 def test_adapted_the_rate_moves_stays_in_its_bounds_and_h_is_right(case: Case, tmp_path: Path) -> None:
     adapt = AdaptOneStep(loss, meta_lr=0.2, bounds=(0.5, 2.0))
@@ -96,6 +98,7 @@ def test_adapted_the_rate_moves_stays_in_its_bounds_and_h_is_right(case: Case, t
     assert sum(float(seen["hypergradient"].abs().sum()) for seen in watch.seen) > 0
 
 
+@pytest.mark.slow
 @every_case
 def test_h_is_the_finite_difference_of_the_real_step_in_float64(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -257,6 +260,7 @@ def ranks(folder: Path, processes: int, meta_lr: float) -> list[dict[str, Any]]:
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
+@pytest.mark.slow
 def test_two_processes_have_one_rate_and_end_where_one_process_with_the_joined_batches_does(tmp_path: Path) -> None:
     """Real processes, gloo, other data on each rank."""
     first, second = ranks(tmp_path / "two", 2, 0.1)
@@ -269,6 +273,7 @@ def test_two_processes_have_one_rate_and_end_where_one_process_with_the_joined_b
         torch.testing.assert_close(value, one["weights"][name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_in_two_processes_meta_rate_0_gives_the_weights_of_plain_ddp_to_the_bit(tmp_path: Path) -> None:
     (frozen, _), (plain, _) = ranks(tmp_path / "frozen", 2, 0.0), ranks(tmp_path / "plain", 2, -1.0)
     assert all(torch.equal(value, plain["weights"][name]) for name, value in frozen["weights"].items())

@@ -46,6 +46,7 @@ print(torch.equal(plain, held), not torch.equal(plain, adapted), adapt.adapter.l
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "absent"),
     [

@@ -29,6 +29,7 @@ def equal(net: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(p, q) for p, q in zip(net.state_dict().values(), other.state_dict().values(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("closure", [False, True], ids=["plain", "closure"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @everything
@@ -87,6 +88,7 @@ def random_network(depth: int, width: int, norm: bool, dropout: float) -> nn.Seq
     return nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(width, 3)).double()
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     name=st.sampled_from([name for name in SUPPORTED if name != "Muon"]),  # which takes matrices alone

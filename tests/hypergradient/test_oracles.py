@@ -80,6 +80,7 @@ class Unrolled:
         return sum(losses) / 200, sum(gradients) / 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "expected"), [(1.5, {3: 1.2588, 12: 0.8209, 49: 0.6240}), (0.15, {49: 0.6204})])
 def test_unrolled_hypergradient_finds_the_rate_of_mnist1ds_notebook(rate: float, expected: dict[int, float]) -> None:
     run, rates = Unrolled(), []

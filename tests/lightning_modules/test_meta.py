@@ -58,6 +58,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(lr: float | None, st
     assert len(set(rates.seen)) > 10
 
 
+@pytest.mark.slow
 def test_from_every_start_the_rates_come_together_and_each_look_is_in_mlflow(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -172,6 +173,7 @@ def test_a_last_group_of_fewer_batches_is_a_step_too() -> None:
     assert [step for step, _ in history(str(run.run_id), "lr")] == list(range(1, 9))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_other_precisions_train(precision: str) -> None:
     run = train(["--optimizer", "meta", *SHORT, f"--trainer.precision={precision}"])

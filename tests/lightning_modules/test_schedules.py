@@ -27,6 +27,7 @@ def test_linear_decay_ends_one_step_above_zero() -> None:
     assert seen == [1.0, 0.75, 0.5, 0.25]
 
 
+@pytest.mark.slow
 def test_a_replayed_run_has_the_weights_of_the_run_that_found_the_schedule() -> None:
     """Adam and a decay of its own, or AdamW with lr · weight_decay: the same arithmetic but for the last bits."""
     found = train(["--optimizer", "meta", *SHORT])

@@ -63,6 +63,7 @@ def test_the_starting_rate_is_never_read(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_stretches_alone_find_the_rate_from_far_off() -> None:
     found = {}
     for lr in (1e-4, 0.03, 3.0):
@@ -93,6 +94,7 @@ def test_a_stretch_has_the_batches_that_the_run_begins_with_beyond_the_first_epo
         assert all(torch.equal(batch["train"][0], x) for batch, x in zip(first, seen, strict=False))
 
 
+@pytest.mark.slow
 def test_what_the_search_tried_and_cost_is_in_mlflow(tmp_path: Path) -> None:
     cli = train(["--optimizer", "meta_search", "--model.stretch=0.1", *SHORT])  # 80 steps: stretches of 8
     passes = cli.model.passes - 80 * cli.datamodule.val_batch_size / 200  # those after the search
@@ -127,6 +129,7 @@ def test_a_run_without_an_end_or_without_a_datamodule_is_refused(tmp_path: Path)
         trainer(tmp_path).fit(SearchDecayModule(MLP()), data.train_dataloader(), data.val_dataloader())
 
 
+@pytest.mark.slow
 def test_lightnings_clipping_and_accumulation_are_there() -> None:
     cli = train(["--optimizer", "meta_search", *SHORT, "--trainer.gradient_clip_val=0.5"])
     assert cli.test_metrics["test/loss"] < 2.3
@@ -134,6 +137,7 @@ def test_lightnings_clipping_and_accumulation_are_there() -> None:
     assert accumulated.trainer.global_step == 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("time_constant", "direction"), [(0.5, -1), (1000.0, 1)])
 def test_the_adapted_decay_moves_towards_its_place(time_constant: float, direction: int) -> None:
     options = [

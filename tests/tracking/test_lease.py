@@ -17,6 +17,7 @@ def run() -> str:
     return str(client().create_run(open_experiment()).info.run_id)
 
 
+@pytest.mark.slow
 def test_a_process_that_was_killed_has_lost_it_and_one_that_lives_has_not(tmp_path: Path) -> None:
     run_id = run()
     code = f"""

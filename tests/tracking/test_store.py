@@ -50,6 +50,7 @@ def test_a_file_that_is_no_database_is_refused(store: Path, capsys: pytest.Captu
     assert "file is not a database" in refusal(capsys)
 
 
+@pytest.mark.slow
 def test_telemetry_is_off() -> None:
     """MLflow reads its environment while it is imported, so `tracking` must be imported before it."""
     code = "import experiment.training; from mlflow.telemetry.client import get_telemetry_client as get; print(get())"
@@ -108,6 +109,7 @@ def answer(url: str, question: dict[str, Any]) -> Any:
         return json.load(reply)
 
 
+@pytest.mark.slow
 def test_a_bare_mlflow_ui_beside_the_store_shows_the_runs(store: Path, tmp_path: Path) -> None:
     cli = train(["--optimizer", "meta", *SHORT])
     with socket.socket() as free:
