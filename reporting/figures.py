@@ -58,7 +58,7 @@ def evolution(lines: Lines, title: str = "") -> Figure:
 
 
 def draw_sensitivity(losses: Lines, rates: Lines, runs: pd.DataFrame, folder: Path, about: str = "") -> None:
-    """Draw `lr_sensitivity.png`: the test loss against the starting rate, and the rates of one arm from each start.
+    """Draw `lr_sensitivity.png`: the test loss against the starting rate, and the rates of the first arm from each start.
 
     losses: of `by_start`. rates: of `courses`, a label a start. runs: all of them.
     """
@@ -68,7 +68,7 @@ def draw_sensitivity(losses: Lines, rates: Lines, runs: pd.DataFrame, folder: Pa
     if losses["mean"].max() >= CEILING:
         left.set_ylabel(f"test loss (drawn at {CEILING:g} where it is above)")
     _draw(right, rates[rates.quantity == "lr"], starts, xlabel="step", **AXES["lr"])
-    right.set_title("the learning rate of meta")
+    right.set_title(f"learning rate of {order[0]}")
     figure.savefig(folder / "lr_sensitivity.png")
 
 
