@@ -58,7 +58,7 @@ def evolution(lines: Lines, title: str = "") -> Figure:
 
 
 def draw_sensitivity(losses: Lines, rates: Lines, runs: pd.DataFrame, folder: Path, about: str = "") -> None:
-    """Draw `lr_sensitivity.png`: the test loss against the starting rate, and the rates of the first arm from each start.
+    """Draw `lr_sensitivity.png`: test loss against starting rate, and the rates of the first arm from each start.
 
     losses: of `by_start`. rates: of `courses`, a label a start. runs: all of them.
     """
