@@ -28,13 +28,13 @@ def line(label: str, quantity: str, x: Sequence[float], runs: Any) -> Lines:
     return made.assign(label=label, quantity=quantity)
 
 
-def courses(runs: pd.DataFrame, by: str = "arm") -> Lines:
-    """Return validation loss by epoch, and rate, hypergradient and decay by step, of each label, where it has them.
+def courses(runs: pd.DataFrame) -> Lines:
+    """Return validation loss by epoch, and rate, hypergradient and decay by step, of each arm, where it has them.
 
     runs: a row a run; columns as in `COURSES`, each a list. A line ends where its first run does that diverged.
     """
     lines = [pd.DataFrame(columns=["label", "quantity", "x", "mean", "low", "high"])]
-    for label, own in runs.groupby(by, sort=False):
+    for label, own in runs.groupby("arm", sort=False):
         steps = min(map(len, own.lrs))
         for column, quantity in COURSES.items():
             points = min(map(len, own[column]))
