@@ -31,16 +31,18 @@ def step_table(results: dict[str, Any]) -> str:
 
 
 def run_table(results: dict[str, Any]) -> str:
-    """Return a row an arm: CPU time of a step of a run, and of the raw loop."""
-    header = ["arm", "raw loop, ms a step", "Lightning alone", "train.py", "train.py / raw loop"]
+    """Return a row an arm: CPU time of a step of a run, of bare Lightning, and of the raw loop."""
+    header = [
+        "arm",
+        "raw loop, ms a step",
+        "bare Lightning",
+        "train.py",
+        "train.py / bare Lightning",
+        "train.py / raw loop",
+    ]
     rows = [
-        [
-            f"`{arm}`",
-            f"{found['raw milliseconds a step']:.2f}",
-            f"{found['bare milliseconds a step']:.2f}" if arm == "adam" else "–",
-            f"{found['ours milliseconds a step']:.2f}",
-            f"{found['ratio a step']:.2f} ± {found['spread']:.2f}",
-        ]
+        [f"`{arm}`", *(f"{found[who]:.2f}" for who in ("raw", "bare", "ours"))]
+        + [f"{found[f'ours / {who}'][0]:.2f} ± {found[f'ours / {who}'][1]:.2f}" for who in ("bare", "raw")]
         for arm, found in results.items()
     ]
     return markdown(header, rows)

@@ -3,6 +3,7 @@
 import math
 import tempfile
 import time
+from functools import partial
 from typing import Any
 
 import optuna
@@ -23,16 +24,12 @@ def plain() -> list[float]:
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=5))
     for _ in range(TRIALS):
         trial = study.ask()
-        loss = raw.adam(EPOCHS, trial.suggest_float("lr", 1e-5, 1e-1, log=True)).validation[-1][0]
+        lr = trial.suggest_float("lr", 1e-5, 1e-1, log=True)
+        loss = raw.run(partial(raw.Adam, lr=lr), EPOCHS).validation[-1][0]
         study.tell(trial, loss if math.isfinite(loss) else math.inf)
     best = study.best_params["lr"]
-    records = [
-        raw.meta(EPOCHS, SEED),
-        raw.onestep(EPOCHS, seed=SEED),
-        raw.adam(EPOCHS, best, SEED),
-        raw.adam(EPOCHS, best, SEED, cosine=True),
-    ]
-    return [record.test_loss for record in records]
+    arms: list[raw.Make] = [raw.Meta, raw.OneStep, partial(raw.Adam, lr=best), partial(raw.Adam, lr=best, cosine=True)]
+    return [raw.run(arm, EPOCHS, SEED).test_loss for arm in arms]
 
 
 def ours(workers: int, seed: int) -> list[float]:

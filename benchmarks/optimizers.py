@@ -54,7 +54,7 @@ def error(make: Make, rate: float) -> float:
 
     net, optimizer, (x, y) = problem(make, rate)
     update = lookahead(optimizer, torch.tensor(1.0, dtype=torch.float64))
-    h = hypergradient(cross_entropy(net(x), y), optimizer, update).sum()
+    h = hypergradient(cross_entropy(net(x), y), update).sum()
     finite = (loss(EPSILON) - loss(-EPSILON)) / (2 * EPSILON)
     return float((h - finite).abs() / finite.abs())
 

@@ -25,15 +25,15 @@ def measure(name: str, rate: float, dtype: torch.dtype, probe_rate: float) -> fl
     net, arrays = MLP().to(dtype), generate(PUBLISHED)
     optimizer = getattr(torch.optim, name)(net.parameters(), lr=probe_rate)
     cross_entropy(net(arrays["x"][:BATCH].to(dtype)), arrays["y"][:BATCH]).backward()
-    update = lookahead(optimizer, torch.ones(()))
+    update = lookahead(optimizer, 1.0)
     if rate != probe_rate:
-        start = {p: p.detach() - change for p, change in update.items()}
-        update = {p: change * (rate / probe_rate) for p, change in update.items()}
+        [(params, steps)] = update
         with torch.no_grad():
-            for p, change in update.items():
-                p.copy_(start[p] + change)
+            for p, step in zip(params, steps, strict=True):
+                start = p - step
+                p.copy_(start + step.mul_(rate / probe_rate))
     look = cross_entropy(net(arrays["x"][BATCH : 2 * BATCH].to(dtype)), arrays["y"][BATCH : 2 * BATCH])
-    return hypergradient(look, optimizer, update).item()
+    return hypergradient(look, update).item()
 
 
 def main() -> None:

@@ -1,12 +1,13 @@
-"""The runs of `train.py --optimizer adam` and `meta` as plain PyTorch scripts, to the same numbers: the limit of a run.
+"""The arms `adam`, `cosine`, `meta_onestep` and `meta` as plain PyTorch, to the same numbers: the limit of a run.
 
 No Lightning, no MLflow, no checkpoint; what stays is the arithmetic, and the record of rate and loss of every step.
 """
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,9 +15,24 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from data.mnist1d import PUBLISHED, generate
+from hypergradient.start import weights_per_step
 
 Batch = tuple[Tensor, Tensor]
-BATCH, LOOK, EVERY, PER_EPOCH = 128, 128, 16, 32
+BATCH, EVERY, PER_EPOCH = 128, 16, 32
+
+
+class Arm(Protocol):
+    """The steps of a run: the rate of the last one, and the network that is validated."""
+
+    rate: float
+    result: nn.Module
+
+    def step(self, train: Batch, look: Batch) -> Tensor:
+        """Take a step on a training batch, with a validation batch to look at; return the training loss, 0-d."""
+
+
+Make = Callable[[nn.Module, int], Arm]
+"""(network, steps of the run) -> arm."""
 
 
 @dataclass
@@ -29,19 +45,12 @@ class Record:
     test_loss: float = math.nan
 
 
-def batches(data: Batch, size: int, samples: int, seed: int, epoch: int) -> Iterator[Batch]:
-    """Yield an epoch's batches, in the order that the project's loader has."""
+def batches(data: Batch, samples: int, seed: int, epoch: int) -> Iterator[Batch]:
+    """Return an epoch's batches, in the order that the project's loader has."""
     order_seed = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64).item()
     draw, (x, y) = torch.Generator().manual_seed(order_seed), data
-    orders = [torch.randperm(len(x), generator=draw) for _ in range(-(-samples // len(x)))]
-    for rows in torch.cat(orders)[:samples].split(size):
-        yield x[rows], y[rows]
-
-
-def pairs(data: dict[str, Batch], seed: int, epoch: int) -> Iterator[tuple[Batch, Batch]]:
-    """Yield an epoch's pairs of a training and a validation batch."""
-    train = batches(data["train"], BATCH, len(data["train"][0]), seed, epoch)
-    return zip(train, batches(data["val"], LOOK, PER_EPOCH * LOOK, seed + 1, epoch), strict=True)
+    rows = torch.cat([torch.randperm(len(x), generator=draw) for _ in range(-(-samples // len(x)))])[:samples]
+    return zip(x[rows].split(BATCH), y[rows].split(BATCH), strict=True)
 
 
 def start(seed: int) -> tuple[nn.Module, dict[str, Batch]]:
@@ -56,11 +65,6 @@ def start(seed: int) -> tuple[nn.Module, dict[str, Batch]]:
     }
 
 
-def tensors(network: nn.Module) -> list[Tensor]:
-    """Return the parameters."""
-    return list(network.parameters())
-
-
 @torch.no_grad()
 def evaluate(network: nn.Module, batch: Batch) -> tuple[float, float]:
     """Return loss and accuracy."""
@@ -68,103 +72,131 @@ def evaluate(network: nn.Module, batch: Batch) -> tuple[float, float]:
     return float(cross_entropy(logits, batch[1])), float((logits.argmax(1) == batch[1]).float().mean())
 
 
-def adam(epochs: int, lr: float, seed: int = 0, cosine: bool = False) -> Record:
-    """Train with Adam, the rate annealed or not."""
+def run(make: Make, epochs: int, seed: int = 0) -> Record:
+    """Train, validate after each epoch, and test."""
     network, data = start(seed)
-    optimizer, record = torch.optim.Adam(network.parameters(), lr=lr), Record()
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * PER_EPOCH) if cosine else None
+    arm, record = make(network, epochs * PER_EPOCH), Record()
     for epoch in range(epochs):
-        for x, y in batches(data["train"], BATCH, len(data["train"][0]), seed, epoch):
-            optimizer.zero_grad()
-            loss = cross_entropy(network(x), y)
-            loss.backward()
-            optimizer.step()
-            record.rates.append(optimizer.param_groups[0]["lr"])
-            record.losses.append(loss.detach())
-            if schedule:
-                schedule.step()
-        record.validation.append(evaluate(network, data["val"]))
-    record.test_loss = evaluate(network, data["test"])[0]
+        train = batches(data["train"], len(data["train"][0]), seed, epoch)
+        for batch, look in zip(train, batches(data["val"], PER_EPOCH * BATCH, seed + 1, epoch), strict=True):
+            record.losses.append(arm.step(batch, look))
+            record.rates.append(arm.rate)
+        record.validation.append(evaluate(arm.result, data["val"]))
+    record.test_loss = evaluate(arm.result, data["test"])[0]
     return record
 
 
-def onestep(epochs: int, lr: float = 1e-3, meta_lr: float = 0.05, seed: int = 0) -> Record:
-    """Train with Adam at a rate that follows the hypergradient step by step."""
-    network, data = start(seed)
-    params, record = tensors(network), Record()
-    log_scale = torch.zeros(())
-    optimizer, meta_optimizer = torch.optim.Adam(params, lr=lr), torch.optim.Adam([log_scale], lr=meta_lr)
-    for epoch in range(epochs):
-        for (x, y), look in pairs(data, seed, epoch):
-            optimizer.zero_grad()
-            loss = cross_entropy(network(x), y)
-            loss.backward()
-            before, scale = [p.detach().clone() for p in params], log_scale.exp()
-            optimizer.param_groups[0]["lr"] = lr * float(scale)
-            optimizer.step()
-            gradient = torch.autograd.grad(cross_entropy(network(look[0]), look[1]), params)
-            with torch.no_grad():
-                update = torch._foreach_sub(params, before)
-                log_scale.grad = sum(torch.sum(g * u) for g, u in zip(gradient, update, strict=True))  # type: ignore[assignment]
-                meta_optimizer.step()
-                torch._foreach_add_(params, update, alpha=float(log_scale.exp() / scale) - 1)
-            record.rates.append(lr * float(log_scale.exp()))
-            record.losses.append(loss.detach())
-        record.validation.append(evaluate(network, data["val"]))
-    record.test_loss = evaluate(network, data["test"])[0]
-    return record
+class Adam:
+    """Adam, its rate annealed or not."""
+
+    def __init__(self, network: nn.Module, steps: int, lr: float, cosine: bool = False) -> None:
+        self.result, self.rate = network, lr
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps) if cosine else None
+
+    def step(self, train: Batch, _look: Batch) -> Tensor:
+        """Take a step."""
+        self.optimizer.zero_grad()
+        loss = cross_entropy(self.result(train[0]), train[1])
+        loss.backward()
+        self.rate = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        if self.schedule:
+            self.schedule.step()
+        return loss.detach()
 
 
-def meta(epochs: int, seed: int = 0, kappa: float = 2.0, c: float = 0.03, decay: float = 0.005) -> Record:
-    """Train with Adam at a rate that a hypothetical run beside it moves, and averaged weights."""
-    network, data = start(seed)
-    twin, averaged = copy.deepcopy(network), copy.deepcopy(network)
-    params, others, average, record = tensors(network), tensors(twin), tensors(averaged), Record()
-    difference = [torch.zeros_like(p) for p in params]
-    optimizer, other = torch.optim.Adam(params, lr=1.0), torch.optim.Adam(others, lr=1.0)
-    step = moved = moves = looks = 0
-    alpha, weight_decay, tau, length = 0.0, 0.0, 1, epochs * PER_EPOCH
-    sums, squares = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    for epoch in range(epochs):
-        for (x, y), look in pairs(data, seed, epoch):
-            loss = backward(network, params, x, y)
-            if step == 0:
-                unit = _unit(params)
-                alpha, weight_decay = c * unit, decay / unit
-            moves_now = step and step - moved >= max(1.0, 0.1 * step)
-            if moves_now or (step and step % EVERY == 0):
-                gradient = torch.autograd.grad(cross_entropy(averaged(look[0]), look[1]), average)
-                rate = sum(torch.sum(g * z) for g, z in zip(gradient, difference, strict=True))
-                shrunk = -sum(torch.sum(g * p.detach()) for g, p in zip(gradient, params, strict=True))
-                sums += torch.tensor([float(rate), alpha * weight_decay * float(shrunk)], dtype=torch.float64)
-                looks += 1
-            if moves_now:
-                moves, h = moves + 1, sums / looks
-                squares += (h**2 - squares) / min(moves, 10)
-                z, z_decay = (h / squares.sqrt()).clamp(-2, 2).tolist()
-                alpha *= math.exp(-kappa * z * math.log((step + 20) / (tau + 20)))
-                weight_decay *= math.exp(-z_decay * (step - moved) / max(step, length / 4))
-                moved = tau = step
-                sums, looks = torch.zeros(2, dtype=torch.float64), 0
-            _step(optimizer, params, alpha, alpha * weight_decay)
-            part = min(len(y), max(16, int(0.375 * len(y))))
-            backward(twin, others, x[:part], y[:part])
-            _step(other, others, 2 * alpha, alpha * weight_decay)
-            step += 1
-            with torch.no_grad():
-                torch._foreach_lerp_([*others, *_moments(other)], [*params, *_moments(optimizer)], 0.1)
-                weight = 1 / max(1.0, 0.1 * step)
-                torch._foreach_lerp_([*average, *difference], [*params, *torch._foreach_sub(others, params)], weight)
-            record.rates.append(alpha)
-            record.losses.append(loss)
-        record.validation.append(evaluate(averaged, data["val"]))
-    record.test_loss = evaluate(averaged, data["test"])[0]
-    return record
+class OneStep:
+    """Adam at a rate that follows the hypergradient step by step."""
+
+    def __init__(self, network: nn.Module, _steps: int, lr: float = 1e-3, meta_lr: float = 0.05) -> None:
+        self.result, self.lr = network, lr
+        self.params: list[Tensor] = list(network.parameters())
+        self.log_scale, self.rate = torch.zeros(()), lr
+        self.optimizer = torch.optim.Adam(self.params, lr=lr)
+        self.meta_optimizer = torch.optim.Adam([self.log_scale], lr=meta_lr)
+
+    def step(self, train: Batch, look: Batch) -> Tensor:
+        """Take a hypothetical step, look, and make it the real one."""
+        loss = backward(self.result, self.params, train)
+        before, scale = [p.detach().clone() for p in self.params], self.log_scale.exp()
+        self.optimizer.param_groups[0]["lr"] = self.lr * float(scale)
+        self.optimizer.step()
+        gradient = torch.autograd.grad(cross_entropy(self.result(look[0]), look[1]), self.params)
+        with torch.no_grad():
+            update = torch._foreach_sub(self.params, before)
+            self.log_scale.grad = sum(torch.sum(g * u) for g, u in zip(gradient, update, strict=True))  # type: ignore[assignment]
+            self.meta_optimizer.step()
+            torch._foreach_add_(self.params, update, alpha=float(self.log_scale.exp() / scale) - 1)
+        self.rate = self.lr * float(self.log_scale.exp())
+        return loss
 
 
-def backward(network: nn.Module, params: list[Tensor], x: Tensor, y: Tensor) -> Tensor:
+class Meta:
+    """Adam at a rate that a hypothetical run beside it moves, and averaged weights."""
+
+    def __init__(
+        self, network: nn.Module, steps: int, kappa: float = 2.0, c: float = 0.03, decay: float = 0.005
+    ) -> None:
+        self.network, self.twin, self.result = network, copy.deepcopy(network), copy.deepcopy(network)
+        self.params: list[Tensor] = list(network.parameters())
+        self.others: list[Tensor] = list(self.twin.parameters())
+        self.average: list[Tensor] = list(self.result.parameters())
+        self.difference = [torch.zeros_like(p) for p in self.params]
+        self.optimizer, self.other = (torch.optim.Adam(params, lr=1.0) for params in (self.params, self.others))
+        self.length, self.kappa, self.c = steps, kappa, c
+        self.rate, self.decay = 0.0, decay
+        self.steps = self.moved = self.moves = self.looks = 0
+        self.tau = 1
+        self.sums, self.squares = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+
+    def step(self, train: Batch, look: Batch) -> Tensor:
+        """Look and move the rate, where it is time; take the real step and the hypothetical one; average."""
+        loss, (x, y) = backward(self.network, self.params, train), train
+        if self.steps == 0:
+            unit = weights_per_step(self.optimizer)  # not written twice: another last digit would be another run
+            self.rate, self.decay = self.c * unit, self.decay / unit
+        moves_now = self.steps and self.steps - self.moved >= max(1.0, 0.1 * self.steps)
+        if moves_now or (self.steps and self.steps % EVERY == 0):
+            self._look(look)
+        if moves_now:
+            self._move()
+        shrunk = self.rate * self.decay
+        _step(self.optimizer, self.params, self.rate, shrunk)
+        part = min(len(y), max(16, int(0.375 * len(y))))
+        backward(self.twin, self.others, (x[:part], y[:part]))
+        _step(self.other, self.others, 2 * self.rate, shrunk)
+        self.steps += 1
+        self._pull_and_average()
+        return loss
+
+    def _look(self, look: Batch) -> None:
+        gradient = torch.autograd.grad(cross_entropy(self.result(look[0]), look[1]), self.average)
+        rate = sum(torch.sum(g * z) for g, z in zip(gradient, self.difference, strict=True))
+        shrunk = -sum(torch.sum(g * p.detach()) for g, p in zip(gradient, self.params, strict=True))
+        self.sums += torch.tensor([float(rate), self.rate * self.decay * float(shrunk)], dtype=torch.float64)
+        self.looks += 1
+
+    def _move(self) -> None:
+        self.moves, h = self.moves + 1, self.sums / self.looks
+        self.squares += (h**2 - self.squares) / min(self.moves, 10)
+        z, z_decay = (h / self.squares.sqrt()).clamp(-2, 2).tolist()
+        self.rate *= math.exp(-self.kappa * z * math.log((self.steps + 20) / (self.tau + 20)))
+        self.decay *= math.exp(-z_decay * (self.steps - self.moved) / max(self.steps, self.length / 4))
+        self.moved = self.tau = self.steps
+        self.sums, self.looks = torch.zeros(2, dtype=torch.float64), 0
+
+    @torch.no_grad()
+    def _pull_and_average(self) -> None:
+        pulled, real = ([*p, *_moments(o)] for p, o in ((self.others, self.other), (self.params, self.optimizer)))
+        torch._foreach_lerp_(pulled, real, 0.1)
+        now = [*self.params, *torch._foreach_sub(self.others, self.params)]
+        torch._foreach_lerp_([*self.average, *self.difference], now, 1 / max(1.0, 0.1 * self.steps))
+
+
+def backward(network: nn.Module, params: list[Tensor], batch: Batch) -> Tensor:
     """Give the parameters the gradients of a batch; return its loss."""
-    loss = cross_entropy(network(x), y)
+    loss = cross_entropy(network(batch[0]), batch[1])
     for p, g in zip(params, torch.autograd.grad(loss, params), strict=True):
         p.grad = g
     return loss.detach()
@@ -179,11 +211,3 @@ def _step(optimizer: torch.optim.Optimizer, params: list[Tensor], rate: float, d
 
 def _moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
-
-
-def _unit(params: list[Tensor]) -> float:
-    """Return rms(θ) / rms(Δ(1)) of Adam, whose hundredth equal step is g / (|g| + ε)."""
-    pairs = [(p.detach(), p.grad / (p.grad.abs() + 1e-8)) for p in params if p.grad is not None and p.dim() > 1]
-    size = sum(p.numel() for p, _ in pairs)
-    step = math.sqrt(sum(float((d**2).sum()) for _, d in pairs) / size)
-    return math.exp(sum(p.numel() * 0.5 * math.log(float((p**2).mean())) for p, _ in pairs) / size) / step

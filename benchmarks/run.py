@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from benchmarks import raw
+from benchmarks.measure import ratio
 from data import MNIST1DDataModule
 from experiment.presets import QUIET, ROOT
 from experiment.training import train
-from lightning_modules import MLP
+from lightning_modules import MLP, SupervisedModule
 from tracking.logger import Tracker
 
 LR, SHORT, LONG = 3e-3, 25, 100  # epochs of 32 steps; the difference of the two is free of what a run costs once
@@ -39,38 +39,50 @@ def ours(arm: str, epochs: int) -> float:
     return cli.test_metrics["test/loss"]
 
 
+ARMS: dict[str, raw.Make] = {"adam": partial(raw.Adam, lr=LR), "meta": raw.Meta}
+
+
 def theirs(arm: str, epochs: int) -> float:
     """Train by the raw loop and return the test loss."""
-    return (raw.adam(epochs, LR) if arm == "adam" else raw.meta(epochs)).test_loss
+    return raw.run(ARMS[arm], epochs).test_loss
 
 
 class Bare(LightningModule):
-    """The arm `adam` with nothing around it: what Lightning alone costs."""
+    """The steps of a raw arm in a LightningModule: manual optimization, and nothing around it."""
 
-    def __init__(self) -> None:
+    def __init__(self, make: raw.Make, steps: int) -> None:
         super().__init__()
-        self.network = MLP()
+        self.automatic_optimization = False
+        self.arm = make(MLP(), steps)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the loss."""
-        x, y = batch["train"]
-        return cross_entropy(self.network(x), y)
+        """Take the step, and return the loss."""
+        return self.arm.step(batch["train"], batch["val"])
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Build Adam."""
-        return torch.optim.Adam(self.parameters(), lr=LR)
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Log loss and accuracy."""
+        loss, accuracy = raw.evaluate(self.arm.result, batch)
+        self.log_dict({"val/loss": loss, "val/accuracy": accuracy}, prog_bar=True, batch_size=len(batch[1]))
+
+    def configure_optimizers(self) -> None:
+        """Leave it to the arm."""
 
 
-def bare(epochs: int) -> None:
-    """Train by a Trainer without logger, callback and validation, on the project's own loader."""
+def bare(arm: str, epochs: int) -> None:
+    """Train by a Trainer without logger and callback, with the project's own loader and validation.
+
+    `adam` is the project's module under automatic optimization; of `meta` Lightning gets the arithmetic alone.
+    """
     off: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = Trainer(max_epochs=epochs, accelerator="cpu", limit_val_batches=0, enable_model_summary=False, **off)
-    trainer.fit(Bare(), datamodule=MNIST1DDataModule())
+    off |= {"accelerator": "cpu", "enable_model_summary": False, "num_sanity_val_steps": 0}
+    module = SupervisedModule(MLP(), LR) if arm == "adam" else Bare(ARMS[arm], epochs * raw.PER_EPOCH)
+    Trainer(max_epochs=epochs, **off).fit(module, datamodule=MNIST1DDataModule(batch_size=raw.BATCH))
 
 
 def tracking(steps: int = 3_000) -> float:
     """Return the CPU milliseconds a step that three values a step cost on their way into MLflow."""
     tracker = Tracker()
+    assert tracker.run_id  # makes the run: before it there is nothing to send to
 
     def log() -> None:
         for step in range(steps):
@@ -81,32 +93,28 @@ def tracking(steps: int = 3_000) -> float:
 
 
 def whole_runs(rounds: int = 5) -> dict[str, Any]:
-    """Measure runs of both, interleaved; the CPU time of a step is from the difference of a long and a short run.
+    """Measure runs of all three, interleaved; the CPU time of a step is from the difference of a long and a short run.
 
     Raises:
-        AssertionError: the two do not end at the same test loss, so that something else would be timed.
+        AssertionError: ours and raw do not end at the same test loss, so that something else would be timed.
     """
     torch.set_num_threads(1)
-    results = {}
-    for arm in ("adam", "meta"):
-        ours(arm, 1), theirs(arm, 1)  # imports, data
-        steps, ratios = [], []
-        for _ in range(rounds):
-            seconds = {}
-            for epochs in (SHORT, LONG):
-                seconds["raw", epochs], raw_loss = cpu_seconds(partial(theirs, arm, epochs))
-                seconds["ours", epochs], our_loss = cpu_seconds(partial(ours, arm, epochs))
-                seconds["bare", epochs] = cpu_seconds(partial(bare, epochs))[0]
-                if abs(our_loss - raw_loss) > 1e-6:
-                    raise AssertionError(f"{arm}, {epochs} epochs: {our_loss} is not the raw loop's {raw_loss}")
-            count = raw.PER_EPOCH * (LONG - SHORT)
-            step = {who: (seconds[who, LONG] - seconds[who, SHORT]) / count for who in ("raw", "bare", "ours")}
-            steps.append(step)
-            ratios.append(step["ours"] / step["raw"])
-        results[arm] = {
-            f"{who} milliseconds a step": 1000 * float(np.median([step[who] for step in steps])) for who in steps[0]
-        } | {"ratio a step": float(np.median(ratios)), "spread": float(np.ptp(ratios)) / 2}
-    return results
+    return {arm: _whole_run(arm, rounds) for arm in ARMS}
+
+
+def _whole_run(arm: str, rounds: int) -> dict[str, Any]:
+    calls: dict[str, Callable[[str, int], Any]] = {"raw": theirs, "bare": bare, "ours": ours}
+    steps: dict[str, list[float]] = {who: [] for who in calls}
+    for call in calls.values():
+        call(arm, 1)  # imports, data
+    for _ in range(rounds):
+        of = {(who, epochs): cpu_seconds(partial(calls[who], arm, epochs)) for epochs in (SHORT, LONG) for who in calls}
+        if of["ours", LONG][1] != of["raw", LONG][1]:
+            raise AssertionError(f"{arm}: {of['ours', LONG][1]} is not the raw loop's {of['raw', LONG][1]}")
+        for who, seconds in steps.items():
+            seconds.append((of[who, LONG][0] - of[who, SHORT][0]) / raw.PER_EPOCH / (LONG - SHORT))
+    ratios = {f"ours / {who}": ratio(steps, "ours", who) for who in ("bare", "raw")}
+    return {who: 1000 * float(np.median(seconds)) for who, seconds in steps.items()} | ratios
 
 
 STARTS = {

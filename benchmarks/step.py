@@ -1,12 +1,13 @@
 """What one adapted step costs, beside a plain step, the limit and the peers: `python -m benchmarks.step`."""
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from benchmarks import peers
@@ -30,14 +31,14 @@ def plain_step(network: nn.Module, optimizer: Optimizer, train: Batch, _look: Ba
 
 def adapted(network: nn.Module, optimizer: Optimizer, train: Batch, look: Batch, every: int = 1) -> Step:
     """Return the adapted step of `OneStepModule`, in every k-th step; a plain one between."""
-    log_scale, count = torch.zeros((), dtype=look[0].dtype), 0
+    log_scale, count = 0.0, 0
 
-    def step() -> Tensor | None:
-        nonlocal count
+    def step() -> float | None:
+        nonlocal log_scale, count
         count += 1
         optimizer.zero_grad()
         loss(network, train).backward()
-        scale = log_scale.exp()
+        scale = math.exp(log_scale)
         if (count - 1) % every:
             with scaled(optimizer, scale):
                 optimizer.step()
@@ -45,9 +46,9 @@ def adapted(network: nn.Module, optimizer: Optimizer, train: Batch, look: Batch,
         update = lookahead(optimizer, scale)
         optimizer.zero_grad()
         with no_trace(network):
-            h = hypergradient(loss(network, look), optimizer, update).sum()
-        log_scale.sub_(META_LR * h)
-        real_step(optimizer, update, log_scale.exp() / scale)
+            h = float(hypergradient(loss(network, look), update).sum())
+        log_scale -= META_LR * h
+        real_step(update, math.exp(log_scale) / scale)
         return h
 
     return step

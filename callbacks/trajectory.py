@@ -1,6 +1,8 @@
 """The learning rate of every step, in the logger."""
 
 import csv
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,17 @@ from reporting.figures import evolution
 
 MOST = 100  # points that wait to be handed over
 COLUMNS = ["step", "lr", "decay", "hypergradient"]
+Point = tuple[int, dict[str, float]]
+"""A step, and what was seen there, by name."""
 
 
 class Trajectory(Callback):
     """Record what `training_step` returns beside the loss: rate, and hypergradient and lookahead loss where there are.
 
     A module that returns no `lr` is asked for its optimizer's. The points go to the loggers every hundred steps, at the
-    end of an epoch, and when the run ends, however it ends. With MLflow, `schedule.csv` (a row a step) grows beside the
-    run's checkpoints, and is kept as its artifact in the end, as is a figure of it, where the run is not one of many.
+    end of an epoch, and when the run ends, however it ends; those between two equal ones stay out, as a line through
+    the others runs through them. With MLflow, `schedule.csv` (a row a step) grows beside the run's checkpoints, and is
+    kept as its artifact in the end, as is a figure of it, where the run is not one of many.
     """
 
     def __init__(self) -> None:
@@ -91,8 +96,8 @@ class Trajectory(Callback):
 
     def _hand_over(self, trainer: Trainer) -> None:
         points, self.points = [(step, {k: float(v) for k, v in seen.items()}) for step, seen in self.points], []
-        for logger in trainer.loggers:
-            for step, seen in points:
+        for step, seen in needed(points):
+            for logger in trainer.loggers:
                 logger.log_metrics(seen, step)
         if points and (file := _schedule(trainer)):
             with file.open("a", newline="") as out:
@@ -100,6 +105,18 @@ class Trajectory(Callback):
                     [step, repr(seen["lr"]), repr(seen.get("decay", 0.0)), seen.get("hypergradient", "")]
                     for step, seen in points
                 )
+
+
+def needed(points: list[Point]) -> Iterator[Point]:
+    """Yield the points without the values that equal the one before and the one after, of the same name."""
+    kept: list[dict[str, float]] = [{} for _ in points]
+    for name in dict.fromkeys(name for _, seen in points for name in seen):
+        values = {index: seen[name] for index, (_, seen) in enumerate(points) if name in seen}
+        for _, equal in groupby(values, values.__getitem__):
+            first, *rest = equal
+            for index in (first, *rest[-1:]):
+                kept[index][name] = values[index]
+    return ((step, seen) for (step, _), seen in zip(points, kept, strict=True) if seen)
 
 
 def _schedule(trainer: Trainer) -> Path | None:

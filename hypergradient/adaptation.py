@@ -132,9 +132,9 @@ class Adaptation:
 
         validation_loss: of a network, 0-d, on a validation batch.
         """
-        loss, h = self.twin.hypergradients(validation_loss, self.average)
+        loss, h = self.twin.hypergradients(validation_loss, self.average).split([1, 2])
         self.looks += 1
-        if h.isfinite().all():
+        if math.isfinite(h.sum()):
             self.sums += h * torch.tensor([1.0, self.rate * self.weight_decay], dtype=torch.float64)
             self.count += 1
         if self.count and self.climbing:

@@ -82,7 +82,7 @@ class OneStepAdapter(StepHooks):
         self.moments = torch.zeros(2, len(optimizer.param_groups), dtype=torch.float64)  # running mean and square of h
         self.looks = self.at_bound = 0  # at_bound: looks in a row
         self.last: dict[str, Tensor] = {}
-        self.start: Update = {}
+        self.start: Update = []
         self.attach()
 
     def state_dict(self) -> dict[str, Any]:
@@ -111,7 +111,7 @@ class OneStepAdapter(StepHooks):
         self._grow(len(self.optimizer.param_groups))
         finite = self.drop_unless_finite()
         look = finite and (self.steps - 1) % self.every == 0
-        self.start = weights(self.optimizer) if look else {}
+        self.start = weights(self.optimizer) if look else []
         if finite and not look:
             self.in_a_row = 0  # where there is a look, what it finds decides
         self.rates = scale_rates(self.optimizer, self.log_scale.exp())
@@ -134,7 +134,7 @@ class OneStepAdapter(StepHooks):
         own = list(self.rates or ())
         self.restore()
         if self.start:
-            update, self.start = difference(self.start), {}
+            update, self.start = difference(self.start), []
             self._adapt(update, own)
 
     def _adapt(self, update: Update, rates: list[float]) -> None:
@@ -146,7 +146,7 @@ class OneStepAdapter(StepHooks):
                     f"{type(self).__name__}: validation_loss must return the mean loss, 0-d, that backward() takes, "
                     f"got {found}."
                 )
-            [h] = mean_over_processes([hypergradient(loss, self.optimizer, update)])
+            [h] = mean_over_processes([hypergradient(loss, update)])
         h = h.to(self.log_scale.device, torch.float64)
         if not h.isfinite().all():
             self.skip("the hypergradient is")
@@ -155,7 +155,7 @@ class OneStepAdapter(StepHooks):
         self.looks += 1
         old = self.log_scale.clone()
         bounded = self._move(h)
-        real_step(self.optimizer, update, (self.log_scale - old).exp())
+        real_step(update, (self.log_scale - old).exp())
         self._warn(bounded, any(rates) and not h.any())
         own = torch.tensor(rates, dtype=torch.float64)
         self.last = {

@@ -18,23 +18,23 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-Update = dict[Tensor, Tensor]
-"""Δ of each parameter that has a gradient: the others do not move."""
+Update = list[tuple[list[Tensor], list[Tensor]]]
+"""Of each group the parameters that have a gradient, and Δ of each: the others do not move."""
 
 
-def scale_rates(optimizer: Optimizer, scale: Tensor) -> list[float]:
+def scale_rates(optimizer: Optimizer, scale: float | Tensor) -> list[float]:
     """Set every group's rate to `lr * scale` and return the rates before.
 
-    scale: 0-d for one factor on all groups, or (groups,).
+    scale: a number or 0-d for one factor on all groups, or (groups,).
     """
     rates = [group["lr"] for group in optimizer.param_groups]
-    for group, factor in zip(optimizer.param_groups, _per_group(optimizer, scale), strict=True):
+    for group, factor in zip(optimizer.param_groups, _per_group(scale, len(optimizer.param_groups)), strict=True):
         group["lr"] = group["lr"] * factor
     return rates
 
 
 @contextmanager
-def scaled(optimizer: Optimizer, scale: Tensor) -> Iterator[None]:
+def scaled(optimizer: Optimizer, scale: float | Tensor) -> Iterator[None]:
     """Let every group step at `lr * scale` here: an LR schedule goes on from its own value."""
     rates = scale_rates(optimizer, scale)
     try:
@@ -46,19 +46,22 @@ def scaled(optimizer: Optimizer, scale: Tensor) -> Iterator[None]:
 
 def weights(optimizer: Optimizer) -> Update:
     """Return a copy of θ, of the parameters that have a gradient: the others do not move."""
-    return {p: p.detach().clone() for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
+    moved = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
+    return [(params, [p.detach().clone() for p in params]) for params in moved]
 
 
 @torch.no_grad()
 def difference(start: Update) -> Update:
     """Turn the copy of θ into Δ = θ' - θ, in place: Δ takes no memory of its own."""
-    for p, before in start.items():
-        torch.sub(p, before, out=before)
+    for params, before in start:
+        if params:  # a group may be frozen whole
+            torch._foreach_neg_(before)
+            torch._foreach_add_(before, params)
     return start
 
 
 @torch.no_grad()
-def lookahead(optimizer: Optimizer, scale: Tensor) -> Update:
+def lookahead(optimizer: Optimizer, scale: float | Tensor) -> Update:
     """Step to θ' = θ + Δ, every group at `lr * scale`, and return Δ.
 
     The step is the optimizer's own, so θ' is bit for bit what plain training would reach.
@@ -67,37 +70,38 @@ def lookahead(optimizer: Optimizer, scale: Tensor) -> Update:
         ValueError: no parameter has a gradient.
     """
     start = weights(optimizer)
-    if not start:
+    if not any(params for params, _ in start):
         raise ValueError("No parameter has a gradient, so there is no step to look ahead to: call backward() first.")
     with scaled(optimizer, scale):
         optimizer.step()
     return difference(start)
 
 
-def hypergradient(lookahead_loss: Tensor, optimizer: Optimizer, update: Update) -> Tensor:
+def hypergradient(lookahead_loss: Tensor, update: Update) -> Tensor:
     """Return dL_val/d log α at the lookahead, by group: (groups,), in units of the loss.
 
     Equals ⟨∇L_val(θ'), Δ⟩ (Baydin et al. 2018, arXiv 1703.04782, with the validation loss in place of the training
     loss). Its sum is the derivative for one rate that scales all groups. `.grad` of no parameter is touched.
     """
-    params = [p for p in update if p.requires_grad]
-    gradients = torch.autograd.grad(lookahead_loss, params, materialize_grads=True)
-    dot = {p: torch.dot(g.reshape(-1), update[p].reshape(-1)) for p, g in zip(params, gradients, strict=True)}
+    pairs = [[(p, d) for p, d in zip(*group, strict=True) if p.requires_grad] for group in update]
+    params = [p for group in pairs for p, _ in group]
+    gradients = iter(torch.autograd.grad(lookahead_loss, params, materialize_grads=True))
     zero = torch.zeros_like(lookahead_loss)  # of a group that is frozen whole
-    return torch.stack([sum((dot[p] for p in group["params"] if p in dot), zero) for group in optimizer.param_groups])
+    return torch.stack(
+        [sum((torch.dot(next(gradients).ravel(), d.ravel()) for _, d in group), zero) for group in pairs]
+    )
 
 
 @torch.no_grad()
-def real_step(optimizer: Optimizer, update: Update, ratio: Tensor) -> None:
+def real_step(update: Update, ratio: float | Tensor) -> None:
     """Move from the lookahead to the step at the new rate: θ ← θ' + (α_new/α - 1) Δ.
 
-    ratio: α_new/α, 0-d or (groups,). At 1 the parameters keep every bit.
+    ratio: α_new/α, a number, 0-d or (groups,). At 1 the parameters keep every bit.
     """
-    for group, factor in zip(optimizer.param_groups, _per_group(optimizer, ratio), strict=True):
-        moved = [p for p in group["params"] if p in update]
-        if moved:  # a group may be frozen whole
-            torch._foreach_add_(moved, [update[p] for p in moved], alpha=factor - 1)
+    for (params, steps), factor in zip(update, _per_group(ratio, len(update)), strict=True):
+        if params:
+            torch._foreach_add_(params, steps, alpha=factor - 1)
 
 
-def _per_group(optimizer: Optimizer, factor: Tensor) -> list[float]:
-    return factor.expand(len(optimizer.param_groups)).tolist()
+def _per_group(factor: float | Tensor, groups: int) -> list[float]:
+    return factor.expand(groups).tolist() if isinstance(factor, Tensor) else [factor] * groups

@@ -20,28 +20,35 @@ def no_trace(network: nn.Module, batch_statistics: bool = False) -> Iterator[Non
     batch_statistics: let BatchNorm normalise by the batch, and put its buffers back: where it has no statistics yet, or
     none of these weights.
     """
-    modes = {module: module.training for module in network.modules()}
+    modules = list(network.modules())
+    modes = [module.training for module in modules]
     buffers = {buffer: buffer.detach().clone() for buffer in network.buffers()} if batch_statistics else {}
-    metrics = [module for module in network.modules() if hasattr(module, "_update_count")]  # torchmetrics: no buffers
+    metrics = [module for module in modules if "_update_count" in vars(module)]  # torchmetrics: no buffers
     counted = [{name: copy.deepcopy(getattr(metric, name)) for name in _states(metric)} for metric in metrics]
-    recurrent = any(isinstance(module, nn.RNNBase) for module in modes)  # cuDNN's have no backward in evaluation mode
-    network.eval()
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.train(batch_statistics)
+    recurrent = any(isinstance(module, nn.RNNBase) for module in modules)  # cuDNN's have no backward in evaluation mode
+    for module in modules:
+        module.training = batch_statistics and isinstance(module, nn.modules.batchnorm._BatchNorm)
     try:
         backend = torch.backends.cudnn
         cudnn = backend.flags(enabled=False, deterministic=backend.deterministic) if recurrent else nullcontext()
-        with cudnn, torch.random.fork_rng():  # some networks draw in evaluation mode too (a VAE, functional dropout)
+        # some networks draw in evaluation mode too (a VAE, functional dropout)
+        with cudnn, torch.random.fork_rng(devices=gpus(network)):
             yield
     finally:
-        for module, mode in modes.items():
+        for module, mode in zip(modules, modes, strict=True):
             module.training = mode
         for metric, states in zip(metrics, counted, strict=True):
             vars(metric).update(states)
         with torch.no_grad():
             for buffer, value in buffers.items():
                 buffer.copy_(value)
+
+
+def gpus(network: nn.Module) -> list[int]:
+    """Return the CUDA devices that the network lies on, whose random streams it may draw from."""
+    if not torch.cuda.is_initialized():
+        return []
+    return list({p.device.index for p in network.parameters() if p.is_cuda})
 
 
 def _states(metric: Any) -> list[str]:

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from hypergradient.copies import copy_network, copy_onto, paired_states
 from hypergradient.processes import mean_over_processes
-from hypergradient.trace import no_trace
+from hypergradient.trace import gpus, no_trace
 
 SCHEDULED = ("momentum", "betas", "weight_decay")  # what schedules change beside the rate
 
@@ -78,8 +78,7 @@ class Twin:
         loss: of a network on a part of the real step's batch, 0-d. decay: the part of each weight that the real step
         took away.
         """
-        devices = {p.device.index for p in self.own if p.is_cuda}
-        with torch.enable_grad(), torch.random.fork_rng(devices=devices):  # dropout: the real stream stays as it is
+        with torch.enable_grad(), torch.random.fork_rng(devices=gpus(self.network)):  # dropout: the real stream stays
             gradients = torch.autograd.grad(loss(self.network), self.own, materialize_grads=True)
         for p, q, g in zip(self.real, self.own, mean_over_processes(list(gradients)), strict=True):
             q.grad = None if p.grad is None else g  # what the real step left alone
@@ -101,10 +100,8 @@ class Twin:
                 self.difference, [s.to(z) for s, z in zip(steps, self.difference, strict=True)], weight
             )
 
-    def hypergradients(
-        self, validation_loss: Callable[[nn.Module], Tensor], average: nn.Module
-    ) -> tuple[Tensor, Tensor]:
-        """Return the validation loss, 0-d, and its derivatives: along the rate and the decay, (2,) float64 on the CPU.
+    def hypergradients(self, validation_loss: Callable[[nn.Module], Tensor], average: nn.Module) -> Tensor:
+        """Return the validation loss and its derivatives along the rate and the decay: (3,) float64 on the CPU.
 
             ⟨∇L_val(A), Z⟩       -⟨∇L_val(A), θ⟩            (the first with the other sign for a factor below 1)
 
@@ -120,7 +117,7 @@ class Twin:
                 for g, z, p, decays in zip(gradients, self.difference, self.real, self.decays, strict=True)
             ]
             [h] = mean_over_processes([torch.stack(products).sum(0)])
-        return loss.detach(), h.cpu().double()
+        return torch.cat([loss.detach().reshape(1).to(h), h]).cpu().double()  # at once: the processor waits once
 
     def reset(self) -> None:
         """Begin again where the real run stands, whose optimizer has been cleared."""

@@ -45,6 +45,7 @@ class SearchDecayModule(SearchModule):
         if not 0 <= meta_lr < 10:
             raise ValueError(f"--model.meta_lr must lie between 0 and 10, got {meta_lr}.")
         self.time_constant, self.meta_lr, self.every, self.batch_size = time_constant, meta_lr, every, 0
+        self.scale: float | None = None  # η over the first one; read from the buffer once after each look
         self.waiting: Batch | None = None  # the validation batch of the look that comes before the next step
         for name in ("k", "square", "log_scale"):  # buffers: checkpoints hold them
             self.register_buffer(name, torch.zeros(()))
@@ -57,7 +58,8 @@ class SearchDecayModule(SearchModule):
     def decay(self, group: dict[str, Any]) -> float:
         """Return η, the part of each weight that a step takes away."""
         steps = float(self.trainer.num_training_batches) / self.trainer.accumulate_grad_batches
-        return float(self.log_scale.exp()) / (self.time_constant * steps)
+        self.scale = float(self.log_scale.exp()) if self.scale is None else self.scale
+        return self.scale / (self.time_constant * steps)
 
     def training_step(self, batch: Pair, batch_idx: int) -> dict[str, Tensor | float]:
         """Look, if it is time after the last step, and move the decay; then train."""
@@ -79,6 +81,7 @@ class SearchDecayModule(SearchModule):
         self.square += 0.1 * (h**2 - self.square)
         rms = (self.square / (1 - 0.9**self.k)).sqrt()
         self.log_scale -= self.meta_lr / self.k.sqrt() * h / rms.clamp(min=1e-30)
+        self.scale = None
 
     def on_train_end(self) -> None:
         """Look, where the last step left it to the next."""
@@ -93,6 +96,7 @@ class SearchDecayModule(SearchModule):
         """Go on with it."""
         super().on_load_checkpoint(checkpoint)
         self.waiting, self.batch_size = checkpoint["look"]
+        self.scale = None
 
     def _hypergradient(self, batch: Batch) -> Tensor:
         averages = [callback.average for callback in self.trainer.callbacks if hasattr(callback, "average")]  # type: ignore[attr-defined]

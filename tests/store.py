@@ -1,6 +1,8 @@
 """What a test asks the store, and of its processes."""
 
+import csv
 import signal
+from pathlib import Path
 
 from mlflow.entities import Run
 
@@ -15,6 +17,12 @@ def runs() -> list[Run]:
 def history(run_id: str, metric: str) -> list[tuple[int, float]]:
     """(step, value) of each point."""
     return [(point.step, point.value) for point in client().get_metric_history(run_id, metric)]
+
+
+def schedule(run_id: str) -> list[tuple[int, float]]:
+    """(step, learning rate) of each step, from the artifact `schedule.csv`; of equal points MLflow has the ends."""
+    with Path(client().download_artifacts(run_id, "schedule.csv")).open(newline="") as rows:
+        return [(int(row["step"]), float(row["lr"])) for row in csv.DictReader(rows)]
 
 
 def artifacts(run_id: str) -> set[str]:

@@ -74,7 +74,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-LONG = ["--optimizer", "adam", "--trainer.max_epochs=400", QUIET]
+LONG = ["--optimizer", "cosine", "--trainer.max_epochs=400", QUIET]
 
 
 def whole(checkpoint: Path) -> bool:

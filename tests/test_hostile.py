@@ -15,7 +15,7 @@ from experiment.presets import QUIET, ROOT
 from experiment.process import script
 from experiment.training import train
 from tests.faults import FAULTS
-from tests.store import heed, history, runs
+from tests.store import heed, runs, schedule
 from tests.test_faults import ended, matches, typed
 from tests.test_resume import arm, checkpoints
 from train import main
@@ -134,7 +134,7 @@ def test_a_run_that_was_stopped_by_a_signal_goes_on_to_the_bit(fault: str, store
     resumed, whole = train([*options, f"--ckpt_path={checkpoints(store)[-1]}"]), train(options)
     assert resumed.run_id == run.info.run_id
     assert resumed.test_metrics == whole.test_metrics
-    assert history(str(resumed.run_id), "lr") == history(str(whole.run_id), "lr")
+    assert schedule(str(resumed.run_id)) == schedule(str(whole.run_id))
 
 
 SEARCHED = {

@@ -10,7 +10,7 @@ import torch
 from experiment.presets import QUIET
 from experiment.process import script
 from experiment.training import train
-from tests.store import history, runs
+from tests.store import runs, schedule
 from train import main
 
 SHORT = [QUIET, "--trainer.max_epochs=1"]
@@ -65,7 +65,7 @@ def test_looks_that_are_not_finite_leave_the_rate() -> None:
     unseen = "--trainer.limit_val_batches=0"
     run = train(["--optimizer", "meta_onestep", "--model.network=tests.broken.Blind", unseen, *SHORT])
     assert "test/loss is nan" in str(run.diverged)
-    assert [rate for _, rate in history(str(run.run_id), "lr")] == pytest.approx([0.001] * 32)
+    assert [rate for _, rate in schedule(str(run.run_id))] == pytest.approx([0.001] * 32)
 
 
 @pytest.mark.slow

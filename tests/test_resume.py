@@ -15,7 +15,7 @@ import yaml
 
 from experiment.presets import CONFIGS, QUIET, ROOT
 from experiment.training import train
-from tests.store import history, runs
+from tests.store import history, runs, schedule
 from tracking.store import client
 
 KILLS = 20
@@ -101,7 +101,7 @@ def test_a_run_has_one_writer(store: Path, tmp_path: Path, capsys: pytest.Captur
     assert process.wait() == 0
     [run] = runs()
     assert run.info.status == "FINISHED"
-    assert [step for step, _ in history(run.info.run_id, "lr")] == list(range(1, 4801))
+    assert [step for step, _ in schedule(run.info.run_id)] == list(range(1, 4801))
 
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ def test_a_run_that_broke_off_goes_on_in_its_own_run_and_one_that_ended_does_not
     assert train([*options, "--ckpt_path", str(path)]).run_id == first.run_id
     longer = train([*options, "--trainer.max_epochs=4", "--ckpt_path", str(path)])
     assert longer.run_id != first.run_id
-    assert [step for step, _ in history(str(first.run_id), "lr")] == list(range(1, 97))
+    assert [step for step, _ in schedule(str(first.run_id))] == list(range(1, 97))
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 from experiment.presets import ARMS, ROOT, TASKS, color
 from experiment.training import train
-from tests.store import artifacts, history, runs
+from tests.store import artifacts, history, runs, schedule
 from train import main
 
 SHORT = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--data.batch_size=1000"]
@@ -190,7 +190,7 @@ def test_two_processes_share_the_batches_and_one_of_them_writes_the_run(arm: str
     assert done.stdout.count("MLflow run") == 1
     [two] = runs()
     one = train(options)
-    rates, expected = (history(run_id, "lr") for run_id in (two.info.run_id, str(one.run_id)))
+    rates, expected = (schedule(run_id) for run_id in (two.info.run_id, str(one.run_id)))
     assert [step for step, _ in rates] == list(range(1, 65))
     assert [rate for _, rate in rates] == pytest.approx([rate for _, rate in expected], rel=1e-3)
     assert two.data.metrics["test/loss"] == pytest.approx(one.test_metrics["test/loss"], rel=1e-3)

@@ -48,10 +48,10 @@ def meta_step(net: nn.Module, optimizer: Optimizer, log_scale: Tensor, meta: Opt
     scale = log_scale.detach().exp()
     update = lookahead(optimizer, scale)
     with no_trace(net):
-        h = hypergradient(loss(net, VAL, step), optimizer, update)
+        h = hypergradient(loss(net, VAL, step), update)
     log_scale.grad = (h if log_scale.dim() else h.sum()).to(log_scale)
     meta.step()
-    real_step(optimizer, update, log_scale.detach().exp() / scale)
+    real_step(update, log_scale.detach().exp() / scale)
     return h
 
 

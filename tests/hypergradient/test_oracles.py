@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from hypergradient import hypergradient, lookahead, real_step
-from hypergradient.step import Update
 
 F64 = torch.float64
 
@@ -32,12 +31,12 @@ def test_greedy_rates_on_the_noisy_quadratic_are_those_of_wu_et_al() -> None:
         optimizer = torch.optim.SGD([theta], lr=1.0)
         theta.grad = h * theta.detach() + torch.stack([noise, -noise])
         update = lookahead(optimizer, torch.ones((), dtype=F64))
-        at_one = hypergradient(loss(theta), optimizer, update).item()
-        real_step(optimizer, update, torch.tensor(1e-9, dtype=F64))
-        at_zero = hypergradient(loss(theta), optimizer, update).item()
+        at_one = hypergradient(loss(theta), update).item()
+        real_step(update, torch.tensor(1e-9, dtype=F64))
+        at_zero = hypergradient(loss(theta), update).item()
         greedy = at_zero / (at_zero - at_one)
         with torch.no_grad():
-            theta += (greedy - 1e-9) * update[theta]
+            theta += (greedy - 1e-9) * update[0][1][0]
             second_moment = (theta**2).mean(0)
         rates.append(greedy)
     assert (0.5 * h * second_moment).sum().item() == pytest.approx(144.0, abs=0.05)
@@ -54,7 +53,7 @@ class Unrolled:
             self.net = nn.Sequential(nn.Linear(40, 50), nn.Tanh(), nn.Linear(50, 10))
         self.x = torch.tensor(data["x"], dtype=torch.float32)
         self.y = torch.tensor(data["y"])
-        self.params = list(self.net.parameters())
+        self.params: list[Tensor] = list(self.net.parameters())
         self.start = [p.detach().clone() for p in self.params]
 
     def mean_loss_and_gradient(self, rate: float) -> tuple[float, float]:
@@ -63,19 +62,19 @@ class Unrolled:
             for p, start in zip(self.params, self.start, strict=True):
                 p.copy_(start)
         optimizer = torch.optim.SGD(self.params, lr=rate)
-        tangent: Update = {p: torch.zeros_like(p) for p in self.params}
+        tangent = [torch.zeros_like(p) for p in self.params]
         losses, gradients = [], []
         for step in range(200):
             rows = torch.arange(50) + 50 * step
             loss = cross_entropy(self.net(self.x[rows % 4000]), self.y[rows % 4000])
             gradient = torch.autograd.grad(loss, self.params, create_graph=True)
-            product = torch.stack([(g * tangent[p]).sum() for g, p in zip(gradient, self.params, strict=True)]).sum()
+            product = torch.stack([(g * t).sum() for g, t in zip(gradient, tangent, strict=True)]).sum()
             curvature = torch.autograd.grad(product, self.params, retain_graph=True)
             losses.append(loss.item())
-            gradients.append(hypergradient(loss, optimizer, tangent).item())
-            for p, g, hessian_tangent in zip(self.params, gradient, curvature, strict=True):
+            gradients.append(hypergradient(loss, [(self.params, tangent)]).item())
+            for p, g in zip(self.params, gradient, strict=True):
                 p.grad = g.detach()
-                tangent[p] = tangent[p] - g.detach() - rate * hessian_tangent
+            tangent = [t - g.detach() - rate * c for t, g, c in zip(tangent, gradient, curvature, strict=True)]
             optimizer.step()
         return sum(losses) / 200, sum(gradients) / 200
 

@@ -11,7 +11,7 @@ from callbacks import StopOnDivergence, TailAverage
 from experiment.training import train
 from lightning_modules import MLP, MetaModule, SupervisedModule
 from tests.lightning_modules.test_one_step import Rates, fit, network, same
-from tests.store import history, runs
+from tests.store import history, runs, schedule
 
 HELD: dict[str, Any] = {"meta_lr": 0.0, "weight_decay": 0.0}
 SHORT = ["--trainer.max_epochs=4", "--trainer.enable_progress_bar=false", "--data.batch_size=200"]
@@ -65,7 +65,7 @@ def test_from_every_start_the_rates_come_together_and_each_look_is_in_mlflow(
     rates = {}
     for lr in ("null", "1e-6", "1e-3", "1"):
         run = train(["--optimizer", "meta", f"--model.lr={lr}", *SHORT, "--trainer.max_epochs=10"])
-        seen = history(str(run.run_id), "lr")
+        seen = schedule(str(run.run_id))
         rates[lr] = seen[len(seen) // 2][1]
         looks = dict(history(str(run.run_id), "hypergradient"))
         assert looks.keys() == dict(history(str(run.run_id), "lookahead_loss")).keys()
@@ -170,7 +170,7 @@ def test_accumulated_batches_make_the_step_of_the_joined_batch() -> None:
 def test_a_last_group_of_fewer_batches_is_a_step_too() -> None:
     run = train(["--optimizer", "meta", *SHORT, "--data.batch_size=1500", "--trainer.accumulate_grad_batches=2"])
     assert run.trainer.global_step == 8  # 3 batches an epoch
-    assert [step for step, _ in history(str(run.run_id), "lr")] == list(range(1, 9))
+    assert [step for step, _ in schedule(str(run.run_id))] == list(range(1, 9))
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from torch import nn
 
 from experiment.training import train
 from lightning_modules import Replay, linear
-from tests.store import history
+from tests.store import schedule
 from tracking.store import client
 
 SHORT = ["--trainer.max_epochs=3", "--trainer.enable_progress_bar=false", "--data.batch_size=500"]
@@ -34,7 +34,7 @@ def test_a_replayed_run_has_the_weights_of_the_run_that_found_the_schedule() -> 
     path = client().download_artifacts(str(found.run_id), "schedule.csv")
     options = [f"--model.schedule.path={path}", "--data.train_on_validation=false", *SHORT]
     replayed = train(["--optimizer", "replay", *options])
-    assert history(str(replayed.run_id), "lr") == history(str(found.run_id), "lr")
+    assert schedule(str(replayed.run_id)) == schedule(str(found.run_id))
     torch.testing.assert_close(replayed.model.network.state_dict(), found.model.network.state_dict(), rtol=0, atol=1e-3)
 
 

@@ -1,0 +1,78 @@
+"""How often a step reads a number from the device, where the processor waits for all that it has launched."""
+
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from callbacks import StopOnDivergence, TailAverage, Trajectory
+from data import MNIST1DDataModule
+from lightning_modules import (
+    MLP,
+    HypergradientDescentModule,
+    MetaModule,
+    OneStepModule,
+    SearchDecayModule,
+    SupervisedModule,
+)
+
+
+class Waits(TorchDispatchMode, Callback):
+    """Count, step by step, what would wait on an accelerator: reads, and copies to the CPU.
+
+    What this project keeps on the CPU is in float64, and torch's optimizers count their steps there: not counted.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        TorchDispatchMode.__init__(self)
+        self.steps: list[int] = []
+        self.count = 0
+        for name in ("tolist", "cpu"):
+            monkeypatch.setattr(Tensor, name, self.counted(getattr(Tensor, name)))
+
+    def counted(self, method: Any) -> Any:
+        def call(tensor: Tensor, *args: Any) -> Any:
+            self.count += tensor.dtype != torch.float64
+            return method(tensor, *args)
+
+        return call
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name == "aten::_local_scalar_dense" and args[0].dtype != torch.float64:
+            nearest = traceback.extract_stack(limit=4)
+            self.count += not any("/torch/optim/" in frame.filename for frame in nearest)
+        return func(*args, **(kwargs or {}))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.count = 0
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        self.steps.append(self.count)
+
+
+@pytest.mark.parametrize(
+    ("make", "plain", "adapted"),
+    [
+        (SupervisedModule, 0, 0),
+        (MetaModule, 1, 2),  # the loss, for the guard; and what a look saw
+        (OneStepModule, 3, 3),  # every step is an adapted one: the rate before, h, and the ratio
+        (SearchDecayModule, 0, 1),
+        (HypergradientDescentModule, 1, 1),
+    ],
+)
+def test_a_step_waits_for_the_device_as_often_as_it_must(
+    make: type[LightningModule], plain: int, adapted: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    waits, off = Waits(monkeypatch), {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    callbacks = [waits, TailAverage(), StopOnDivergence(), Trajectory()]
+    trainer = Trainer(max_epochs=2, accelerator="cpu", callbacks=callbacks, default_root_dir=tmp_path, **off)  # type: ignore[arg-type]
+    trainer.fit(make(MLP()), datamodule=MNIST1DDataModule(batch_size=125))
+    later = waits.steps[5:]  # the start of `meta` and of the search reads the scale of the weights
+    assert set(later) == {plain, adapted}
