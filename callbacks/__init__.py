@@ -2,10 +2,10 @@
 
 from callbacks.average import TailAverage
 from callbacks.checkpoint import LastCheckpoint
-from callbacks.config import SaveConfigArtifact
+from callbacks.config import LogInputs
 from callbacks.divergence import DivergenceError, StopOnDivergence, not_finite
 from callbacks.lr_find import FindLearningRate
-from callbacks.record import LogDataset, LogModel, LogSearch
+from callbacks.record import LogModel, LogSearch
 from callbacks.schedule_free import ScheduleFree
 from callbacks.trajectory import Trajectory
 
@@ -13,10 +13,9 @@ __all__ = [
     "DivergenceError",
     "FindLearningRate",
     "LastCheckpoint",
-    "LogDataset",
+    "LogInputs",
     "LogModel",
     "LogSearch",
-    "SaveConfigArtifact",
     "ScheduleFree",
     "StopOnDivergence",
     "TailAverage",

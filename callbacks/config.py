@@ -1,16 +1,21 @@
-"""The configuration of a run, kept with the run."""
+"""What goes into a run, kept with the run: its configuration, and which data."""
 
 from typing import Any
 
 import yaml
 from jsonargparse import Namespace
+from mlflow.data.numpy_dataset import from_numpy
+from mlflow.entities import Dataset, DatasetInput, InputTag
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 from pytorch_lightning.loggers import MLFlowLogger
 
 
-class SaveConfigArtifact(SaveConfigCallback):
-    """Log the configuration: whole as the artifact `config.yaml`, and what defines the run as MLflow params."""
+class LogInputs(SaveConfigCallback):
+    """Log the configuration, whole as `config.yaml` and what defines the run as MLflow params; and digests of the data.
+
+    One callback for both: Lightning calls each some six times a step, whether it has anything to do there or not.
+    """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
         super().__init__(parser, config, save_to_log_dir=False)  # with MLflow on SQL there is no such directory
@@ -25,6 +30,19 @@ class SaveConfigArtifact(SaveConfigCallback):
         params = flat("model", config["model"]) | flat("data", config["data"])
         params |= {"seed": config["seed_everything"], "max_epochs": config["trainer"]["max_epochs"]}
         trainer.logger.log_hyperparams(params)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Send name, shape and digest of the training, the validation and the test samples to MLflow."""
+        if not isinstance(trainer.logger, MLFlowLogger) or not trainer.is_global_zero:
+            return
+        module = trainer.datamodule  # type: ignore[attr-defined]
+        inputs = []
+        for part, context in {"train": "training", "val": "validation", "test": "testing"}.items():
+            x, y = (tensor.numpy() for tensor in getattr(module, part))
+            name = f"{type(module).__name__.removesuffix('DataModule')} {part}"
+            facts = from_numpy(x, targets=y, name=name).to_dict()
+            inputs.append(DatasetInput(Dataset(**facts), [InputTag("mlflow.data.context", context)]))
+        trainer.logger.experiment.log_inputs(str(trainer.logger.run_id), datasets=inputs)
 
 
 def flat(name: str, value: Any) -> dict[str, Any]:

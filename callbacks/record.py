@@ -1,4 +1,4 @@
-"""What a run was trained on and what came out, as MLflow knows them: dataset digests, a model with a signature."""
+"""What came out of a run, as MLflow knows it: a model with a signature, what a search tried."""
 
 import math
 from typing import Any
@@ -6,31 +6,12 @@ from typing import Any
 import mlflow
 import pandas as pd
 import torch
-from mlflow.data.numpy_dataset import from_numpy
-from mlflow.entities import Dataset, DatasetInput, InputTag
 from mlflow.models import infer_signature
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import MLFlowLogger
 
 from reporting.curves import line
 from reporting.figures import line_figure
-
-
-class LogDataset(Callback):
-    """Keep name, shape and digest of the training, the validation and the test samples as inputs of the run."""
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Send them, if the logger is MLflow's."""
-        if not isinstance(trainer.logger, MLFlowLogger) or not trainer.is_global_zero:
-            return
-        module = trainer.datamodule  # type: ignore[attr-defined]
-        inputs = []
-        for part, context in {"train": "training", "val": "validation", "test": "testing"}.items():
-            x, y = (tensor.numpy() for tensor in getattr(module, part))
-            name = f"{type(module).__name__.removesuffix('DataModule')} {part}"
-            facts = from_numpy(x, targets=y, name=name).to_dict()
-            inputs.append(DatasetInput(Dataset(**facts), [InputTag("mlflow.data.context", context)]))
-        trainer.logger.experiment.log_inputs(str(trainer.logger.run_id), datasets=inputs)
 
 
 class LogModel(Callback):

@@ -16,7 +16,7 @@ from jsonargparse.typing import PositiveInt
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from callbacks import SaveConfigArtifact
+from callbacks import LogInputs
 from callbacks.config import flat
 from data.tensors import TensorDataModule
 from experiment.line import did_you_mean, presets_first, require_one_arm
@@ -91,7 +91,7 @@ class CommandLine(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # its own --optimizer takes torch classes, and overrides the module's
-            save_config_callback=SaveConfigArtifact,
+            save_config_callback=LogInputs,
         )
 
     @staticmethod

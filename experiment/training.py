@@ -17,7 +17,7 @@ from pytorch_lightning import Callback
 from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from callbacks import DivergenceError, LogDataset, LogModel, LogSearch, not_finite
+from callbacks import DivergenceError, LogModel, LogSearch, not_finite
 from experiment.command_line import CommandLine, Parser
 from experiment.line import module_of
 from experiment.presets import CONFIGS, DEFAULT_ARM, SUBCOMMANDS, color
@@ -128,8 +128,9 @@ class Run(CommandLine):
 
     def after_instantiate_classes(self) -> None:
         """Put the model's configuration into its checkpoints: `--ckpt_path` alone brings a run back."""
-        keep_model = [LogModel()] if self.command.log_model else []
-        self.trainer.callbacks += [LogDataset(), LogSearch(), *keep_model, *self.callbacks]  # type: ignore[attr-defined]
+        logs: list[Callback] = [LogModel()] if self.command.log_model else []
+        logs += [LogSearch()] if isinstance(self.model, SearchModule) else []
+        self.trainer.callbacks += [*logs, *self.callbacks]  # type: ignore[attr-defined]
         model = self.config_dump["model"]
         origin = {"_class_path": model["class_path"], "_instantiator": "pytorch_lightning.cli.instantiate_module"}
         if self.tracker and self.tracker.tags is not None:  # not among the options: YAML takes #0072b2 for a comment

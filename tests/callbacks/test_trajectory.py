@@ -50,5 +50,5 @@ def test_a_run_that_diverges_keeps_what_it_saw_and_is_marked_failed() -> None:
     assert cli.diverged == run.data.tags["diverged"]
     assert "Training diverged at step 2" in str(cli.diverged)
     assert "Lower --model.lr" in str(cli.diverged)
-    assert history(run.info.run_id, "lr")[:2] == [(1, 1e6), (2, 1e6)]
+    assert schedule(run.info.run_id)[:2] == [(1, 1e6), (2, 1e6)]
     assert "test/loss" not in run.data.metrics
