@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: docs figures help train tune compare results original bench ui test test-all check lock audit
+.PHONY: docs figures help train tune compare results original bench bench-gpu ui test test-all check lock audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -51,6 +51,9 @@ figures: .venv/installed  ## set up, then draw the figures of results/ again, wi
 
 bench: .venv/peers  ## set up, then measure speed and memory beside the limit and the peers (10 minutes)
 	$(BIN)/python -m benchmarks
+
+bench-gpu: .venv/installed  ## measure the cost of a look on a CUDA device, at size (minutes)
+	$(BIN)/python -m benchmarks.accelerator
 
 .tools/docs: docs/requirements.txt
 	$(PYTHON) -m venv $@

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from benchmarks import peers
@@ -16,9 +16,10 @@ from benchmarks.workloads import LR, META_LR, WORKLOADS, Batch, Workload, loss
 from hypergradient import hypergradient, lookahead, no_trace, real_step, scaled
 
 Make = Callable[[Workload, torch.dtype], Step]
+Loss = Callable[[nn.Module, Batch], Tensor]
 
 
-def plain_step(network: nn.Module, optimizer: Optimizer, train: Batch, _look: Batch) -> Step:
+def plain_step(network: nn.Module, optimizer: Optimizer, train: Batch, _look: Batch, loss: Loss = loss) -> Step:
     """Return a plain step."""
 
     def step() -> None:
@@ -29,7 +30,9 @@ def plain_step(network: nn.Module, optimizer: Optimizer, train: Batch, _look: Ba
     return step
 
 
-def adapted(network: nn.Module, optimizer: Optimizer, train: Batch, look: Batch, every: int = 1) -> Step:
+def adapted(
+    network: nn.Module, optimizer: Optimizer, train: Batch, look: Batch, every: int = 1, loss: Loss = loss
+) -> Step:
     """Return the adapted step of `OneStepModule`, in every k-th step; a plain one between."""
     log_scale, count = 0.0, 0
 
