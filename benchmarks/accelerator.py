@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import Step, machine
-from benchmarks.step import Loss, adapted, plain_step
+from benchmarks.step import adapted, plain_step, whole_rule
 from benchmarks.workloads import LR, Batch
-from hypergradient import RateAdapter
 from lightning_modules import ByteTransformer
 from lightning_modules.supervised import objective
 from reporting.tables import markdown
@@ -25,18 +24,6 @@ from reporting.tables import markdown
 SIZES = {"large": (256, 768, 16, 12, 16), "small": (16, 32, 1, 2, 4)}  # tokens, width, layers, heads, samples a batch
 OPTIONS: dict[str, dict[str, Any]] = {"Adam": {}, "fused": {"fused": True}, "capturable": {"capturable": True}}
 CYCLE, ROUNDS = 16, 5  # steps a round: of a look each 16th step there is one
-
-
-def whole_rule(network: nn.Module, optimizer: torch.optim.Optimizer, train: Batch, look: Batch, loss: Loss) -> Step:
-    """Return a step under `RateAdapter`: hypothetical step, averaged weights, adapted decay."""
-    adapter = RateAdapter(optimizer, network, loss, [look])
-
-    def step() -> None:
-        optimizer.zero_grad()
-        adapter.loss(train).backward()
-        optimizer.step()
-
-    return step
 
 
 STEPS: dict[str, Callable[..., Step]] = {

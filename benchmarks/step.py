@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from benchmarks import peers
 from benchmarks.measure import Step, cpu_seconds, peak_bytes, ratio
 from benchmarks.workloads import LR, META_LR, WORKLOADS, Batch, Workload, loss
-from hypergradient import hypergradient, lookahead, no_trace, real_step, scaled
+from hypergradient import OneStepAdapter, RateAdapter, hypergradient, lookahead, no_trace, real_step, scaled
 
 Make = Callable[[Workload, torch.dtype], Step]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -57,6 +57,32 @@ def adapted(
     return step
 
 
+def whole_rule(network: nn.Module, optimizer: Optimizer, train: Batch, look: Batch, loss: Loss = loss) -> Step:
+    """Return a step under `RateAdapter`: hypothetical step, averaged weights, adapted decay; a look each 16 steps."""
+    adapter = RateAdapter(optimizer, network, loss, [look])
+
+    def step() -> None:
+        optimizer.zero_grad()
+        adapter.loss(train).backward()
+        optimizer.step()
+
+    return step
+
+
+def whole(workload: Workload, dtype: torch.dtype) -> Step:
+    """A step of the whole rule over Adam."""
+    network, train, look = workload.build(dtype)
+    return whole_rule(network, torch.optim.Adam(network.parameters(), lr=LR), train, look)
+
+
+def one_step_adapter(workload: Workload, dtype: torch.dtype) -> Step:
+    """A plain step of Adam with a `OneStepAdapter`: its meta-optimizer, bounds and error estimates included."""
+    network, train, look = workload.build(dtype)
+    optimizer = torch.optim.Adam(network.parameters(), lr=LR)
+    OneStepAdapter(optimizer, network, lambda: loss(network, look))
+    return plain_step(network, optimizer, train, look)
+
+
 def plain(workload: Workload, dtype: torch.dtype, **options: Any) -> Step:
     """A step of torch.optim.Adam."""
     network, train, look = workload.build(dtype)
@@ -93,6 +119,8 @@ CANDIDATES: dict[str, Make] = {
     "ours, fused": partial(ours, fused=True),
     "ours, every 4th step": partial(ours, every=4),
     "ours, every 16th step": partial(ours, every=16),
+    "ours, OneStepAdapter": one_step_adapter,
+    "ours, RateAdapter: the whole rule": whole,
     **peers.PEERS,
 }
 BASE = "plain Adam"
