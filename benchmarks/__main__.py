@@ -12,6 +12,8 @@ import torch
 
 from benchmarks import experiment, growth, run, step
 from benchmarks.measure import machine
+from benchmarks.step import LIMIT
+from benchmarks.workloads import WORKLOADS
 from experiment.presets import ROOT
 from experiment.process import quiet
 from reporting.tables import markdown, write_between_markers
@@ -46,6 +48,14 @@ def run_table(results: dict[str, Any]) -> str:
         for arm, found in results.items()
     ]
     return markdown(header, rows)
+
+
+def cost_table(results: dict[str, Any]) -> str:
+    """Return what an adapted step costs, in brief, for the README."""
+    titles = list(WORKLOADS)[:2]
+    rows = {"`meta`": "ours, RateAdapter: the whole rule", "the plain rule": "ours", "least possible": LIMIT}
+    cells = [[name, *(f"{results[title][of]['time'][0]:.1f}" for title in titles)] for name, of in rows.items()]
+    return markdown(["CPU time of a step, over one of plain Adam", *titles], cells)
 
 
 def figures(results: dict[str, float]) -> list[list[str]]:
@@ -91,6 +101,8 @@ def main() -> None:
         "starts": markdown(["command", "CPU seconds"], figures(results["starts"])),
     }
     Path(ROOT / "benchmarks" / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    cost = f"{cost_table(results['steps'])}\n"
+    write_between_markers(cost, ROOT / "README.md", "<!-- cost: begin -->\n", "<!-- cost: end -->\n")
     for name, table in tables.items():
         text = f"{table}\n\n{made}\n"
         print(f"\n{name}\n{text}")

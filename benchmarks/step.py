@@ -110,10 +110,11 @@ def ours(workload: Workload, dtype: torch.dtype, every: int = 1, name: str = "Ad
     return adapted(network, optimizer, train, look, every)
 
 
+LIMIT = "limit: plain + a validation gradient"
 CANDIDATES: dict[str, Make] = {
     "plain Adam": plain,
     "plain Adam, fused": partial(plain, fused=True),
-    "limit: plain + a validation gradient": limit,
+    LIMIT: limit,
     "limit, fused": partial(limit, fused=True),
     "ours": ours,
     "ours, fused": partial(ours, fused=True),

@@ -14,7 +14,7 @@ MOST = 30  # rates, should the loss fall for ever
 LONGEST = 4  # times the first stretch
 
 Losses = dict[float, float]
-"""Rung k of the ladder, the rate start · 3^k -> the validation loss after its stretch."""
+"""Exponent k, of the rate start · 3^k -> the validation loss after its stretch."""
 
 
 def search_rate(
@@ -28,9 +28,9 @@ def search_rate(
 
     Upwards while the loss falls, else down. Short stretches prefer small rates: one below `start` must be better by the
     fraction `trust`, and while larger rates end within the fraction `tie` of the best, these and the best alone go
-    twice as long. Beside a rate that diverged, half a rung up must win at four times the length. `start` itself stays
-    where it is the best. Elsewhere, and with trust 0, the rate is the vertex of the parabola through the best rate and
-    its neighbours, in log rate.
+    twice as long. Where the next larger rate diverged, the one half-way to it (k + 1/2) takes part too, at four times
+    the length. `start` itself stays where it is the best. Elsewhere, and with trust 0, the rate is the vertex of the
+    parabola through the best rate and its neighbours, in log rate.
 
     Args:
         stretch: (rate, times) -> validation loss after a stretch `times` as long; not finite where it diverged.
@@ -43,11 +43,11 @@ def search_rate(
         ValueError: every stretch diverged.
     """
 
-    def judged(rung: float, times: int = 1) -> float:
-        loss = stretch(start * FACTOR**rung, times)
+    def judged(k: float, times: int = 1) -> float:
+        loss = stretch(start * FACTOR**k, times)
         return loss if loss < untrained else math.inf
 
-    loss = _ladder(judged)
+    loss = _line_search(judged)
     best = _best(loss)
     if math.isinf(loss[best]):
         lowest = start * FACTOR ** min(loss)
@@ -63,12 +63,12 @@ def search_rate(
     return float(start * FACTOR ** (best + _vertex(*(loss.get(k, math.inf) for k in (best - 1, best, best + 1)))))
 
 
-def _ladder(judged: Callable[[float], float]) -> Losses:
+def _line_search(judged: Callable[[float], float]) -> Losses:
     loss: Losses = {}
-    rung: float | None = 0
-    while rung is not None and len(loss) < MOST:
-        loss[rung] = judged(rung)
-        rung = _next(loss)
+    k: float | None = 0
+    while k is not None and len(loss) < MOST:
+        loss[k] = judged(k)
+        k = _next(loss)
     return loss
 
 
@@ -82,20 +82,20 @@ def _next(loss: Losses) -> float | None:
 
 
 def _race(judged: Callable[[float, int], float], loss: Losses, best: float, tie: float) -> float:
-    """Return the best rung when larger ones that tie with it, and it, went twice as long, and twice again."""
-    rungs, times = [rung for rung in loss if rung >= best and loss[rung] <= (1 + tie) * loss[best]], 1
-    if tie and math.isinf(loss.get(best + 1, 0.0)):  # a cliff: what stands near it must last
-        rungs, times = [*rungs, best + 0.5], LONGEST // 2
-    while times < LONGEST and len(rungs) > 1:
+    """Return the best exponent when larger ones that tie with it, and it, went twice as long, and twice again."""
+    exponents, times = [k for k in loss if k >= best and loss[k] <= (1 + tie) * loss[best]], 1
+    if tie and math.isinf(loss.get(best + 1, 0.0)):  # the next one diverged: what is near it must last
+        exponents, times = [*exponents, best + 0.5], LONGEST // 2
+    while times < LONGEST and len(exponents) > 1:
         times *= 2
-        loss = {rung: judged(rung, times) for rung in rungs}
+        loss = {k: judged(k, times) for k in exponents}
         best = _best(loss)
-        rungs = [rung for rung in rungs if loss[rung] <= (1 + tie) * loss[best]]
+        exponents = [k for k in exponents if loss[k] <= (1 + tie) * loss[best]]
     return best
 
 
 def _best(loss: Losses) -> float:
-    return min(loss, key=lambda rung: (loss[rung], rung))
+    return min(loss, key=lambda k: (loss[k], k))
 
 
 def _vertex(below: float, best: float, above: float) -> float:

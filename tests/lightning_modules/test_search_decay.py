@@ -100,7 +100,7 @@ def test_what_the_search_tried_and_cost_is_in_mlflow(tmp_path: Path) -> None:
     passes = cli.model.passes - 80 * cli.datamodule.val_batch_size / 200  # those after the search
     found = float(runs()[0].data.params["search/rate"])
     stretches = (passes - 20 * 128 / 200) / (8 + 8 * 128 / 200 / 3)  # about 20 looks of the bracket, of 128 samples
-    assert 2 < stretches < 12  # three of the ladder, and beside a cliff two of four times the length
+    assert 2 < stretches < 12  # three rates; where one diverged, two of four times the length too
     assert found == history(str(cli.run_id), "lr")[0][1]
     tried = json.loads(Path(client().download_artifacts(str(cli.run_id), "search.json", str(tmp_path))).read_text())
     assert tried["columns"] == ["lr", "times", "val_loss"]
