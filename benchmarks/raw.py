@@ -125,10 +125,11 @@ class OneStep:
         gradient = torch.autograd.grad(cross_entropy(self.result(look[0]), look[1]), self.params)
         with torch.no_grad():
             update = torch._foreach_sub(self.params, before)
-            self.log_scale.grad = sum(torch.sum(g * u) for g, u in zip(gradient, update, strict=True))  # type: ignore[assignment]
+            products = (torch.dot(g.ravel(), u.ravel()) for g, u in zip(gradient, update, strict=True))
+            self.log_scale.grad = sum(products, torch.zeros(()))
             self.meta_optimizer.step()
             torch._foreach_add_(self.params, update, alpha=float(self.log_scale.exp() / scale) - 1)
-        self.rate = self.lr * float(self.log_scale.exp())
+        self.rate = float(self.lr * self.log_scale.exp())
         return loss
 
 

@@ -23,7 +23,7 @@ from experiment.training import train
 from lightning_modules import MLP, SupervisedModule
 from tracking.logger import Tracker
 
-LR, SHORT, LONG = 3e-3, 25, 100  # epochs of 32 steps; the difference of the two is free of what a run costs once
+LR, SHORT, LONG = 3e-3, 25, 75  # epochs of 32 steps; the difference of the two is free of what a run costs once
 
 
 def cpu_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -96,7 +96,7 @@ def tracking(hold: int, steps: int = 3_000) -> float:
     return 1000 * cpu_seconds(log)[0] / steps
 
 
-def whole_runs(rounds: int = 5) -> dict[str, Any]:
+def whole_runs(rounds: int = 3) -> dict[str, Any]:
     """Measure runs of all three, interleaved; the CPU time of a step is from the difference of a long and a short run.
 
     Raises:

@@ -11,12 +11,12 @@ from tests.store import history, schedule
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["adam", "meta"])
+@pytest.mark.parametrize("arm", ["adam", "meta", "meta_onestep"])
 def test_a_run_is_the_raw_loop_that_it_is_measured_against(arm: str) -> None:
     """A second implementation, without Lightning, of the whole method: the same numbers to the last digit."""
     rate = [f"--model.lr={LR}"] if arm == "adam" else []
     cli = train(["--optimizer", arm, *rate, QUIET])
-    record = raw.run(ARMS[arm], 50)
+    record = raw.run((ARMS | {"meta_onestep": raw.OneStep})[arm], 50)
     assert [lr for _, lr in schedule(str(cli.run_id))] == record.rates
     assert [loss for _, loss in history(str(cli.run_id), "val/loss")] == [loss for loss, _ in record.validation]
     assert cli.test_metrics["test/loss"] == record.test_loss
