@@ -49,7 +49,7 @@ figures: .venv/installed  ## set up, then draw the figures of results/ again, wi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r benchmarks/requirements.txt
 	@touch $@
 
-bench: .venv/peers  ## set up, then measure speed and memory beside the limit and the peers (10 minutes)
+bench: .venv/peers  ## set up, then measure speed and memory beside the limit and the peers (15 minutes)
 	$(BIN)/python -m benchmarks
 
 bench-gpu: .venv/installed  ## measure the cost of a look on a CUDA device, at size (minutes)

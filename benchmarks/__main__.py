@@ -5,7 +5,8 @@ import json
 import os
 import tempfile
 import time
-from pathlib import Path
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -73,42 +74,56 @@ def growth_table(results: dict[str, Any]) -> str:
     return "\n\n".join(tables)
 
 
+def tracking() -> dict[str, float]:
+    """Measure points into MLflow."""
+    return {"new in each step": run.tracking(1), "new in each 16th": run.tracking(16)}
+
+
+SECTIONS: dict[str, tuple[Callable[[], Any], Callable[[Any], str]]] = {
+    "starts": (run.starts, lambda found: markdown(["command", "CPU seconds"], figures(found))),
+    "runs": (run.whole_runs, run_table),
+    "tracking": (
+        tracking,
+        lambda found: markdown(["three values of each step into MLflow", "ms a step"], figures(found)),
+    ),
+    "experiment": (experiment.whole, lambda found: markdown(["20 trials and four arms", ""], figures(found))),
+    "growth": (growth.all_of_it, growth_table),
+    "steps": (step.run, step_table),
+}
+
+
+def publish(section: str, found: Any, made: str) -> None:
+    """Print the table of a section, and write it with its numbers; what other sections had found stays."""
+    file = ROOT / "benchmarks" / "results.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {section: found}, indent=1) + "\n", encoding="utf-8")
+    text = f"{SECTIONS[section][1](found)}\n\n{made}\n"
+    print(f"\n{section}\n{text}", flush=True)
+    begin, end = f"<!-- {section}: begin -->\n", f"<!-- {section}: end -->\n"
+    write_between_markers(text, ROOT / "docs" / "performance.md", begin, end)
+    if section == "steps":
+        cost = f"{cost_table(found)}\n"
+        write_between_markers(cost, ROOT / "README.md", "<!-- cost: begin -->\n", "<!-- cost: end -->\n")
+
+
 def main() -> None:
-    """Measure, print, and write."""
+    """Measure, print, and write, section by section."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=60.0, help="for the steps of each network (default: 60)")
+    names = ", ".join(SECTIONS)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{names} (default: all)")
     own = parser.parse_args()
+    if unknown := set(own.sections) - set(SECTIONS):
+        parser.error(f"there is no section {', '.join(sorted(unknown))}; there are {names}")
     quiet()
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
     torch.set_num_threads(1)
-    began = time.monotonic()
+    facts = ", ".join(f"{name} {value}" for name, value in machine().items())
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"  # a store of its own
-        results: dict[str, Any] = {"machine": machine(), "starts": run.starts(), "runs": run.whole_runs()}
-        results["tracking"] = {
-            f"new in each {every}": run.tracking(hold) for every, hold in (("step", 1), ("16th", 16))
-        }
-        results |= {"experiment": experiment.whole(), "growth": growth.all_of_it()}
-    results["steps"] = step.run(own.seconds)
-    facts = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
-    minutes = (time.monotonic() - began) / 60
-    made = f"Made by `python -m benchmarks --seconds {own.seconds:g}` in {minutes:.0f} minutes: {facts}."
-    tables = {
-        "steps": step_table(results["steps"]),
-        "runs": run_table(results["runs"]),
-        "tracking": markdown(["three values of each step into MLflow", "ms a step"], figures(results["tracking"])),
-        "experiment": markdown(["20 trials and four arms", ""], figures(results["experiment"])),
-        "growth": growth_table(results["growth"]),
-        "starts": markdown(["command", "CPU seconds"], figures(results["starts"])),
-    }
-    Path(ROOT / "benchmarks" / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    cost = f"{cost_table(results['steps'])}\n"
-    write_between_markers(cost, ROOT / "README.md", "<!-- cost: begin -->\n", "<!-- cost: end -->\n")
-    for name, table in tables.items():
-        text = f"{table}\n\n{made}\n"
-        print(f"\n{name}\n{text}")
-        write_between_markers(
-            text, ROOT / "docs" / "performance.md", f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
-        )
+        for section in own.sections or SECTIONS:
+            began = time.monotonic()
+            found = SECTIONS[section][0]()
+            minutes = (time.monotonic() - began) / 60
+            publish(section, found, f"Made by `python -m benchmarks {section}` in {minutes:.1f} minutes: {facts}.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What one adapted step costs, beside a plain step, the limit and the peers: `python -m benchmarks.step`."""
+"""What one adapted step costs, beside a plain step, the limit and the peers: `python -m benchmarks steps`."""
 
 import math
 import warnings
@@ -146,7 +146,7 @@ def check() -> dict[str, float]:
     return found
 
 
-def run(budget: float) -> dict[str, Any]:
+def run(budget: float = 45.0) -> dict[str, Any]:
     """Measure time and memory of every candidate on every workload, as ratios to the plain step.
 
     budget: seconds a workload.
@@ -178,10 +178,3 @@ def _made(make: Make, workload: Workload) -> Step | None:
     except Exception:  # whatever a package from elsewhere raises on a network that it does not take
         return None
     return step
-
-
-if __name__ == "__main__":
-    for title, rows in run(40.0).items():
-        print(title)
-        for name, row in rows.items():
-            print("   ", name, row)
