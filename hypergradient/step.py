@@ -45,9 +45,9 @@ def scaled(optimizer: Optimizer, scale: float | Tensor) -> Iterator[None]:
 
 
 def weights(optimizer: Optimizer) -> Update:
-    """Return a copy of θ, of the parameters that have a gradient: the others do not move."""
+    """Return a copy of θ, of the parameters that have a gradient: the others do not move. Empty where none has."""
     moved = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
-    return [(params, [p.detach().clone() for p in params]) for params in moved]
+    return [(params, [p.detach().clone() for p in params]) for params in moved] if any(moved) else []
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def lookahead(optimizer: Optimizer, scale: float | Tensor) -> Update:
         ValueError: no parameter has a gradient.
     """
     start = weights(optimizer)
-    if not any(params for params, _ in start):
+    if not start:
         raise ValueError("No parameter has a gradient, so there is no step to look ahead to: call backward() first.")
     with scaled(optimizer, scale):
         optimizer.step()

@@ -174,6 +174,16 @@ def test_a_step_with_gradients_that_are_not_finite_is_skipped_whole_and_counted(
     assert (adapter.skipped, adapter.in_a_row, adapter.looks) == (1, 0, 4)
 
 
+def test_a_step_without_any_gradient_moves_nothing_and_looks_at_nothing() -> None:
+    net = problem.network()
+    optimizer = torch.optim.Adam(net.parameters())
+    adapter = OneStepAdapter(optimizer, net, lambda: problem.loss(net, problem.VAL))
+    start = copy.deepcopy(net.state_dict())
+    optimizer.step()
+    assert (adapter.looks, adapter.skipped) == (0, 0)
+    torch.testing.assert_close(net.state_dict(), start, rtol=0, atol=0)
+
+
 def test_too_many_in_a_row_end_the_run_and_the_message_says_where_it_began() -> None:
     net = problem.network()
     optimizer = SUPPORTED["SGD"](net.parameters())
