@@ -64,10 +64,9 @@ class SearchDecayModule(SearchModule):
     def training_step(self, batch: Pair, batch_idx: int) -> dict[str, Tensor | float]:
         """Look, if it is time after the last step, and move the decay; then train."""
         self._look()
-        size = len(batch["train"][1])
-        self.batch_size = max(self.batch_size, size)  # an epoch's last batch may be smaller: a pass is of a whole one
+        self.batch_size = max(self.batch_size, len(batch["train"][1]))  # an epoch's last batch may be smaller
         batches = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1  # not steps: gradients may be accumulated
-        if self.meta_lr and (batches * size) % self.every < size:
+        if self.meta_lr and (batches * self.batch_size) % self.every < self.batch_size:
             self.waiting = batch["val"]
         return super().training_step(batch, batch_idx)
 

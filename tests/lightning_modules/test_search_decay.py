@@ -178,3 +178,10 @@ def test_the_decays_hypergradient_is_the_finite_difference(tmp_path: Path) -> No
     finite = (loss(1e-6) - loss(-1e-6)) / 2e-6  # so little that no ReLU turns
     loss(0.0)  # A, one step on
     assert meta._hypergradient(batch).item() == pytest.approx(finite, rel=1e-5)
+
+
+def test_it_looks_each_4096_samples_where_an_epoch_ends_with_a_smaller_batch(tmp_path: Path) -> None:
+    """4,000 samples in batches of 128: the 32nd of an epoch, which is its last, has 32."""
+    model = SearchDecayModule(MLP(), stretch=0.0)
+    trainer(tmp_path, max_epochs=4).fit(model, datamodule=MNIST1DDataModule())
+    assert model.k == 4
