@@ -15,7 +15,8 @@ from torch.profiler import ProfilerActivity, profile
 
 CYCLE = 16  # calls after which a step that adapts every 4th or 16th time has done what it does
 Step = Callable[[], Any]
-PACKAGES = ("torch", "pytorch-lightning", "mlflow", "higher", "torchopt", "gradient-descent-the-ultimate-optimizer")
+PEERS = ("higher", "torchopt", "gradient-descent-the-ultimate-optimizer", "momo-opt", "gen-optim")
+PACKAGES = ("torch", "pytorch-lightning", "mlflow", *PEERS, "efficient-polling-lr-scheduler")
 
 
 def cpu_seconds(steps: Mapping[str, Step], budget: float, rounds: int = 9) -> dict[str, list[float]]:

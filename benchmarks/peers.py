@@ -1,4 +1,4 @@
-"""One adapted step as each peer does it: Adam, the rate by the gradient of the validation loss at the lookahead.
+"""One adapted step as each exact peer does it: Adam, the rate by the gradient of the validation loss at the lookahead.
 
 Each maker returns a step, and the step returns h = dL_val/d log α: `benchmarks/step.py` first checks that all agree.
 A peer's package is imported in its maker: who has not installed it can run the rest.
@@ -139,28 +139,9 @@ def torchopt(workload: Workload, dtype: torch.dtype) -> Step:
     return step
 
 
-def gdtuo(workload: Workload, dtype: torch.dtype) -> Step:
-    """A step of gradient-descent-the-ultimate-optimizer: on the training loss, α and betas; for its cost alone."""
-    from gradient_descent_the_ultimate_optimizer import gdtuo as package
-
-    network, train, _ = workload.build(dtype)
-    wrapper = package.ModuleWrapper(network, optimizer=package.Adam(LR, optimizer=package.SGD(1e-5)))
-    wrapper.initialize()
-
-    def step() -> None:
-        wrapper.begin()
-        value = loss(wrapper.forward, train)
-        wrapper.zero_grad()
-        value.backward(create_graph=True)
-        wrapper.step()
-
-    return step
-
-
 EXACT = {
     "torch.func.grad": torch_func,
     "torch differentiable=True": torch_differentiable,
     "torchopt 0.7": torchopt,
     "higher 0.2": higher,
 }
-PEERS = EXACT | {"gdtuo (training loss)": gdtuo}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from benchmarks import peers
+from benchmarks import others, peers
 from benchmarks.measure import Step, cpu_seconds, peak_bytes, ratio
 from benchmarks.workloads import LR, META_LR, WORKLOADS, Batch, Workload, loss
 from hypergradient import OneStepAdapter, RateAdapter, hypergradient, lookahead, no_trace, real_step, scaled
@@ -122,7 +122,8 @@ CANDIDATES: dict[str, Make] = {
     "ours, every 16th step": partial(ours, every=16),
     "ours, OneStepAdapter": one_step_adapter,
     "ours, RateAdapter: the whole rule": whole,
-    **peers.PEERS,
+    **peers.EXACT,
+    **others.OTHERS,
 }
 BASE = "plain Adam"
 
