@@ -23,7 +23,7 @@ NETWORKS = {
     "gru": ["--task=gru"],
     "deep_layernorm": ["--task=deep_layernorm"],
 }
-SHORT = [QUIET, "--trainer.max_epochs=2", "--data.batch_size=800"]
+SHORT = [QUIET, "--trainer.max_epochs=2", "--trainer.limit_train_batches=5", "--data.batch_size=64"]
 STEP = 8  # of 5 an epoch
 
 
