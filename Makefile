@@ -23,7 +23,7 @@ lock: .tools/uv  ## install what requirements.txt asks for, and pin all that cam
 	.tools/uv/bin/uv pip compile .tools/installed.txt --quiet --no-deps --generate-hashes --no-annotate --no-header \
 		--python $(BIN)/python --output-file requirements.lock
 
-audit: .venv/installed .tools/pip-licenses .tools/pip-audit  ## licences and versions of all packages, and what is known against them
+audit: .venv/installed .tools/pip-licenses .tools/pip-audit  ## list licences, versions and known vulnerabilities of all packages
 	.tools/pip-licenses/bin/pip-licenses --python $(BIN)/python --order=license
 	.tools/pip-audit/bin/pip-audit --disable-pip --require-hashes -r requirements.lock
 
@@ -33,13 +33,13 @@ train: .venv/installed  ## set up, then train the meta arm, 50 epochs of mnist1d
 tune: .venv/installed  ## set up, then tune Adam's rate, 20 Optuna trials
 	$(BIN)/python tune.py --optimizer adam --trials 20
 
-compare: .venv/installed  ## set up, then train the headline arms on 5 seeds and set them side by side
+compare: .venv/installed  ## set up, then compare the meta arms with adam and cosine on 5 seeds
 	$(BIN)/python compare.py --seeds 5
 
 original: .venv/installed  ## set up, then repeat the published experiment (docs/original.md), 5 minutes
 	$(BIN)/python results.py --stages original readings
 
-results: .venv/installed  ## set up, then remake every table and figure of the documents (hours; goes on where it was)
+results: .venv/installed  ## set up, then regenerate docs/results.md and docs/original.md (hours; resumes)
 	$(BIN)/python results.py
 
 figures: .venv/installed  ## set up, then draw the figures of results/ again, without training
@@ -52,7 +52,7 @@ figures: .venv/installed  ## set up, then draw the figures of results/ again, wi
 bench: .venv/peers  ## set up, then measure speed and memory beside the limit and the peers (15 minutes)
 	$(BIN)/python -m benchmarks
 
-bench-gpu: .venv/installed  ## measure the cost of a look on a CUDA device, at size (minutes)
+bench-gpu: .venv/installed  ## measure the cost of a look on a CUDA device, at GPT-2's size (minutes)
 	$(BIN)/python -m benchmarks.accelerator
 
 .tools/docs: docs/requirements.txt
@@ -60,8 +60,8 @@ bench-gpu: .venv/installed  ## measure the cost of a look on a CUDA device, at s
 	$@/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
 	@touch $@
 
-docs: .tools/docs  ## build the documentation as a site, strictly, into site/
-	.tools/docs/bin/mkdocs build --strict --quiet
+docs: .tools/docs  ## build the documentation as a site, strictly, into site/, and follow its links
+	docs/build.sh
 
 ui: .venv/installed  ## show all runs in MLflow's UI
 	$(BIN)/mlflow ui --host 127.0.0.1
@@ -76,7 +76,7 @@ test: .venv/installed  ## set up, then run the test suite
 test-all: .venv/tests  ## the slow tests too, in two processes
 	$(BIN)/python -m pytest -m "slow or not slow" -n 2 --dist loadfile --durations=40
 
-check: .venv/tests test  ## the tests, the linters, the types, and the arrows between the packages
+check: .venv/tests test  ## run the tests, linters, type checks and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -86,10 +86,10 @@ def readings(runs: pd.DataFrame, tuned: list[str]) -> str:
     return (
         f"- `meta` / `adam` = {overall['meta'] / overall['adam']:.3f}; `meta` / `cosine` = "
         f"{overall['meta'] / overall['cosine']:.3f}.\n"
-        f"- The single study nearest to `meta`, of the {len(tuned) * len(means.columns)}: one of `{nearest}`, with "
-        f"{best[nearest]:.3f} times the test loss of `meta` on its data.\n"
+        f"- The best of the {len(tuned) * len(means.columns)} tuned studies, one of `{nearest}`, has "
+        f"{best[nearest]:.3f} times the test loss of `meta` on the same data.\n"
         f"- `meta` reaches the final validation loss of `adam` after {np.mean(reached):.1f} epochs on average (at most "
-        f"{np.max(reached):.0f}); `adam` itself first does after {np.mean(plain):.1f}.\n\n{by_draw}"
+        f"{np.max(reached):.0f}); `adam` itself first reaches it after {np.mean(plain):.1f}.\n\n{by_draw}"
     )
 
 

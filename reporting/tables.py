@@ -120,9 +120,9 @@ def conditions(runs: pd.DataFrame, command: str) -> str:
         f"Made by `{command}`: {_span('seed', runs.seed)}, {_span('data seed', runs.data_seed)}, "
         f"{' or '.join(map(str, epochs))} {'epoch' if epochs == [1] else 'epochs'}, weights after "
         f"the last step, mean ± half the 95 % interval (Student's t); differences paired by data seed and seed, with "
-        f"bootstrap intervals, p by Wilcoxon's test after Holm; passes: forward-backward passes of a batch a step, "
-        f"tuning included, as in the seconds. "
-        f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, a thread a run; "
+        f"bootstrap intervals, p from Wilcoxon's test with Holm's correction; passes: forward-backward passes per "
+        f"step; passes and seconds include tuning. "
+        f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, one thread per run; "
         f"Python {platform.python_version()}, torch {version('torch')}, pytorch-lightning "
         f"{version('pytorch-lightning')}; trained at commit {', '.join(sorted(set(runs.commit)))}."
     )

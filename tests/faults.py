@@ -237,15 +237,15 @@ tried(
 tried("test_hostile.py::test_a_mask_that_lets_nobody_else_read", {"umask 077": ("", 0)})
 tried(
     "test_hostile.py::test_a_user_who_is_not_root_and_a_clone_that_is_read_only",
-    {"another user, the clone read-only to her": ("", 0)},
+    {"another user, with a read-only clone": ("", 0)},
 )
 tried(
     "test_resume.py::test_a_run_has_one_writer",
-    {"a run is gone on with while its first process is suspended": (r"is being written, by another process on", 2)},
+    {"a run is resumed while its first process is suspended": (r"is being written, by another process on", 2)},
 )
 tried(
     "tracking/test_lease.py::test_over_a_server_the_heartbeat_tells",
-    {"a run is gone on with on another machine": (r"is being written, by process \d+ on", 2)},
+    {"a run is resumed on another machine": (r"is being written, by process \d+ on", 2)},
 )
 tried(
     "test_scale.py::test_a_machine_that_paused_goes_on_with_the_next_trial_and_nobody_ends_its_runs",
@@ -310,23 +310,23 @@ def document() -> str:
     """Return docs/faults.md."""
     wrong = [[f"`{words}`", readable(line)] for words, line in BAD_INPUT.items()]
     rows = [[name, readable(fault.line), str(fault.status)] for name, fault in FAULTS.items()]
-    return f"""# What goes wrong, and what the answer is
+    return f"""# When things go wrong
 
 Each row is a test ([tests/faults.py](../tests/faults.py), from which `python -m tests.faults` writes this file). The
-answers are shortened: … stands for anything. Status 2: nothing was begun; 1: what was begun could not go on; 130:
-Ctrl-C; 143: SIGTERM or SIGHUP; 141: nobody reads what is printed. What was done before is kept in each case.
+messages are shortened: … stands for any text. Exit status 2: nothing was started; 1: a started run failed; 130: Ctrl-C;
+143: SIGTERM or SIGHUP; 141: the output pipe was closed. Finished work is always kept.
 
 **A YAML file and a class path are code**: `class_path: any.thing` imports it and calls it, with the rights of whoever
 typed the command. Do not train from a file that you would not run. A checkpoint is not: it is read as tensors, numbers
 and text alone.
 
-## Faults, tried for real
+## Tested faults
 
-{markdown(["what happens", "the answer", "status"], rows)}
+{markdown(["what happens", "message", "status"], rows)}
 
-## Typed wrong: one line, status 2, no run is kept
+## Wrong options: a one-line error, status 2, no run is kept
 
-{markdown(["typed", "the answer"], wrong)}
+{markdown(["command", "message"], wrong)}
 """
 
 

@@ -203,5 +203,5 @@ def test_a_user_who_is_not_root_and_a_clone_that_is_read_only(tmp_path: Path) ->
     command = [*nobody.split(), "--ambient-caps=+dac_read_search", sys.executable, "-B", str(ROOT / "train.py"), *SHORT]
     environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/elsewhere.db", "HOME": str(tmp_path)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    matches("another user, the clone read-only to her", done.returncode, done.stderr)
+    matches("another user, with a read-only clone", done.returncode, done.stderr)
     assert "test/loss" in done.stdout
