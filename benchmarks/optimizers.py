@@ -82,9 +82,9 @@ def document() -> str:
     table = [[name, said, why.replace("|", "/").replace("\n", " ")] for name, said, why in rows]
     return f"""# Which optimizers can be adapted
 
-Those whose step is proportional to the learning rate; `check_supported` measures this before training, for any optimizer.
-The last column is the relative error of a step's hypergradient against its finite difference, in float64, or the reason
-why an optimizer was refused. Of {len(rows)} here, {adapted} can be adapted.
+Those whose step is proportional to the learning rate; `check_supported` measures this before training, for any
+optimizer. The last column is the relative error of a step's hypergradient against its finite difference, in float64,
+or the reason why an optimizer was refused. Of {len(rows)} here, {adapted} can be adapted.
 
 Made by `python -m benchmarks.optimizers` with {packages}; lr {RATE:g}, and 1 for those that estimate it themselves.
 
