@@ -81,6 +81,9 @@ class TailAverage(Callback):
         if self.tail:
             checkpoint["state_dict"], checkpoint["current"] = self.tail.states()
             checkpoint["average"] = self.tail.state_dict()["exact"]
+        if self.kept:  # training has not started again
+            current = checkpoint["state_dict"]
+            checkpoint |= {"state_dict": self.kept["network"], "current": current, "average": self.kept["exact"]}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the average up again where training goes on; elsewhere the checkpoint's weights are it already."""

@@ -1,5 +1,6 @@
 """The checkpoint that a run leaves, and goes on from."""
 
+import math
 import signal
 import threading
 import time
@@ -73,7 +74,8 @@ class LastCheckpoint(ModelCheckpoint):
         """Write, if it is time; not where gradients accumulate, nor where validation is due: it would be skipped."""
         # a module that optimizes by hand accumulates by itself
         accumulate = getattr(pl_module, "accumulate_grad_batches", trainer.accumulate_grad_batches)
-        self.between = (batch_idx + 1) % accumulate == 0 and not trainer.is_last_batch
+        validates = trainer.enable_validation and (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0
+        self.between = (batch_idx + 1) % accumulate == 0 and not trainer.is_last_batch and not validates
         due = self.between and time.monotonic() - self.written >= self.seconds
         if trainer.strategy.reduce_boolean_decision(due, all=False):  # processes write together
             self._write(trainer)

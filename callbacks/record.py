@@ -39,6 +39,8 @@ class LogModel(Callback):
                 pip_requirements=[f"torch=={torch.__version__}"],
                 serialization_format="pt2",
             )
+        # `start_run` marked it as ended, and its test follows
+        trainer.logger.experiment.update_run(str(trainer.logger.run_id), "RUNNING")
 
 
 class LogSearch(Callback):

@@ -10,8 +10,6 @@ import yaml
 from experiment.files import check_yaml
 from experiment.presets import ARMS, CONFIGS
 
-PRESETS = ("--optimizer", "--config", "-c", "--task")
-
 
 def did_you_mean(word: str, names: Sequence[str]) -> str:
     """Return a hint at the nearest name, with a blank in front; nothing where none is near."""
@@ -20,12 +18,15 @@ def did_you_mean(word: str, names: Sequence[str]) -> str:
 
 
 def presets_first(args: Sequence[str]) -> list[str]:
-    """Return the options with arms, files and tasks before the others, which are read over them."""
-    presets: list[str] = []
-    others: list[str] = []
-    for option in _options(args):
-        (presets if option[0].split("=")[0] in PRESETS else others).extend(option)
-    return presets + others
+    """Return the options in the order in which they are read over each other: arm, task, files, the others."""
+    return [word for option in sorted(_options(args), key=_rank) for word in option]
+
+
+def _rank(option: Sequence[str]) -> int:
+    [(name, value)] = _given(option)
+    if name in ("--config", "-c"):
+        return 0 if module_of(Path(value)) else 2
+    return {"--optimizer": 0, "--task": 1}.get(name, 3)
 
 
 def require_one_arm(args: Sequence[str]) -> None:

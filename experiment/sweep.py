@@ -155,23 +155,31 @@ def _take(job: tuple[optuna.Study, Work, float, bool]) -> None:
     if not waiting or time.time() >= end:
         return
     taken: list[int] = []
+    failed: list[int] = []
     try:
-        study.optimize(functools.partial(_once, study, work, taken), n_trials=1)
-    except ValueError:  # Optuna's, to whom the result is told of a trial that has ended
-        if not taken or study.get_trials(deepcopy=False)[taken[0]].state != TrialState.FAIL:
+        study.optimize(functools.partial(_once, study, work, taken, failed), n_trials=1)
+    except ValueError:  # of the work; or Optuna's, to whom the result is told of a trial that has ended
+        if failed or not taken or study.get_trials(deepcopy=False)[taken[0]].state != TrialState.FAIL:
             raise
         print(f"trial {taken[0]} was taken over by another machine, as this one was not heard of", file=sys.stderr)
 
 
-def _once(study: optuna.Study, work: Work, taken: list[int], trial: optuna.Trial) -> float:
-    """Do a trial, unless another has its slot: machines that fill the queue at once fill it twice."""
+def _once(study: optuna.Study, work: Work, taken: list[int], failed: list[int], trial: optuna.Trial) -> float:
+    """Do a trial, unless another has its slot: machines that fill the queue at once fill it twice.
+
+    taken: gets its number. failed: gets it, where the work raises.
+    """
     taken.append(trial.number)
     trial.set_user_attr(BEGUN, True)  # the heart beats by now
     slot = trial.user_attrs.get("slot")  # None: the queue was empty by now
     others = study.get_trials(deepcopy=False)[: trial.number]
     if slot is None or any(_holds(other, slot) for other in others):
         return math.nan  # a trial that failed
-    return work(trial)
+    try:
+        return work(trial)
+    except Exception:
+        failed.append(trial.number)
+        raise
 
 
 def _holds(trial: FrozenTrial, slot: int) -> bool:

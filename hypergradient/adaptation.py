@@ -5,7 +5,7 @@ each step    θ ← (1 - αλ) θ + Δ(α; g)          and the hypothetical step
 looks        h = ⟨∇L_val(A), Z⟩                 each 16 steps; their mean moves the rate
 moves        log α ← log α - κ · log((t + 20) / (t' + 20)) · h / rms(h)     each time t has grown by a tenth, from t'
              log λ ← log λ - (t - t') / max(t, T/4) · h_λ / rms(h_λ),      h_λ = -αλ ⟨∇L_val(A), θ⟩
-guard        smoothed loss above 1.2 × that of the first steps, or not finite: back to the last good A, at α/2
+guard        smoothed loss a fifth above that of the first steps, or not finite: back to the last good A, at α/2
 
 rms is that of about the last ten moves, and h / rms(h) is cut at ±2; the 20 are the steps that the hypothetical run
 needs before it means anything. A given rate below the start is doubled after each step whose look says that a larger
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hypergradient.copies import unwrapped
+from hypergradient.copies import clear_state, follow_modes, unwrapped
 from hypergradient.processes import mean_over_processes
 from hypergradient.settings import Settings
 from hypergradient.start import weights_per_step
@@ -89,7 +89,8 @@ class Adaptation:
     def renew(self) -> None:
         """Begin the hypothetical run again where the optimizer moves other parameters since now."""
         moved = {id(p) for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad}
-        if moved != {id(p) for p in self.twin.real}:
+        groups = len(self.optimizer.param_groups)
+        if moved != {id(p) for p in self.twin.real} or groups != len(self.twin.optimizer.param_groups):
             steps, self.twin = self.twin.steps, self.make_twin()
             self.twin.steps, self.good = steps, []
             for a, p in zip(self.average.parameters(), self.network.parameters(), strict=True):
@@ -132,6 +133,7 @@ class Adaptation:
 
         validation_loss: of a network, 0-d, on a validation batch.
         """
+        follow_modes(self.average, self.network)
         loss, h = self.twin.hypergradients(validation_loss, self.average).split([1, 2])
         self.looks += 1
         if math.isfinite(h.sum()):
@@ -161,7 +163,7 @@ class Adaptation:
         self.weight_decay *= math.exp(-z_decay * passed / max(self.steps, self.length / 4))
         self.tau, self.moved_at = tau, self.steps
         self._forget()
-        if self.smooth_loss <= 1.1 * self.first_loss:
+        if not self._above(0.1):
             self.good = [p.detach().clone() for p in self._state(self.average)]
 
     def _forget(self) -> None:
@@ -189,8 +191,12 @@ class Adaptation:
             self.smooth_loss = self.first_loss
         else:
             self.smooth_loss += 0.1 * (float(mean) - self.smooth_loss)
-        if self.good and not self.smooth_loss <= 1.2 * self.first_loss:
+        if self.good and self._above(0.2):
             self.rewind()
+
+    def _above(self, part: float) -> bool:
+        """Return whether the smoothed loss is above the first ones by that part of their size, of whatever sign."""
+        return not self.smooth_loss <= self.first_loss + part * abs(self.first_loss)
 
     def _state(self, network: nn.Module) -> list[Tensor]:
         return [*self.twin.trained(network), *network.buffers()]
@@ -202,7 +208,7 @@ class Adaptation:
             return
         for network in (self.network, self.average):
             torch._foreach_copy_(self._state(network), self.good)
-        self.optimizer.state.clear()
+        clear_state(self.optimizer)
         self.twin.reset()
         self._set_rate(self.rate / 2)
         self.highest = min(self.highest, self.rate / self.schedule)

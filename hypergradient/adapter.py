@@ -7,9 +7,8 @@ A schedule composes (`hypergradient.rates`): a step's rate is the schedule's, ti
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -88,7 +87,7 @@ class RateAdapter(ScaledRates):
         if any(group.get("weight_decay") for group in self.optimizer.param_groups):
             settings = replace(settings or Settings(), weight_decay=0.0)
         self.network, self.loss_of, self.part = network, loss, part
-        self.batches: Iterator[Any] = endless(batches)
+        self.validation, self.batches = batches, endless(batches)
         self.average = Average(network, window) if window else None
         self.averaged = self.average.network if self.average else network
         self.adaptation = Adaptation(network, self.optimizer, settings, self.averaged, window, length, clip, decays)
@@ -132,7 +131,9 @@ class RateAdapter(ScaledRates):
         self.restore()
         self.live = self.drop_unless_finite()
         if not self.live:
-            self._rewind()
+            if getattr(self.optimizer, "found_inf", None) is None:  # else a scaler knows, and tries a smaller scale
+                self._rewind()
+            self._forget()
             return
         self.in_a_row = 0
         self.adaptation.renew()
@@ -146,12 +147,11 @@ class RateAdapter(ScaledRates):
             self.adaptation.shrink()
 
     def _rewind(self) -> None:
-        """Drop the step, and go back where the run was good, at half the rate."""
+        """Go back where the run was good, at half the rate."""
         if self.begun and self.adaptation.good and any(group["lr"] for group in self.optimizer.param_groups):
             self.set_rates()
             self.adaptation.rewind()
             self.leave_rates()
-        self._forget()
 
     def _look(self) -> None:
         if self.adaptation.due:
@@ -201,4 +201,4 @@ class RateAdapter(ScaledRates):
         if self.average:
             self.average.load_state_dict(state["average"])
         self.adaptation.load_state_dict(state["adaptation"])
-        self.batches = islice(self.batches, self.position, None)
+        self.batches = endless(self.validation, self.position)

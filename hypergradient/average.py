@@ -36,6 +36,11 @@ class Average:
     def update(self, steps: int) -> None:
         """Take in the weights after that many steps; counters, as BatchNorm's, are copied."""
         weight = 1 / max(1.0, self.window * steps)
+        for (
+            own,
+            exact,
+        ) in self._rounded():  # somebody may have put other weights there, as the guard of `Adaptation` does
+            exact.copy_(torch.where(own == exact.to(own.dtype), exact, own.to(exact.dtype)))
         current = [p.to(a.dtype) for p, a in zip(self.current, self.exact, strict=True)]
         if current:
             torch._foreach_lerp_(self.exact, current, weight)

@@ -7,12 +7,24 @@ import torch
 from torch import Tensor
 
 
-def endless(batches: Iterable[Any]) -> Iterator[Any]:
+def has_len(batches: Any) -> bool:
+    """Return whether their number is known: a DataLoader of an IterableDataset has none."""
+    try:
+        return len(batches) >= 0
+    except TypeError:
+        return False
+
+
+def endless(batches: Iterable[Any], start: int = 0) -> Iterator[Any]:
     """Yield the batches in turn, again and again; to draw them leaves torch's random stream as it was.
+
+    start: how many were taken before; of a known number, whole rounds of them are not read again.
 
     Raises:
         ValueError: there are none, or no more, as of an iterator that can be read once.
     """
+    known = len(batches) if has_len(batches) else 0  # type: ignore[arg-type]
+    start = start % known if known else start
     while True:
         iterator, found = None, False
         while True:
@@ -23,7 +35,10 @@ def endless(batches: Iterable[Any]) -> Iterator[Any]:
                 except StopIteration:
                     break
             found = True
-            yield batch
+            if start:
+                start -= 1
+            else:
+                yield batch
         if not found:
             raise ValueError("There are no validation batches, or no second time: give a loader or a list.")
 

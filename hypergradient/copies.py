@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-SHARED = ("step", "_hooks", "rate_adapter")  # ends of the names of what is not copied: a scheduler's own, hooks, ours
+NOT_COPIED = ("step", "rate_adapter")  # what a scheduler puts over the method; ours. Nor are hooks
 
 
 def unwrapped(optimizer: Any) -> Optimizer:
@@ -35,15 +35,27 @@ def copy_onto(optimizer: Optimizer, replaced: Mapping[Tensor, Tensor]) -> Optimi
     memo: dict[int, Any] = {id(p): q for p, q in replaced.items()}  # what deepcopy takes as it is
     twin: Optimizer = object.__new__(type(optimizer))
     for name, value in vars(optimizer).items():
-        if name.endswith(SHARED):
-            if name.endswith("_hooks"):
-                vars(twin)[name] = OrderedDict()
+        if name.endswith("_hooks"):
+            vars(twin)[name] = OrderedDict()
+        if name.endswith("_hooks") or name in NOT_COPIED:
             continue
         try:
             vars(twin)[name] = copy.deepcopy(value, memo)
         except (TypeError, RuntimeError):  # a lock, a stream, a generator: the copy shares it
             vars(twin)[name] = value
     return twin
+
+
+def clear_state(optimizer: Optimizer) -> None:
+    """Forget what is kept for each parameter; what an optimizer from elsewhere keeps there for itself stays."""
+    for key in [key for key in optimizer.state if isinstance(key, Tensor)]:
+        del optimizer.state[key]
+
+
+def follow_modes(copied: nn.Module, source: nn.Module) -> None:
+    """Put each submodule of a copy into training or evaluation mode, as that of its source is now."""
+    for own, original in zip(copied.modules(), source.modules(), strict=False):
+        own.training = original.training
 
 
 def paired_states(

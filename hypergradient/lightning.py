@@ -5,7 +5,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import islice
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +12,22 @@ import torch
 from torch import Tensor
 
 from hypergradient.adapter import RateAdapter
-from hypergradient.batches import endless
+from hypergradient.batches import endless, has_len
 from hypergradient.hooks import StepHooks
 from hypergradient.one_step import OneStepAdapter
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
+    from pytorch_lightning.utilities.combined_loader import CombinedLoader
 else:  # a Trainer of either calls the hooks of a callback of the other: they are looked up by name
     try:
         from pytorch_lightning import Callback, LightningModule, Trainer
+        from pytorch_lightning.utilities.combined_loader import CombinedLoader
     except ImportError:
         from lightning.pytorch import Callback, LightningModule, Trainer
+        from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
-WHOLE = {"SingleDeviceStrategy", "DDPStrategy"}  # strategies that leave the weights whole; others derive from them
+WHOLE = {"SingleDeviceStrategy", "DDPStrategy"}  # strategies that leave the weights whole, and what derives from them
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -58,7 +60,8 @@ class _Adapt(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach to the optimizer."""
         name = type(self).__name__
-        if not WHOLE & {base.__name__ for base in type(trainer.strategy).__mro__}:
+        bases = {base.__name__ for base in type(trainer.strategy).__mro__}
+        if not WHOLE & bases or "DeepSpeedStrategy" in bases:  # which derives from DDPStrategy
             strategy = type(trainer.strategy).__name__
             raise ValueError(f"{name} cannot be used under {strategy}, which cuts up the weights: use DDP.")
         if len(trainer.optimizers) != 1:
@@ -88,8 +91,8 @@ class _Adapt(Callback):
             self.adapter.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the adapter."""
-        return self.adapter.state_dict() if hasattr(self, "adapter") else {}
+        """Return the state of the adapter; before training starts, the one that was loaded."""
+        return self._state or (self.adapter.state_dict() if hasattr(self, "adapter") else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there, when training starts."""
@@ -102,23 +105,19 @@ def require_whole_checkpoints(trainer: Any, name: str) -> None:
         raise ValueError(f"{name} averages the weights: ModelCheckpoint(save_weights_only=True) would save others.")
 
 
-def has_len(loader: Any) -> bool:
-    """Return whether its length is known: a DataLoader of an IterableDataset has none."""
-    try:
-        return len(loader) >= 0
-    except TypeError:
-        return False
-
-
 class Batches:
     """The validation batches of a fit, or those that were given, on the fit's device."""
 
     def __init__(self, callback: _Adapt, trainer: Trainer) -> None:
-        loaders: Any = trainer.val_dataloaders if callback.batches is None else [callback.batches]
-        self.loaders, self.trainer = loaders if isinstance(loaders, list) else [loaders], trainer
+        own, loaders = callback.batches, trainer.val_dataloaders
+        self.loaders: list[Any] = CombinedLoader(loaders, "sequential").flattened if own is None else [own]
+        self.trainer = trainer
         if all(loader is None or (has_len(loader) and len(loader) == 0) for loader in self.loaders):
             name = type(callback).__name__
             raise ValueError(f"{name} needs validation batches: a validation loader in fit(), or `batches`.")
+
+    def __len__(self) -> int:
+        return sum(len(loader) for loader in self.loaders)
 
     def __iter__(self) -> Iterator[Any]:
         for loader in self.loaders:
@@ -145,6 +144,7 @@ class AdaptLearningRate(_Adapt):
 
     adapter: RateAdapter
     current: Mapping[str, Any] = MappingProxyType({})  # the weights of the last step, when the fit is over
+    loaded: Mapping[str, Any] = MappingProxyType({})  # the average, of the checkpoint that the fit goes on from
 
     def attach(self, trainer: Trainer, pl_module: LightningModule, batches: Batches, loss: Loss) -> RateAdapter:
         """Attach the whole rule."""
@@ -181,7 +181,9 @@ class AdaptLearningRate(_Adapt):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the average as the module's weights, and beside it those that training goes on with."""
-        if self.current:  # the fit is over: the module has the average, or what was made of it
+        if self._state and self.loaded:  # training has not started again
+            checkpoint["state_dict"], checkpoint["current"] = self.loaded, checkpoint["state_dict"]
+        elif self.current:  # the fit is over: the module has the average, or what was made of it
             checkpoint["current"] = self.current
         elif hasattr(self, "adapter") and self.adapter.average:
             checkpoint["state_dict"], checkpoint["current"] = self.adapter.average.states()
@@ -189,6 +191,7 @@ class AdaptLearningRate(_Adapt):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Go on with the weights; elsewhere the checkpoint's average is what is wanted."""
         if trainer.state.fn == "fit" and "current" in checkpoint:
+            self.loaded = dict(checkpoint["state_dict"])
             pl_module.load_state_dict(checkpoint["current"])
 
     def _swap(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -221,7 +224,8 @@ class AdaptOneStep(_Adapt):
 
     def attach(self, trainer: Trainer, pl_module: LightningModule, batches: Batches, loss: Loss) -> OneStepAdapter:
         """Attach the plain rule."""
-        self.looks = islice(endless(batches), self.position, None)
+        self.position = self.position if self._state else 0
+        self.looks = endless(batches, self.position)
 
         def validation_loss() -> Tensor:
             self.position += 1
@@ -231,8 +235,9 @@ class AdaptOneStep(_Adapt):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the adapter, and the place in the validation batches."""
-        return {"position": self.position, "adapter": super().state_dict()} if hasattr(self, "adapter") else {}
+        state = super().state_dict()
+        return {"position": self.position, "adapter": state} if state else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there, when training starts."""
-        self.position, self._state = state_dict["position"], state_dict["adapter"]
+        self.position, self._state = state_dict.get("position", 0), state_dict.get("adapter", {})

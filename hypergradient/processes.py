@@ -12,4 +12,4 @@ def mean_over_processes(tensors: list[Tensor]) -> list[Tensor]:
     torch.distributed.all_reduce(together)
     together /= torch.distributed.get_world_size()
     parts = together.split([tensor.numel() for tensor in tensors])
-    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+    return [part.view_as(tensor).to(tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hypergradient.copies import copy_onto, unwrapped
+from hypergradient.copies import clear_state, copy_onto, unwrapped
 
 SUPPORTED = "SGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, Adadelta, Adamax, Muon"
 WARM_UP = 19  # steps: RAdam is SGD for its first five; what estimates the rate itself takes some to begin
@@ -73,7 +73,7 @@ def _probe(optimizer: Optimizer, factor: float, begun: bool = False) -> Optimize
     """Return a copy on slices, in float64, at `factor` times its rates; from the first step, where it has not begun."""
     probe = copy_onto(optimizer, {p: _slice(p).requires_grad_() for p in _parameters(optimizer)})
     if not begun:
-        probe.state.clear()  # of the whole parameters
+        clear_state(probe)  # of the whole parameters
     for group in probe.param_groups:
         group["lr"] = factor * _positive(group["lr"])
     return probe

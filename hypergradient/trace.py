@@ -18,7 +18,7 @@ def no_trace(network: nn.Module, batch_statistics: bool = False) -> Iterator[Non
     Metrics of torchmetrics among the submodules forget what they were told.
 
     batch_statistics: let BatchNorm normalise by the batch, and put its buffers back: where it has no statistics yet, or
-    none of these weights.
+    none of these weights. What is frozen, in evaluation mode before, stays so; one value is no batch.
     """
     modules = list(network.modules())
     modes = [module.training for module in modules]
@@ -26,8 +26,11 @@ def no_trace(network: nn.Module, batch_statistics: bool = False) -> Iterator[Non
     metrics = [module for module in modules if "_update_count" in vars(module)]  # torchmetrics: no buffers
     counted = [{name: copy.deepcopy(getattr(metric, name)) for name in _states(metric)} for metric in metrics]
     recurrent = any(isinstance(module, nn.RNNBase) for module in modules)  # cuDNN's have no backward in evaluation mode
-    for module in modules:
-        module.training = batch_statistics and isinstance(module, nn.modules.batchnorm._BatchNorm)
+    hooks = []
+    for module, mode in zip(modules, modes, strict=True):
+        module.training = False
+        if batch_statistics and mode and isinstance(module, nn.modules.batchnorm._BatchNorm):  # else it is frozen
+            hooks.append(module.register_forward_pre_hook(_normalise_by_the_batch))
     try:
         backend = torch.backends.cudnn
         cudnn = backend.flags(enabled=False, deterministic=backend.deterministic) if recurrent else nullcontext()
@@ -35,6 +38,8 @@ def no_trace(network: nn.Module, batch_statistics: bool = False) -> Iterator[Non
         with cudnn, torch.random.fork_rng(devices=gpus(network)):
             yield
     finally:
+        for hook in hooks:
+            hook.remove()
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
         for metric, states in zip(metrics, counted, strict=True):
@@ -49,6 +54,10 @@ def gpus(network: nn.Module) -> list[int]:
     if not torch.cuda.is_initialized():
         return []
     return list({p.device.index for p in network.parameters() if p.is_cuda})
+
+
+def _normalise_by_the_batch(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+    norm.training = inputs[0].numel() > inputs[0].shape[1]
 
 
 def _states(metric: Any) -> list[str]:

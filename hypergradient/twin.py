@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hypergradient.copies import copy_network, copy_onto, paired_states
+from hypergradient.copies import clear_state, copy_network, copy_onto, follow_modes, paired_states
 from hypergradient.processes import mean_over_processes
 from hypergradient.trace import gpus, no_trace
 
@@ -78,6 +78,7 @@ class Twin:
         loss: of a network on a part of the real step's batch, 0-d. decay: the part of each weight that the real step
         took away.
         """
+        follow_modes(self.network, self.source)
         with torch.enable_grad(), torch.random.fork_rng(devices=gpus(self.network)):  # dropout: the real stream stays
             gradients = torch.autograd.grad(loss(self.network), self.own, materialize_grads=True)
         for p, q, g in zip(self.real, self.own, mean_over_processes(list(gradients)), strict=True):
@@ -124,7 +125,7 @@ class Twin:
         with torch.no_grad():
             torch._foreach_copy_([*self.own, *self.network.buffers()], [*self.real, *self.source.buffers()])
             torch._foreach_zero_(self.difference)
-        self.optimizer.state.clear()
+        clear_state(self.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run needs to go on: tensors, numbers and dictionaries alone."""

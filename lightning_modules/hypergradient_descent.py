@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.supervised import OptimizerFactory, Pair, SupervisedModule
+from lightning_modules.supervised import OptimizerFactory, SupervisedModule
 
 
 class HypergradientDescentModule(SupervisedModule):
@@ -30,24 +30,16 @@ class HypergradientDescentModule(SupervisedModule):
         super().__init__(network, lr, optimizer)
         self.hyper_lr = hyper_lr
         self.before: list[Tensor] = []
-        self.last: list[Tensor] = []
-
-    def training_step(self, batch: Pair, batch_idx: int) -> dict[str, Tensor | float]:
-        """Take the last step, at rate 1, from how the weights changed, and keep them."""
-        rate, params = self.trainer.optimizers[0].param_groups[0]["lr"], list(self.network.parameters())
-        pairs = zip(params, self.before, strict=True) if self.before else ()
-        self.last = [(p.detach() - before) / rate for p, before in pairs]
-        self.before = [p.detach().clone() for p in params]
-        return super().training_step(batch, batch_idx)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Move the rate along the product of the gradient with the last step at rate 1."""
-        if not self.last:
-            return
-        pairs = zip(self.network.parameters(), self.last, strict=True)
-        products = [torch.sum(p.grad * u) for p, u in pairs if p.grad is not None]
-        for group in optimizer.param_groups:
-            group["lr"] -= self.hyper_lr * float(sum(products))
+        """Move the rate along the product of the gradient with the last step at rate 1, and keep the weights."""
+        rate, params = optimizer.param_groups[0]["lr"], list(self.network.parameters())
+        if self.before:
+            pairs = [(p, before) for p, before in zip(params, self.before, strict=True) if p.grad is not None]
+            product = sum(torch.sum(p.grad * ((p.detach() - before) / rate)) for p, before in pairs)
+            for group in optimizer.param_groups:
+                group["lr"] -= self.hyper_lr * float(product)
+        self.before = [p.detach().clone() for p in params]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the weights before the last step too."""

@@ -124,6 +124,7 @@ class MetaModule(SupervisedModule):
         )
         if self.kept:
             self.adaptation.load_state_dict(self.kept)
+            self.kept = {}
         elif self.adaptation.begin(self.given_lr) and self.trainer.is_global_zero:
             print(f"--model.lr {self.given_lr:g} is lowered to {self.adaptation.rate:.3g}, where this method starts")
         return self.adaptation

@@ -49,10 +49,11 @@ class StatusInTest(Callback):
         self.status = run.info.status
 
 
-def test_a_run_is_not_finished_before_its_test() -> None:
+@pytest.mark.parametrize("options", [[], pytest.param(["--log-model"], marks=pytest.mark.slow)])
+def test_a_run_is_not_finished_before_its_test(options: list[str]) -> None:
     """Else one that is killed in its test could not go on."""
     seen = StatusInTest()
-    train(["--optimizer", "adam", *SHORT], callbacks=[seen])
+    train(["--optimizer", "adam", *options, *SHORT], callbacks=[seen])
     assert (seen.status, runs()[0].info.status) == ("RUNNING", "FINISHED")
 
 

@@ -23,7 +23,8 @@ def machine_tag() -> dict[str, str]:
 def find_run(experiment: str, config: str) -> str | None:
     """Return the newest run of this configuration (its digest) that was tested or diverged."""
     runs = client().search_runs([open_experiment(experiment)], f"tags.config = '{config}'")
-    done = [run.info.run_id for run in runs if "test/loss" in run.data.metrics or "diverged" in run.data.tags]
+    ended = [run for run in runs if run.info.status != "RUNNING"]  # else it broke off on its last lines, or is not over
+    done = [run.info.run_id for run in ended if "test/loss" in run.data.metrics or "diverged" in run.data.tags]
     return done[0] if done else None
 
 

@@ -1,9 +1,16 @@
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from callbacks import TailAverage
+from data import MNIST1DDataModule
 from experiment.training import train
+from lightning_modules import MLP, SupervisedModule
+from tests.hypergradient.lightning_cases import SavesBefore
 
 SHORT = ["--trainer.max_epochs=2", "--trainer.enable_progress_bar=false", "--data.batch_size=100"]
 
@@ -56,3 +63,19 @@ def test_a_window_out_of_range_is_refused() -> None:
     for window in (0.0, 1.5):
         with pytest.raises(ValueError, match="window is a part of the run"):
             TailAverage(window)
+
+
+def test_a_checkpoint_from_before_training_goes_on_holds_the_average_and_the_weights(tmp_path: Path) -> None:
+    def run(epochs: int, path: Path | None, extra: Callback) -> None:
+        options: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+        own = [TailAverage(), extra]
+        trainer = Trainer(accelerator="cpu", max_epochs=epochs, callbacks=own, default_root_dir=tmp_path, **options)
+        trainer.fit(SupervisedModule(MLP()), MNIST1DDataModule(batch_size=100), ckpt_path=path)
+
+    last, before = tmp_path / "last.ckpt", tmp_path / "before.ckpt"
+    run(2, None, ModelCheckpoint(tmp_path, filename="last"))
+    run(3, last, SavesBefore(before))
+    first, saved = (torch.load(path, weights_only=True) for path in (last, before))
+    for name in ("state_dict", "current"):
+        assert all(torch.equal(value, saved[name][key]) for key, value in first[name].items())
+    assert not torch.equal(saved["current"]["network.0.weight"], saved["state_dict"]["network.0.weight"])

@@ -62,6 +62,32 @@ def test_the_end_of_a_run_is_kept_and_before_it_a_state_every_few_seconds(
     assert steps_kept(tmp_path, seconds, SupervisedModule(MLP()), ends) == steps
 
 
+class Validations(LastCheckpoint):
+    """Notes the step of every write, and how many validations had begun."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+        self.begun, self.seen = 0, []  # type: ignore[var-annotated]
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.begun += not trainer.sanity_checking
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        self.seen.append((trainer.global_step, self.begun))
+
+
+def test_nothing_is_written_between_a_step_and_a_validation_that_is_due_in_mid_epoch(tmp_path: Path) -> None:
+    """A run that went on from there would skip it."""
+    saver = Validations()
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    trainer = Trainer(
+        accelerator="cpu", default_root_dir=tmp_path, callbacks=[saver], max_epochs=2, val_check_interval=2, **quiet
+    )
+    trainer.fit(SupervisedModule(MLP()), datamodule=MNIST1DDataModule(batch_size=1000))
+    assert saver.seen == [(step, step // 2) for step in range(1, 9)]
+
+
 def test_a_run_that_fails_in_a_step_is_kept_as_it_was_before(tmp_path: Path) -> None:
     """The state there would not go on as the run that was never stopped."""
     assert steps_kept(tmp_path, 0.0, Dies(MLP()), {"max_epochs": 4}) == [1, 2, 3, 5, 6, 7]

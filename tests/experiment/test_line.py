@@ -1,5 +1,6 @@
 """Never train or label something else than was typed."""
 
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,27 @@ def test_a_file_without_a_module_is_read_over_an_arm(tmp_path: Path) -> None:
     require_one_arm(["--optimizer", "adam", "--config", str(own)])  # as `tune.py` writes them
     with pytest.raises(ValueError, match="meta and own are two arms"):
         require_one_arm(["--optimizer", "meta", "--config", str(own)])
+
+
+def test_what_a_file_says_is_read_over_the_arm_and_the_task_wherever_it_stands(tmp_path: Path) -> None:
+    """All orders of an arm, a task, a file that contradicts both, and an option that contradicts the file."""
+    own = tmp_path / "own.yaml"
+    own.write_text("model:\n  init_args:\n    lr: 0.5\ndata:\n  init_args:\n    batch_size: 100\n")
+    options = [["--optimizer=adam"], ["--task", "digits"], ["--config", str(own)], ["--data.batch_size", "300"]]
+    found = {tuple(presets_first([word for option in order for word in option])) for order in permutations(options)}
+    assert found == {("--optimizer=adam", "--task", "digits", "--config", str(own), "--data.batch_size", "300")}
+    arm = ["-c", str(CONFIGS / "adam.yaml")]
+    assert presets_first(["--config", str(own), *arm]) == [*arm, "--config", str(own)]
+
+
+def test_a_run_that_broke_off_when_it_had_been_tested_stands_for_no_training() -> None:
+    """Killed while its last artifacts were sent, it has a test loss, and no end."""
+    options = ["--optimizer", "adam", *SHORT]
+    broken = train(options, reuse=True)
+    client().update_run(str(broken.run_id), "RUNNING")
+    again = train(options, reuse=True)
+    assert again.run_id != broken.run_id
+    assert train(options, reuse=True).run_id == again.run_id
 
 
 def test_a_test_is_named_so_and_stands_for_no_training() -> None:

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
@@ -154,3 +155,13 @@ CASES: dict[str, Case] = {
     "batches that are dictionaries": Case(module=OfDictionaries, data="dictionaries"),
     "several losses": Case(module=SeveralLosses),
 }
+
+
+class SavesBefore(Callback):
+    """Saves in the sanity check, before training starts, as Lightning does where it is interrupted there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_sanity_check_end(self, trainer: Trainer, *args: Any) -> None:
+        trainer.save_checkpoint(self.path)

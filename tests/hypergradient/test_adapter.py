@@ -451,3 +451,16 @@ def test_a_schedule_written_by_hand_is_told_of_once() -> None:
     with pytest.warns(UserWarning, match="was set from outside before three steps in a row") as told:
         by_hand()
     assert len(told) == 1
+
+
+def test_a_group_of_frozen_parameters_may_be_added() -> None:
+    net = network()
+    net[2].requires_grad_(False)
+    optimizer = torch.optim.Adam(net[0].parameters())
+    adapter = RateAdapter(optimizer, net, loss, VALIDATION)
+    train(optimizer, adapter, range(3))
+    optimizer.add_param_group({"params": list(net[2].parameters())})
+    train(optimizer, adapter, range(3, 6))
+    net[2].requires_grad_(True)  # released
+    train(optimizer, adapter, range(6, 9))
+    assert adapter.adaptation.steps == 9

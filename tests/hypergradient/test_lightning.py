@@ -3,12 +3,13 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning import Callback, Trainer, seed_everything, strategies
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins import DoublePrecision
 from torch import Tensor, nn
@@ -18,8 +19,8 @@ from torchmetrics import SumMetric
 from data import TensorLoader
 from experiment.presets import ROOT
 from hypergradient import NotFiniteError, OneStepAdapter
-from hypergradient.lightning import AdaptOneStep
-from tests.hypergradient.lightning_cases import CASES, Case, Plain, adam, mlp, samples
+from hypergradient.lightning import AdaptLearningRate, AdaptOneStep
+from tests.hypergradient.lightning_cases import CASES, Case, Plain, SavesBefore, adam, mlp, samples
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),  # in memory
@@ -28,6 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),  # of the first step that a scaler skips
     pytest.mark.filterwarnings("ignore:You are using a CUDA device"),
 ]
+QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
@@ -57,9 +59,8 @@ def fit(
     seed_everything(3)
     watch, given = Watch(adapt), case.trainer() | options
     callbacks = [*given.pop("callbacks", []), *([adapt] if adapt else []), watch]
-    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     trainer = Trainer(
-        **quiet | {"accelerator": "cpu", "max_epochs": 4, "default_root_dir": folder, "callbacks": callbacks} | given
+        **QUIET | {"accelerator": "cpu", "max_epochs": 4, "default_root_dir": folder, "callbacks": callbacks} | given
     )
     module = case.module(case.network(), case.configure)
     loader = samples(case.data)
@@ -240,13 +241,51 @@ def test_what_cannot_be_adapted_is_refused_before_the_first_step(tmp_path: Path)
         fit(Case(), AdaptOneStep(loss, batches=[]), tmp_path)
 
 
-def test_a_strategy_that_cuts_up_the_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pytorch_lightning.strategies import FSDPStrategy
-
+@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"])
+def test_a_strategy_that_cuts_up_the_weights_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False)
-    monkeypatch.setattr(Trainer, "strategy", FSDPStrategy())  # which itself needs a GPU to start
-    with pytest.raises(ValueError, match="cannot be used under FSDPStrategy, which cuts up the weights: use DDP"):
+    strategy = object.__new__(getattr(strategies, name))  # which itself needs a GPU, or a package, to start
+    monkeypatch.setattr(Trainer, "strategy", strategy)
+    with pytest.raises(ValueError, match=f"cannot be used under {name}, which cuts up the weights: use DDP"):
         AdaptOneStep(loss).on_train_start(trainer, Plain(mlp(), adam))
+
+
+@pytest.mark.parametrize("callback", [AdaptOneStep, AdaptLearningRate])
+def test_a_checkpoint_from_before_training_goes_on_holds_what_was_loaded(callback: type[Any], tmp_path: Path) -> None:
+    def run(epochs: int, path: Path | None, extra: Callback) -> None:
+        own = [callback(loss), extra]
+        trainer = Trainer(accelerator="cpu", max_epochs=epochs, callbacks=own, default_root_dir=tmp_path, **QUIET)
+        trainer.fit(Plain(mlp(), adam), samples("classes"), samples("classes"), ckpt_path=path)
+
+    last, before = tmp_path / "last.ckpt", tmp_path / "before.ckpt"
+    run(2, None, ModelCheckpoint(tmp_path, filename="last"))
+    run(3, last, SavesBefore(before))
+    first, saved = (torch.load(path, weights_only=True) for path in (last, before))
+    assert str(saved["callbacks"][callback.__name__]) == str(first["callbacks"][callback.__name__])
+    for name in ("state_dict", *(["current"] if callback is AdaptLearningRate else [])):
+        assert all(torch.equal(value, saved[name][key]) for key, value in first[name].items())
+
+
+class ManyLoaders(Plain):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        super().validation_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("kind", ["one", "list", "dict"])
+def test_validation_loaders_in_any_structure_are_read(kind: str, tmp_path: Path) -> None:
+    own, adapt = samples("classes"), AdaptOneStep(loss)
+    loaders: Any = {"one": own, "list": [own, own], "dict": {"first": own, "second": own}}[kind]
+    module, positions = ManyLoaders(mlp(), adam), []
+    for _ in range(2):  # the second fit begins anew, at the first validation batch
+        trainer = Trainer(accelerator="cpu", max_epochs=1, callbacks=[adapt], default_root_dir=tmp_path, **QUIET)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*begins anew")
+            trainer.fit(module, own, loaders)
+        assert adapt.adapter.looks == trainer.global_step > 0
+        positions.append(adapt.position)
+    assert positions == [trainer.global_step] * 2
 
 
 def ranks(folder: Path, processes: int, meta_lr: float) -> list[dict[str, Any]]:

@@ -1,9 +1,11 @@
 import warnings
+from typing import Any
 
 import pytest
 import torch
 
 from hypergradient import check_supported
+from hypergradient.copies import clear_state
 from hypergradient.support import SUPPORTED as QUOTED
 from tests.hypergradient import problem
 from tests.hypergradient.optimizers import REFUSED, SUPPORTED, Factory
@@ -43,6 +45,31 @@ class ScheduledInside(torch.optim.SGD):
 def test_an_optimizer_from_elsewhere_is_judged_by_its_step() -> None:
     with pytest.raises(ValueError, match="100 times the lr multiplied its step by 5, so"):
         check_supported(ScheduledInside(problem.network().parameters(), lr=0.1))
+
+
+class KeepsItsOwn(torch.optim.SGD):
+    """Somebody's optimizer, with attributes and state of its own, as StableSPAM, ScalableShampoo and SPAM have."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, lr)
+        self.total_step = 0
+        self.state["seen"] = {"steps": 0}  # type: ignore[index]
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        self.total_step += 1
+        self.state["seen"]["steps"] += 1  # type: ignore[index]
+        super().step()
+
+
+def test_what_an_optimizer_keeps_for_itself_is_copied_and_stays() -> None:
+    net = problem.network()
+    optimizer = KeepsItsOwn(net.parameters(), lr=0.1)
+    check_supported(optimizer)
+    assert optimizer.total_step == optimizer.state["seen"]["steps"] == 0  # type: ignore[index]
+    problem.warm_up(net, optimizer, 3)
+    optimizer.state[next(net.parameters())] = {"momentum_buffer": None}
+    clear_state(optimizer)
+    assert dict(optimizer.state) == {"seen": {"steps": 3}}
 
 
 def test_the_list_that_the_error_quotes_is_the_list_that_is_tested() -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from data import MNIST1DDataModule
 from lightning_modules import MLP, HypergradientDescentModule
-from tests.lightning_modules.test_one_step import Rates, fit
+from tests.lightning_modules.test_one_step import Rates, fit, trainer
 
 
 def test_the_rate_follows_the_published_rule(tmp_path: Path) -> None:
@@ -28,3 +29,15 @@ def test_the_rate_follows_the_published_rule(tmp_path: Path) -> None:
         expected.append(rate)
     final = model.trainer.optimizers[0].param_groups[0]["lr"]
     assert final == pytest.approx(expected[-1], rel=1e-4)
+
+
+def test_of_accumulated_batches_the_rate_follows_the_joined_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, rates = MLP(), []
+    for batch, times in ((500, 1), (250, 2)):
+        model = HypergradientDescentModule(copy.deepcopy(net), lr=0.1, hyper_lr=0.01, optimizer=torch.optim.SGD)
+        fitting = trainer(tmp_path / str(batch), max_steps=5, accumulate_grad_batches=times)
+        fitting.fit(model, MNIST1DDataModule(batch_size=batch))
+        rates.append(model.trainer.optimizers[0].param_groups[0]["lr"])
+    assert rates[0] == pytest.approx(rates[1], rel=1e-4)
+    assert rates[0] != 0.1
