@@ -101,7 +101,11 @@ class RateAdapter(ScaledRates):
         self.attach()
 
     def loss(self, batch: Any) -> Tensor:
-        """Return the loss of a training batch, 0-d, and take note of the batch."""
+        """Return the loss of a training batch, 0-d, and take note of the batch.
+
+        Of accumulated batches, call `backward()` on each loss before the next: a batch whose gradients are not there
+        when the next is told is taken for one of a step that a scaler dropped.
+        """
         loss = self.loss_of(self.network, batch)
         self.see(batch, loss)
         return loss
