@@ -2,7 +2,11 @@
 
 import csv
 import signal
+import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mlflow.entities import Run
 
@@ -34,3 +38,10 @@ def heed() -> None:
     """Take Ctrl-C and SIGHUP: a suite in the background of a shell, or under nohup, inherits that they are ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def wait(process: subprocess.Popen[Any], condition: Callable[[], bool]) -> None:
+    """Wait for a state while the process lives, however long: a busy machine takes minutes."""
+    while not condition():
+        assert process.poll() is None, "it ended before"
+        time.sleep(0.1)

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 import compare
 from experiment.presets import ROOT
 from reporting.tables import write_between_markers
-from tests.store import artifacts, heed, history, runs
+from tests.store import artifacts, heed, history, runs, wait
 from tracking.store import client
 
 ARMS = ["meta", "adam"]
@@ -123,11 +123,9 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(sent: signal.Signals
     options = ["--seeds", "12", "--optimizers", *ARMS, "--trainer.max_epochs=10", "--output", str(tmp_path)]
     command = [sys.executable, str(ROOT / "compare.py"), *options, "--workers", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=heed)
-    deadline = time.monotonic() + 120
-    while len([run for run in runs() if "test/loss" in run.data.metrics]) < 3 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait(process, lambda: len([run for run in runs() if "test/loss" in run.data.metrics]) >= 3)
     process.send_signal(sent)
-    process.wait(60)
+    process.wait()
     assert process.returncode == status
     done = {run.info.run_id for run in runs() if "test/loss" in run.data.metrics}
     assert 3 <= len(done) < 24
@@ -152,7 +150,7 @@ def test_a_comparison_that_is_killed_twenty_times_loses_nothing(tmp_path: Path) 
             time.sleep(0.1)
         time.sleep(draw.uniform(0, 1))
         process.kill()
-        process.wait(60)
+        process.wait()
         now = {run.info.run_id for run in runs() if "test/loss" in run.data.metrics}
         assert done <= now
         done = now

@@ -62,7 +62,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield Site(tracking, f"{databases}/optuna", folder)
 
 
-def wait(condition: Callable[[], bool], site: Site, seconds: float = 120) -> None:
+def wait(condition: Callable[[], bool], site: Site, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
@@ -82,7 +82,7 @@ def work(site: Site, kind: str, *command: str) -> None:
     machines[0].kill()
     machines[0].wait()
     for machine in machines[1:]:
-        assert machine.wait(240) == 0, site.logs()
+        assert machine.wait(600) == 0, site.logs()
     assert PASSWORD not in site.logs()
 
 

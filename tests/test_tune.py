@@ -1,7 +1,6 @@
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from optuna.trial import TrialState
 import tune
 from experiment.presets import ROOT
 from experiment.training import train
-from tests.store import artifacts, heed, history, runs
+from tests.store import artifacts, heed, history, runs, wait
 from tracking.store import artifact_dir
 
 SHORT = ["--trainer.max_epochs=1", "--data.batch_size=1000"]
@@ -77,9 +76,7 @@ def test_tuning_that_was_killed_goes_on_with_the_trials_that_were_broken_off() -
     """Real processes, killed for real in the middle of a trial; the workers end with their parent."""
     command = [sys.executable, str(ROOT / "tune.py"), *COMMAND[:-2], "--trials", "10", "--workers", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(runs()) < 4 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait(process, lambda: len(runs()) >= 4)
     workers = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
@@ -98,9 +95,7 @@ def test_tuning_that_was_killed_goes_on_with_the_trials_that_were_broken_off() -
 def test_ctrl_c_ends_tuning_cleanly_and_it_goes_on() -> None:
     command = [sys.executable, str(ROOT / "tune.py"), "--optimizer", "adam", "--trials", "50"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
-    deadline = time.monotonic() + 120
-    while len(runs()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait(process, lambda: len(runs()) >= 2)
     try:
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
