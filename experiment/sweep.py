@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 
 import optuna
 from filelock import FileLock, Timeout
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -177,6 +178,8 @@ def _once(study: optuna.Study, work: Work, taken: list[int], failed: list[int], 
         return math.nan  # a trial that failed
     try:
         return work(trial)
+    except UpdateFinishedTrialError:  # another machine has given this one up
+        raise
     except Exception:
         failed.append(trial.number)
         raise

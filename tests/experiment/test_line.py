@@ -30,10 +30,10 @@ def test_an_arm_is_read_first_wherever_it_stands(args: list[str]) -> None:
     assert train([*args, *SHORT]).model.lr == 0.05
 
 
-def test_the_order_of_presets_and_of_others_is_kept() -> None:
+def test_arm_task_and_files_come_first_and_the_order_of_others_is_kept() -> None:
     line = ["--a", "-1", "--task", "t", "--b=1", "--config", "c", "--optimizer=o", "--flag", "--e", "1", "2"]
     assert presets_first(line) == [
-        *["--task", "t", "--config", "c", "--optimizer=o"],
+        *["--optimizer=o", "--task", "t", "--config", "c"],
         *["--a", "-1", "--b=1", "--flag", "--e", "1", "2"],
     ]
 

@@ -69,7 +69,7 @@ def test_a_look_by_batch_statistics_leaves_batchnorm_as_it_was() -> None:
     with no_trace(net, batch_statistics=True):
         first, second = net(torch.randn(8, 3).add(5)), net(torch.ones(8, 3))
         assert first.mean().abs() < 1e-5  # normalised by the batch, not by the untrained statistics
-        assert second.abs().max() < 1e-5  # all alike; and nothing is dropped
+        assert second.abs().max() < 1e-3  # all alike, so 0 but for rounding; and nothing is dropped
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(module.training for module in net.modules())
 
