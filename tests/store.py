@@ -44,4 +44,4 @@ def wait(process: subprocess.Popen[Any], condition: Callable[[], bool]) -> None:
     """Wait for a state while the process lives, however long: a busy machine takes minutes."""
     while not condition():
         assert process.poll() is None, "it ended before"
-        time.sleep(0.1)
+        time.sleep(0.5)  # to ask is to contend for the store
