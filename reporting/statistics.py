@@ -27,6 +27,7 @@ def bootstrap(values: Any) -> tuple[float, float]:
 
 
 def differences(runs: pd.DataFrame, arm: str, base: str) -> Any:
-    """Return test loss of `arm` minus `base`, a value a pair."""
+    """Return test loss of `arm` minus `base`, a value a pair; NaN where both diverged."""
     losses = runs.pivot_table(index=PAIR, columns="arm", values="test_loss", dropna=False, sort=False)
-    return (losses[arm] - losses[base]).dropna().to_numpy()
+    both = losses[[arm, base]].dropna()
+    return (both[arm] - both[base]).to_numpy()

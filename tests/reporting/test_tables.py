@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from reporting.statistics import bootstrap
+from reporting.statistics import bootstrap, differences
 from reporting.tables import grid, paired_table, with_interval
 
 
@@ -53,6 +53,13 @@ def test_the_bootstrap_interval_is_near_students_for_many_normal_values() -> Non
 def test_runs_that_diverged_are_counted_not_averaged() -> None:
     assert with_interval([1.0, math.inf, math.inf]) == "2 of 3 diverged"
     assert "2 of 2 diverged" in paired_table(runs({"meta": [1.0, 1.0], "adam": [math.inf, math.inf]}))
+
+
+def test_a_pair_of_which_both_diverged_has_no_difference_and_is_not_dropped() -> None:
+    table = runs({"meta": [1.0, math.inf, 1.0], "adam": [2.0, math.inf, 2.0]})
+    assert sorted(np.isnan(differences(table, "adam", "meta"))) == [False, False, True]
+    [row] = [line for line in paired_table(table).splitlines() if "`adam`" in line]
+    assert row.split(" | ")[2] == "–"
 
 
 def test_a_p_that_cannot_be_small_has_no_column() -> None:
