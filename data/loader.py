@@ -47,7 +47,7 @@ class TensorLoader:
         parts = [tensor[order].split(self.batch_size) for tensor in self.tensors]  # gathered once an epoch
         for batch in list(zip(*parts, strict=True))[self.position :]:
             self.position += 1
-            yield tuple(part[self.rank :: self.processes] for part in batch)
+            yield tuple(part[self.rank % len(part) :: self.processes] for part in batch)  # of a small one too, some
 
     def _order(self) -> Tensor:
         size = len(self.tensors[0])

@@ -37,6 +37,16 @@ def test_more_samples_than_there_are_begin_another_pass() -> None:
     assert order[:10] != order[10:20]
 
 
+def test_each_of_several_processes_gets_a_part_of_every_batch() -> None:
+    """Also of a last one that is smaller than their number: the mean of nothing is no number."""
+    parts = [list(TensorLoader(torch.arange(9), batch_size=4, share=(rank, 3))) for rank in range(3)]
+    assert [[x.tolist() for (x,) in part] for part in parts] == [
+        [[0, 3], [4, 7], [8]],
+        [[1], [5], [8]],
+        [[2], [6], [8]],
+    ]
+
+
 def test_without_shuffle_the_order_is_the_given_one() -> None:
     assert epoch(loader(shuffle=False)) == list(range(10))
 
