@@ -23,7 +23,7 @@ from experiment.training import train
 from lightning_modules import MLP, SupervisedModule
 from tracking.logger import Tracker
 
-LR, SHORT, LONG = 3e-3, 25, 75  # epochs of 32 steps; the difference of the two is free of what a run costs once
+LR, SHORT, LONG = 3e-3, 10, 40  # epochs of 32 steps; the difference of the two is free of what a run costs once
 
 
 def cpu_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -96,7 +96,7 @@ def tracking(hold: int, steps: int = 3_000) -> float:
     return 1000 * cpu_seconds(log)[0] / steps
 
 
-def whole_runs(rounds: int = 3) -> dict[str, Any]:
+def whole_runs(rounds: int = 7) -> dict[str, Any]:
     """Measure runs of all three, interleaved; the CPU time of a step is from the difference of a long and a short run.
 
     Raises:
@@ -132,7 +132,7 @@ STARTS = {
 }
 
 
-def starts(rounds: int = 5) -> dict[str, float]:
+def starts(rounds: int = 3) -> dict[str, float]:
     """Return the CPU seconds of a fresh process, the median of some rounds, which interleave the commands."""
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "OMP_NUM_THREADS": "1"}

@@ -153,10 +153,13 @@ def run(budget: float = 45.0) -> dict[str, Any]:
     budget: seconds a workload.
     """
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", module="higher|torchopt")
+    torch.set_flush_denormal(
+        True
+    )  # as losses go to 0 gradients underflow: on Intel one peer then takes 8 times as long
+    warnings.filterwarnings("ignore", module="higher|torchopt|GeN")
     results: dict[str, Any] = {"agreement": check()}
     for title, workload in WORKLOADS.items():
-        steps = {name: _made(make, workload) for name, make in CANDIDATES.items()}
+        steps = {name: _made(f"{name}, {title}", make, workload) for name, make in CANDIDATES.items()}
         able = {name: step for name, step in steps.items() if step}
         seconds = cpu_seconds(able, budget)
         base = peak_bytes(partial(plain, workload, torch.float32))
@@ -171,11 +174,12 @@ def run(budget: float = 45.0) -> dict[str, Any]:
     return results
 
 
-def _made(make: Make, workload: Workload) -> Step | None:
-    """Return the step, None where the peer cannot do it."""
+def _made(name: str, make: Make, workload: Workload) -> Step | None:
+    """Return the step; None, and say why, where the peer cannot do it."""
     try:
         step = make(workload, torch.float32)
         step()
-    except Exception:  # whatever a package from elsewhere raises on a network that it does not take
+    except Exception as error:  # whatever a package from elsewhere raises on a network that it does not take
+        print(f"{name}: left out, {type(error).__name__}: {error}")
         return None
     return step
