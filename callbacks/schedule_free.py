@@ -30,6 +30,10 @@ class ScheduleFree(Callback):
         """Return the averaged weights."""
         self._optimizer(trainer).eval()
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Return them, where the run was over when it went on: then no training starts."""
+        self._optimizer(trainer).eval()
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the averaged weights as the module's state, and put back every bit of the others."""
         optimizer = self._optimizer(trainer)

@@ -179,11 +179,7 @@ class RateAdapter(ScaledRates):
         return torch.stack([self._loss(network, batch) for batch in self.seen]).mean()
 
     def _loss(self, network: nn.Module, batch: Any) -> Tensor:
-        loss = self.loss_of(network, batch)
-        if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
-            found = f"{tuple(loss.shape)}, detached or not" if isinstance(loss, Tensor) else type(loss).__name__
-            raise TypeError(f"RateAdapter: loss must return the mean loss, 0-d, that backward() takes, got {found}.")
-        return loss
+        return self.require_loss(self.loss_of(network, batch), "loss")
 
     def _forget(self) -> None:
         self.seen, self.losses = [], []
@@ -197,9 +193,12 @@ class RateAdapter(ScaledRates):
         """Go on from there, when network and optimizer have their own states again.
 
         Raises:
-            ValueError: it is the state of a run with another `window`.
+            ValueError: it is the state of a run with an average, and this one has none, or the other way round.
         """
-        self.require("window is that of the state", ("average" in state) == bool(self.average), self.averaged)
+        of = {True: "a window", False: "window=0"}
+        ours, theirs = of[bool(self.average)], of["average" in state]
+        self.require(f"the state is of a run with {ours}", ours == theirs, theirs)
+        self.adaptation.renew()  # groups may have been added
         for name in STATE:
             setattr(self, name, state[name])
         if self.average:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hypergradient.copies import copy_network
+from hypergradient.copies import copy_network, load_state
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -41,14 +41,17 @@ class Average:
             exact,
         ) in self._rounded():  # somebody may have put other weights there, as the guard of `Adaptation` does
             exact.copy_(torch.where(own == exact.to(own.dtype), exact, own.to(exact.dtype)))
-        current = [p.to(a.dtype) for p, a in zip(self.current, self.exact, strict=True)]
-        if current:
-            torch._foreach_lerp_(self.exact, current, weight)
+        pairs = list(zip(self.exact, self.current, strict=True))
+        if moving := [(a, p.to(a.dtype)) for a, p in pairs if p.requires_grad]:
+            torch._foreach_lerp_(*map(list, zip(*moving, strict=True)), weight)  # type: ignore[call-overload]
+        for a, p in pairs:
+            if not p.requires_grad:
+                a.copy_(p)
         for own, exact in self._rounded():
             own.copy_(exact)
         for average, value in zip(self.network.buffers(), self.source.buffers(), strict=True):
-            if value.is_floating_point():
-                average.lerp_(value, weight)
+            if value.is_floating_point():  # a mask of -inf has no mean
+                average.copy_(torch.where(average == value, value, average.lerp(value, weight)))
             else:
                 average.copy_(value)
 
@@ -59,6 +62,13 @@ class Average:
         for average, value in zip(own, current, strict=True):
             average.data, value.data = value.data, average.data
         self.swapped = not self.swapped
+
+    @torch.no_grad()
+    def put(self) -> None:
+        """Put the average into the network that is averaged."""
+        own, current = ([*net.parameters(), *net.buffers()] for net in (self.network, self.source))
+        for average, value in zip(own, current, strict=True):
+            value.copy_(average)
 
     def states(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the state of the average and that of the current weights, exchanged or not."""
@@ -72,7 +82,7 @@ class Average:
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        self.network.load_state_dict(state["network"])
+        load_state(self.network, state["network"])
         for (_, exact), value in zip(self._rounded(), state["exact"], strict=True):
             exact.copy_(value)
 

@@ -8,7 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-NOT_COPIED = ("step", "rate_adapter")  # what a scheduler puts over the method; ours. Nor are hooks
+# what a scheduler puts over the method; ours; what a GradScaler puts there for one step. Nor are hooks
+NOT_COPIED = ("step", "rate_adapter", "grad_scale", "found_inf")
+COMPILED = ("forward", "training_step", "validation_step", "test_step", "predict_step")
 
 
 def unwrapped(optimizer: Any) -> Optimizer:
@@ -19,9 +21,18 @@ def unwrapped(optimizer: Any) -> Optimizer:
 
 
 def copy_network(network: nn.Module) -> nn.Module:
-    """Return a copy; of a Lightning module, one with the same trainer, which cannot be copied."""
+    """Return a copy; of a Lightning module, one with the same trainer, which cannot be copied, and not compiled."""
     trainers = [value for name, value in vars(network).items() if name in ("_trainer", "_fabric")]
-    return copy.deepcopy(network, {id(trainer): trainer for trainer in trainers if trainer is not None})
+    copied = copy.deepcopy(network, {id(trainer): trainer for trainer in trainers if trainer is not None})
+    if vars(copied).get("_compiler_ctx"):  # Lightning's: compiled methods of the original, over the class's own
+        for name in (*COMPILED, "_compiler_ctx"):
+            vars(copied).pop(name, None)
+    return copied
+
+
+def load_state(network: nn.Module, state: Mapping[str, Any]) -> None:
+    """Load the state into the network, or a copy of it; a Lightning module may leave out what others save."""
+    network.load_state_dict(state, strict=getattr(network, "strict_loading", True))
 
 
 def copy_onto(optimizer: Optimizer, replaced: Mapping[Tensor, Tensor]) -> Optimizer:

@@ -10,7 +10,6 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from hypergradient.copies import unwrapped
-from hypergradient.support import check_supported
 
 
 class NotFiniteError(RuntimeError):
@@ -33,14 +32,13 @@ class StepHooks:
         steps, skipped: how many there were.
 
     Raises:
-        ValueError: patience is out of range, or the optimizer cannot be adapted.
+        ValueError: patience is out of range.
         NotFiniteError: from `optimizer.step()`, when patience is over.
     """
 
     def __init__(self, optimizer: Optimizer, patience: int) -> None:
         self.require("patience is 1 or more", patience >= 1, patience)
         self.optimizer, self.patience = unwrapped(optimizer), patience
-        check_supported(self.optimizer)
         self.steps = self.skipped = self.in_a_row = self.began = 0
         self.rates: list[float] | None = None  # the optimizer's own, while it steps at others
 
@@ -63,7 +61,8 @@ class StepHooks:
         self.restore()
         for hook in self._hooks:
             hook.remove()
-        vars(self.optimizer).pop("rate_adapter", None)
+        if getattr(self.optimizer, "rate_adapter", None) is self:
+            del self.optimizer.rate_adapter
 
     last: Mapping[str, float | torch.Tensor]  # what was seen last
 
@@ -116,7 +115,8 @@ class StepHooks:
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         if any(gradient.is_sparse for gradient in gradients):
             raise ValueError(f"{type(self).__name__}: sparse gradients cannot be adapted: use Embedding(sparse=False).")
-        finite = bool(get_total_norm(gradients, math.inf).isfinite())  # of none it is 0
+        filled = [gradient for gradient in gradients if gradient.numel()]
+        finite = bool(get_total_norm(filled, math.inf).isfinite())  # of none it is 0
         if not finite:  # without gradients the step does nothing
             self.optimizer.zero_grad(set_to_none=True)
             if getattr(self.optimizer, "found_inf", None) is None:  # else a scaler knows, and tries a smaller scale
@@ -137,6 +137,18 @@ class StepHooks:
                 f"{self.in_a_row} steps in a row were skipped, from step {self.began} on: {what} "
                 "not finite. Look at the batches there, lower the optimizer's lr, or clip the gradients."
             )
+
+    def require_loss(self, loss: Any, name: str) -> torch.Tensor:
+        """Return the loss that the function of that name returned.
+
+        Raises:
+            TypeError: it is no number that depends on weights.
+        """
+        if isinstance(loss, torch.Tensor) and not loss.dim() and loss.requires_grad:
+            return loss
+        found = f"{tuple(loss.shape)}, detached or not" if isinstance(loss, torch.Tensor) else type(loss).__name__
+        adapter = type(self).__name__
+        raise TypeError(f"{adapter}: {name} must return the mean loss, 0-d, that backward() takes, got {found}.")
 
     def require(self, what: str, true: bool, got: object) -> None:
         """Raise a ValueError unless it is true."""

@@ -1,20 +1,20 @@
 """The adapted rate as a Lightning callback, for `lightning` and `pytorch_lightning`. This file alone imports them."""
 
-import copy
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from hypergradient.adapter import RateAdapter
+from hypergradient.average import Average
 from hypergradient.batches import endless, has_len
 from hypergradient.hooks import StepHooks
 from hypergradient.one_step import OneStepAdapter
+from hypergradient.validated import ValidatesAverage
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
@@ -52,10 +52,15 @@ class _Adapt(Callback):
     def __init__(self, loss: Loss, batches: Iterable[Any] | None = None, **options: Any) -> None:
         self.loss, self.batches, self.options = loss, batches, options
         self._state: dict[str, Any] = {}
+        self._fits = True  # whether what is loaded is for training
 
     def attach(self, trainer: Trainer, pl_module: LightningModule, batches: "Batches", loss: Loss) -> StepHooks:
         """Return the adapter of the trainer's optimizer."""
         raise NotImplementedError
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take note of what follows: a checkpoint is loaded for a test, too."""
+        self._fits = stage == "fit"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach to the optimizer."""
@@ -96,7 +101,8 @@ class _Adapt(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there, when training starts."""
-        self._state = state_dict
+        if self._fits:
+            self._state = state_dict
 
 
 def require_whole_checkpoints(trainer: Any, name: str) -> None:
@@ -125,7 +131,7 @@ class Batches:
                 yield self.trainer.strategy.batch_to_device(batch)
 
 
-class AdaptLearningRate(_Adapt):
+class AdaptLearningRate(ValidatesAverage, _Adapt):
     """Adapts rate and weight decay of a module's optimizer by the rule of `meta`, and returns averaged weights.
 
     Precision, clipping, accumulation, schedules, compilation, DDP: as they were. The average is what is validated, what
@@ -143,13 +149,25 @@ class AdaptLearningRate(_Adapt):
     """
 
     adapter: RateAdapter
-    current: Mapping[str, Any] = MappingProxyType({})  # the weights of the last step, when the fit is over
-    loaded: Mapping[str, Any] = MappingProxyType({})  # the average, of the checkpoint that the fit goes on from
+
+    @property
+    def running(self) -> Average | None:
+        """The average; None before training, and with window=0."""
+        return self.adapter.average if hasattr(self, "adapter") else None
+
+    @property
+    def averages(self) -> bool:
+        """Whether there is to be one."""
+        return self.options.get("window") != 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attach to the optimizer."""
+        super().on_train_start(trainer, pl_module)
+        self.begin()
 
     def attach(self, trainer: Trainer, pl_module: LightningModule, batches: Batches, loss: Loss) -> RateAdapter:
         """Attach the whole rule."""
-        self.current = {}
-        if self.options.get("window") != 0:
+        if self.averages:
             require_whole_checkpoints(trainer, type(self).__name__)
         steps = trainer.estimated_stepping_batches
         clips_norm = trainer.gradient_clip_algorithm in (None, "norm")
@@ -165,43 +183,6 @@ class AdaptLearningRate(_Adapt):
         """Tell the adapter the batch, and its loss as it was before Lightning divided and scaled it."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         self.adapter.see(self.batch, loss * trainer.accumulate_grad_batches / (scaler.get_scale() if scaler else 1))
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the average."""
-        self._swap(trainer, pl_module)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with the weights."""
-        self._swap(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the average into the module."""
-        self.current = copy.deepcopy(pl_module.state_dict())
-        pl_module.load_state_dict(self.adapter.averaged.state_dict())
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save the average as the module's weights, and beside it those that training goes on with."""
-        if self._state and self.loaded:  # training has not started again
-            checkpoint["state_dict"], checkpoint["current"] = self.loaded, checkpoint["state_dict"]
-        elif self.current:  # the fit is over: the module has the average, or what was made of it
-            checkpoint["current"] = self.current
-        elif hasattr(self, "adapter") and self.adapter.average:
-            checkpoint["state_dict"], checkpoint["current"] = self.adapter.average.states()
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on with the weights; elsewhere the checkpoint's average is what is wanted."""
-        if trainer.state.fn == "fit" and "current" in checkpoint:
-            self.loaded = dict(checkpoint["state_dict"])
-            pl_module.load_state_dict(checkpoint["current"])
-
-    def _swap(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and self.adapter.average:
-            self.adapter.average.swap()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the module its weights back, if it was validating the average."""
-        if hasattr(self, "adapter") and self.adapter.average and self.adapter.average.swapped:
-            self.adapter.average.swap()
 
 
 class AdaptOneStep(_Adapt):
@@ -240,4 +221,6 @@ class AdaptOneStep(_Adapt):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there, when training starts."""
-        self.position, self._state = state_dict.get("position", 0), state_dict.get("adapter", {})
+        super().load_state_dict(state_dict.get("adapter", {}))
+        if self._fits:
+            self.position = state_dict.get("position", 0)

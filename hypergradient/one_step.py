@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from hypergradient.hooks import StepHooks
 from hypergradient.processes import mean_over_processes
 from hypergradient.step import Update, difference, hypergradient, real_step, scale_rates, weights
+from hypergradient.support import check_supported
 from hypergradient.trace import no_trace
 
 DECAY = 0.9  # of the running mean and square of h, from which its standard error comes
@@ -70,6 +71,7 @@ class OneStepAdapter(StepHooks):
     ) -> None:
         super().__init__(optimizer, patience)
         optimizer = self.optimizer
+        check_supported(optimizer)
         self.require("meta_lr is a finite number, 0 or more", 0 <= meta_lr < math.inf, meta_lr)
         self.require("every is 1 or more", every >= 1, every)
         self.require("bounds are two positive numbers around 1", 0 < bounds[0] <= 1 <= bounds[1] < math.inf, bounds)
@@ -97,6 +99,7 @@ class OneStepAdapter(StepHooks):
         Raises:
             ValueError: it is the state of other parameter groups, or of another `per_group`; nothing is loaded.
         """
+        self._grow(len(self.optimizer.param_groups))
         for name in ("log_scale", "moments"):
             has, wants = tuple(state[name].shape), tuple(getattr(self, name).shape)
             self.require(f"{name} of the state has the shape {wants}", has == wants, has)
@@ -139,13 +142,7 @@ class OneStepAdapter(StepHooks):
 
     def _adapt(self, update: Update, rates: list[float]) -> None:
         with torch.enable_grad(), no_trace(self.network):
-            loss = self.validation_loss()
-            if not isinstance(loss, Tensor) or loss.dim() or not loss.requires_grad:
-                found = f"{tuple(loss.shape)}, detached or not" if isinstance(loss, Tensor) else type(loss).__name__
-                raise TypeError(
-                    f"{type(self).__name__}: validation_loss must return the mean loss, 0-d, that backward() takes, "
-                    f"got {found}."
-                )
+            loss = self.require_loss(self.validation_loss(), "validation_loss")
             [h] = mean_over_processes([hypergradient(loss, update)])
         h = h.to(self.log_scale.device, torch.float64)
         if not h.isfinite().all():

@@ -35,7 +35,10 @@ def starting_rate(validation_loss: Callable[[], Tensor], optimizer: Optimizer) -
 
     def slope(rate: float) -> float:
         _place(params, start, direction, rate)
-        return sum(float(torch.sum(g * d)) for g, d in zip(_gradient(validation_loss, params), direction, strict=True))
+        return sum(
+            float(torch.sum((g.conj() * d).real))
+            for g, d in zip(_gradient(validation_loss, params), direction, strict=True)
+        )
 
     try:
         rate, before = LOWEST, slope(0.0)
@@ -70,13 +73,13 @@ def weights_per_step(optimizer: Optimizer) -> float:
     size = sum(p.numel() for p, _ in scaled)
     if not (size and 0 < length < math.inf):
         raise ValueError("No weight matrix has a scale: all of them, or their gradients, are zero or not finite.")
-    logs = sum(p.numel() * 0.5 * math.log(float(p.square().mean())) for p, _ in scaled)
+    logs = sum(p.numel() * 0.5 * math.log(float(p.abs().square().mean())) for p, _ in scaled)
     return math.exp(logs / size) / length
 
 
 def _rms(tensors: list[Tensor]) -> float:
     size = sum(tensor.numel() for tensor in tensors)
-    return math.sqrt(sum(float(tensor.square().sum()) for tensor in tensors) / max(1, size))
+    return math.sqrt(sum(float(tensor.abs().square().sum()) for tensor in tensors) / max(1, size))
 
 
 def _gradient(loss: Callable[[], Tensor], params: list[Tensor]) -> tuple[Tensor, ...]:

@@ -88,7 +88,7 @@ def hypergradient(lookahead_loss: Tensor, update: Update) -> Tensor:
     gradients = iter(torch.autograd.grad(lookahead_loss, params, materialize_grads=True))
     zero = torch.zeros_like(lookahead_loss)  # of a group that is frozen whole
     return torch.stack(
-        [sum((torch.dot(next(gradients).ravel(), d.ravel()) for _, d in group), zero) for group in pairs]
+        [sum((torch.vdot(next(gradients).ravel(), d.ravel()).real for _, d in group), zero) for group in pairs]
     )
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hypergradient.copies import clear_state, copy_network, copy_onto, follow_modes, paired_states
+from hypergradient.copies import clear_state, copy_network, copy_onto, follow_modes, load_state, paired_states
 from hypergradient.processes import mean_over_processes
 from hypergradient.trace import gpus, no_trace
 
@@ -50,7 +50,8 @@ class Twin:
         clip: float | None = None,
         decays: Callable[[Tensor], bool] | None = None,
     ) -> None:
-        self.real_optimizer, self.factor, self.pull, self.window, self.clip = optimizer, factor, pull, window, clip
+        self.real_optimizer, self.factor, self.pull, self.window = optimizer, factor, pull, window
+        self.clip = clip if clip and clip > 0 else None  # as Lightning has it
         self.source, self.network = network, copy_network(network)
         moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self.mask = [p.requires_grad and id(p) in moved for p in network.parameters()]
@@ -80,8 +81,8 @@ class Twin:
         """
         follow_modes(self.network, self.source)
         with torch.enable_grad(), torch.random.fork_rng(devices=gpus(self.network)):  # dropout: the real stream stays
-            gradients = torch.autograd.grad(loss(self.network), self.own, materialize_grads=True)
-        for p, q, g in zip(self.real, self.own, mean_over_processes(list(gradients)), strict=True):
+            gradients = gradients_of(loss(self.network), self.own)
+        for p, q, g in zip(self.real, self.own, mean_over_processes(gradients), strict=True):
             q.grad = None if p.grad is None else g  # what the real step left alone
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.own, self.clip)
@@ -111,10 +112,10 @@ class Twin:
         params, up = self.trained(average), math.copysign(1.0, math.log(self.factor))
         with torch.enable_grad(), no_trace(average, batch_statistics=True):
             loss = validation_loss(average)
-            gradients = torch.autograd.grad(loss, params, materialize_grads=True)
+            gradients = gradients_of(loss, params)
         with torch.no_grad():
             products = [
-                torch.stack([up * torch.sum(g * z), -decays * torch.sum(g * p)])
+                torch.stack([up * torch.sum((g.conj() * z).real), -decays * torch.sum((g.conj() * p).real)])
                 for g, z, p, decays in zip(gradients, self.difference, self.real, self.decays, strict=True)
             ]
             [h] = mean_over_processes([torch.stack(products).sum(0)])
@@ -138,7 +139,22 @@ class Twin:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        self.network.load_state_dict(state["network"])
+        load_state(self.network, state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch._foreach_copy_(self.difference, list(state["difference"]))
         self.steps = state["steps"]
+
+
+def gradients_of(loss: Tensor, params: list[Tensor]) -> list[Tensor]:
+    """Return the gradient of a network's loss along its parameters.
+
+    Raises:
+        ValueError: it depends on none of them, so that nothing could be adapted.
+    """
+    gradients = torch.autograd.grad(loss, params, allow_unused=True)
+    if params and all(g is None for g in gradients):
+        raise ValueError(
+            "The loss does not depend on the weights of the network that it was given, a copy of the one in training: "
+            "compute it with that network."
+        )
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, params, strict=True)]

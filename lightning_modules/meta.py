@@ -68,6 +68,12 @@ class MetaModule(SupervisedModule):
         self.kept: dict[str, Any] = {}
         self.automatic_optimization = False
 
+    def setup(self, stage: str) -> None:
+        """Forget, before a fit, what a checkpoint brought that was loaded for something else."""
+        super().setup(stage)
+        if stage == "fit":
+            self.kept = {}
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer; an adaptation that was there belongs to another."""
         self.adaptation = None
@@ -114,8 +120,8 @@ class MetaModule(SupervisedModule):
 
     def _begin(self, optimizer: Optimizer) -> Adaptation:
         """Start from the first batch's gradients, or go on from the checkpoint."""
-        averages = [own for own in self.trainer.callbacks if hasattr(own, "average")]  # type: ignore[attr-defined]
-        average, window = (averages[0].average.network, averages[0].window) if averages else (self.network, 0.0)
+        averaging = self.averaging()
+        average, window = (averaging.average.network, averaging.window) if averaging else (self.network, 0.0)
         batches = (self.trainer.max_epochs or -1) * self.trainer.num_training_batches
         ends = (self.trainer.max_steps, batches / self.accumulate_grad_batches)
         length = int(min((end for end in ends if 0 < end < math.inf), default=0))

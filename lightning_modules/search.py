@@ -28,7 +28,7 @@ class SearchModule(SupervisedModule):
         stretches     α ← the best of α/3, α, 3α, ... after a twelfth of the run, from θ₀; a smaller one by a tenth;
                       ties go twice as long
 
-    A stretch is training as it will be: hooks `on_before_optimizer_step` take part.
+    A stretch is training as it will be, hooks `on_before_optimizer_step` included; but a batch a step, and not clipped.
 
     Args:
         network: (batch, ...) inputs -> (batch, classes) logits.
@@ -121,7 +121,8 @@ class SearchModule(SupervisedModule):
         length = max(1, times * math.ceil(self.stretch * self.trainer.estimated_stepping_batches))
         loader = data.train_dataloader()  # a fresh one: the same order
         epochs = chain.from_iterable(repeat(loader))  # each iter() is an epoch
-        return [self.trainer.strategy.batch_to_device(batch) for batch, *_ in islice(epochs, length)]
+        placed = (self.trainer.strategy.batch_to_device(batch) for batch, *_ in islice(epochs, length))
+        return [self.trainer.precision_plugin.convert_input(batch) for batch in placed]
 
     def _bracketed_rate(self, optimizer: Optimizer, batch: Pair) -> float:
         def validation_loss() -> Tensor:

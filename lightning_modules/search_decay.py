@@ -53,9 +53,9 @@ class SearchDecayModule(SearchModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Shrink the weights. The gradient is already that at the weights before."""
         with torch.no_grad():
-            torch._foreach_mul_([p for p in self.network.parameters() if p.requires_grad], 1 - self.decay({}))
+            torch._foreach_mul_([p for p in self.network.parameters() if p.requires_grad], 1 - self.decay())
 
-    def decay(self, group: dict[str, Any]) -> float:
+    def decay(self) -> float:
         """Return η, the part of each weight that a step takes away."""
         steps = float(self.trainer.num_training_batches) / self.trainer.accumulate_grad_batches
         self.scale = float(self.log_scale.exp()) if self.scale is None else self.scale
@@ -98,11 +98,11 @@ class SearchDecayModule(SearchModule):
         self.scale = None
 
     def _hypergradient(self, batch: Batch) -> Tensor:
-        averages = [callback.average for callback in self.trainer.callbacks if hasattr(callback, "average")]  # type: ignore[attr-defined]
-        average = averages[0] if averages else self
+        averaging = self.averaging()
+        average = averaging.average if averaging else self
         params = [p for p in average.network.parameters() if p.requires_grad]
         with torch.enable_grad(), no_trace(average.network, batch_statistics=True):
             gradient = torch.autograd.grad(average.loss(batch), params, materialize_grads=True)
         weights = (p.detach() for p in self.network.parameters() if p.requires_grad)
         pairs = zip(gradient, weights, strict=True)
-        return -self.decay({}) * sum((torch.sum(g * p) for g, p in pairs), torch.zeros_like(self.k))
+        return -self.decay() * sum((torch.sum(g * p) for g, p in pairs), torch.zeros_like(self.k))

@@ -71,6 +71,11 @@ class SupervisedModule(LightningModule):
         if schedule is not None:
             schedule(trial, 1)
 
+    def setup(self, stage: str) -> None:
+        """Forget, before a fit, what a checkpoint brought that was loaded for something else."""
+        if stage == "fit":
+            self.losses, self.passes, self.random = [], 0.0, None
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer, and the schedule where there is one."""
         optimizer = self.inner_optimizer()
@@ -99,14 +104,19 @@ class SupervisedModule(LightningModule):
         """Return the loss to be minimised and the rate of this step."""
         loss = self.loss(batch["train"])
         self.losses.append(loss.detach())
-        group = self.trainer.optimizers[0].param_groups[0]
-        seen = {"loss": loss, "lr": group["lr"], "decay": self.decay(group)}
+        seen = {"loss": loss, "lr": self.trainer.optimizers[0].param_groups[0]["lr"], "decay": self.decay()}
         return {name: value for name, value in seen.items() if name != "decay" or value}
 
-    def decay(self, group: dict[str, Any]) -> float:
+    def decay(self) -> float:
         """Return what a step takes from each weight, beside the gradient's part: η = lr · weight_decay in AdamW."""
+        group = self.trainer.optimizers[0].param_groups[0]
         decoupled = group.get("decoupled_weight_decay", False)
         return float(group["lr"] * group["weight_decay"]) if decoupled else 0.0
+
+    def averaging(self) -> Any:
+        """Return the callback that averages the weights, as `callbacks.TailAverage`; None where there is none."""
+        own = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next((callback for callback in own if hasattr(callback, "average")), None)
 
     def on_train_epoch_end(self) -> None:
         """Log train/loss, the mean over the steps of the epoch: `self.log` at each step would cost half a step."""

@@ -79,3 +79,46 @@ def test_a_checkpoint_from_before_training_goes_on_holds_the_average_and_the_wei
     for name in ("state_dict", "current"):
         assert all(torch.equal(value, saved[name][key]) for key, value in first[name].items())
     assert not torch.equal(saved["current"]["network.0.weight"], saved["state_dict"]["network.0.weight"])
+
+
+def test_a_checkpoint_saved_after_the_fit_goes_on_as_if_it_had_not_ended(tmp_path: Path) -> None:
+    def run(epochs: int, path: Path | None = None) -> Trainer:
+        options: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+        trainer = Trainer(
+            accelerator="cpu", max_epochs=epochs, callbacks=[TailAverage(0.5)], default_root_dir=tmp_path, **options
+        )
+        torch.manual_seed(0)
+        trainer.fit(SupervisedModule(MLP()), MNIST1DDataModule(batch_size=100), ckpt_path=path)
+        return trainer
+
+    run(2).save_checkpoint(tmp_path / "after.ckpt")
+    whole, rest = run(3).lightning_module, run(3, tmp_path / "after.ckpt").lightning_module
+    assert all(torch.equal(value, rest.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+@pytest.mark.parametrize("arm", ["adam_average", "schedule_free", "meta"])
+def test_a_run_that_was_over_when_it_went_on_is_tested_as_it_was(arm: str) -> None:
+    """As one that was killed in its test: no training starts."""
+    whole = train(["--optimizer", arm, *SHORT])
+    path = str(whole.trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    again = train(["--optimizer", arm, *SHORT, f"--ckpt_path={path}"])
+    assert again.test_metrics["test/loss"] == pytest.approx(whole.test_metrics["test/loss"], rel=1e-5)
+
+
+def test_batchnorm_statistics_are_those_of_the_average_where_training_stops_early() -> None:
+    stop = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"]
+    stop += ["--trainer.callbacks.patience=1", "--trainer.callbacks.min_delta=9"]
+    cli = train(["--optimizer", "adam_average", "--task", "conv_batchnorm", "--model.lr=0.05", *SHORT, *stop])
+    assert cli.trainer.current_epoch == 2
+    norm, x = cli.model.network[2], cli.datamodule.train[0]
+    with torch.no_grad():
+        seen = cli.model.network[1](cli.model.network[0](x))
+    assert norm.running_mean == pytest.approx(seen.mean((0, 2)), abs=1e-4)
+
+
+@pytest.mark.parametrize("arm", ["adam_average", "meta", "meta_search"])
+def test_averages_and_searches_are_of_the_trainers_precision(arm: str) -> None:
+    options = ["--task", "conv_batchnorm", "--trainer.precision=64-true", "--trainer.max_epochs=1", SHORT[1]]
+    cli = train(["--optimizer", arm, *options, "--data.batch_size=500"])
+    assert next(cli.model.parameters()).dtype == torch.float64
+    assert cli.test_metrics["test/loss"] < 3

@@ -62,3 +62,30 @@ def test_exchanged_or_not_the_states_are_the_average_and_the_current_weights() -
         assert torch.equal(states[0]["weight"], own)
         assert torch.equal(states[1]["weight"], current)
         average.swap()
+
+
+class Unusual(nn.Module):
+    """A causal mask, and a quantised weight that is not trained."""
+
+    mask: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.register_buffer("mask", torch.full((2, 2), float("-inf")).triu(1))
+        self.quantised = nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
+        self.frozen = nn.Parameter(torch.full((2,), float("inf")), requires_grad=False)
+
+
+def test_what_has_no_mean_is_copied() -> None:
+    net = Unusual()
+    average = Average(net, 0.1)
+    for step in range(1, 30):
+        with torch.no_grad():
+            net.linear.weight.add_(0.1)
+        average.update(step)
+    copied: Any = average.network
+    for name in ("mask", "quantised", "frozen"):
+        assert torch.equal(getattr(copied, name), getattr(net, name))
+    assert copied.linear.weight.isfinite().all()
+    assert not torch.equal(copied.linear.weight, net.linear.weight)

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from hypergradient import Average, RateAdapter
 from hypergradient.processes import mean_over_processes
+from tests.hypergradient.adapted import VALIDATION, Batch, batch, loss
 from tests.hypergradient.problem import network
-from tests.hypergradient.test_adapter import VALIDATION, Batch, batch, loss
 
 
 @pytest.mark.parametrize("shift", [0.0, -0.5, -5.0, -500.0])

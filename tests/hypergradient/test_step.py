@@ -158,3 +158,24 @@ def test_float32_hypergradient_is_right_down_to_rates_of_1e_6(name: str) -> None
         update = lookahead(optimizer, torch.ones(()))
         h.append(hypergradient(nn.functional.cross_entropy(module(-x), x[:, :3].argmax(1)), update).item())
     assert h[1] == pytest.approx(h[0], rel=0.02)
+
+
+def test_of_complex_weights_it_is_the_finite_difference_too() -> None:
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(3, 4, dtype=torch.complex128))
+    x = torch.randn(4, dtype=torch.complex128)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+
+    def loss() -> Tensor:
+        return (weight @ x).abs().square().sum()
+
+    loss().backward()
+    update = lookahead(optimizer, 1.0)
+    h = hypergradient(loss(), update)
+    [[(_, [step])]] = [update]
+    with torch.no_grad():
+        values = []
+        for part in (1e-6, -2e-6):
+            weight.add_(part * step)
+            values.append(loss())
+    assert h.item() == pytest.approx(float((values[0] - values[1]) / 2e-6), rel=1e-6)

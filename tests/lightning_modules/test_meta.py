@@ -179,3 +179,14 @@ def test_other_precisions_train(precision: str) -> None:
     run = train(["--optimizer", "meta", *SHORT, f"--trainer.precision={precision}"])
     assert run.model.adaptation.moves > 5
     assert run.test_metrics["test/loss"] < 2.2
+
+
+def test_a_module_loaded_from_a_checkpoint_begins_a_fit_anew(tmp_path: Path) -> None:
+    meta = MetaModule(MLP())
+    fit(meta, tmp_path).save_checkpoint(tmp_path / "meta.ckpt")
+    other = MetaModule.load_from_checkpoint(tmp_path / "meta.ckpt", network=MLP())
+    fit(other, tmp_path / "other")
+    assert meta.adaptation
+    assert other.adaptation
+    assert other.adaptation.steps == meta.adaptation.steps
+    assert other.adaptation.rate < 0.3  # not the optimizer's own, 1

@@ -169,7 +169,7 @@ def test_the_decays_hypergradient_is_the_finite_difference(tmp_path: Path) -> No
     point = [p.detach().clone() for p in average.network.parameters()]
 
     def loss(log_eta: float) -> float:
-        eta = meta.decay({}) * math.exp(log_eta)
+        eta = meta.decay() * math.exp(log_eta)
         with torch.no_grad():
             for a, p, theta in zip(average.network.parameters(), point, meta.network.parameters(), strict=True):
                 a.copy_(p - eta * theta)
