@@ -4,7 +4,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiment.options import CORES, OF_ONE_RUN, arm_or_file, parse_sweep, positive, rate, sweep_parser, typed
+from experiment.options import (
+    CORES,
+    OF_ONE_RUN,
+    arm_or_file,
+    make_folder,
+    parse_sweep,
+    positive,
+    rate,
+    sweep_parser,
+    typed,
+)
 from experiment.presets import ARMS, HEADLINE, RESULTS
 from experiment.process import script
 
@@ -31,12 +41,9 @@ def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
             parser.error(f"{option} is of one run; here it is {instead}")
     if len({Path(arm).stem for arm in own.optimizers}) < len(own.optimizers):
         parser.error("--optimizers: two files of one name would be one row of the table; rename one")
-    if own.output.exists() and not own.output.is_dir():
-        parser.error(f"--output: {own.output} is a file, not a folder")
-    try:
-        own.output.mkdir(parents=True, exist_ok=True)  # now, not after the training
-    except OSError as error:
-        parser.error(f"--output: {own.output} cannot be made: {error.strerror}")
+    if own.initial_lrs != [None] and any(argument.split("=")[0] == "--model.lr" for argument in rest):
+        parser.error("--model.lr and --initial-lrs are one thing: give one of them")
+    make_folder(parser, own.output)
     return own, rest
 
 

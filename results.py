@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from experiment.options import CORES, STAGES, positive, typed
+from experiment.options import CORES, STAGES, make_folder, positive, typed
 from experiment.presets import RESULTS
 from experiment.process import script
 
@@ -17,9 +17,13 @@ def parse(args: list[str] | None) -> argparse.Namespace:
     add("--data-seeds", type=positive, default=3, help="of the data (default: 3)")
     add("--trials", type=positive, default=20, help="that tuning takes (default: 20)")
     add("--workers", type=positive, default=CORES, help="processes (default: the cores)")
-    add("--output", type=Path, default=RESULTS, help="folder (default: results)")
+    add("--output", type=lambda text: Path(text).resolve(), default=RESULTS, help="folder (default: results)")
     add("--redraw", action="store_true", help="only draw the figures again, from what lies in the folder")
-    return parser.parse_args(args)
+    own = parser.parse_args(args)
+    if own.redraw and not own.output.is_dir():
+        parser.error(f"--output: there is no folder {own.output} to draw from")
+    make_folder(parser, own.output)
+    return own
 
 
 def main(args: list[str] | None = None) -> None:

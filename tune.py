@@ -22,7 +22,10 @@ from experiment.process import script
 if TYPE_CHECKING:
     import optuna
 
-DEFAULT_SEARCH = "model.lr=log:1e-5:1e-1, with AdamW model.lr=log:1e-4:1e-1 model.optimizer.weight_decay=log:1e-3:1"
+DEFAULT_SEARCH = (
+    "model.lr=log:1e-5:1e-1; of AdamW model.lr=log:1e-4:1e-1 model.optimizer.weight_decay=log:1e-3:1; of descent "
+    "model.hyper_lr=log:1e-8:1e-4 too; between two whole numbers, whole numbers"
+)
 
 
 def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -45,6 +48,9 @@ def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     own.search = dict(given)
     if len(own.search) < len(given):
         parser.error("--search names an option twice")
+    for argument in rest:
+        if (option := argument.split("=")[0].removeprefix("--")) in own.search:
+            parser.error(f"--{option} is searched: it has no value of its own")
     if not given and not rest and (own.seed, own.sampler, own.pruner) == (0, "tpe", "none"):  # the arm's own study
         own.output = own.output or tuned_file(own.optimizer)
     if own.output and not own.output.parent.is_dir():
@@ -64,13 +70,14 @@ def main(args: list[str] | None = None) -> "optuna.Study":
     settings = {name: value for name, value in vars(own).items() if name != "output"}
     tuned = tune(Tuning(arguments=tuple(rest), **settings), typed("tune.py", args))
     print(tuned.text, end="")
-    if len(tuned.trials) < own.trials and own.pruner == "none":
-        print(f"{len(tuned.trials)} of {own.trials} trials: type the same again for the rest; not written")
+    if tuned.missing:
+        done = own.trials - tuned.missing
+        print(f"{done} of {own.trials} trials: type the same again for the rest; not written")
     elif own.output:
         own.output.write_text(tuned.text)
         print(f"written to  {own.output}")
     else:
-        print("not written: with options beside the arm's own, name a file (--output)")
+        print("not written: this is not the study that an arm reads its values from; name a file (--output)")
     print(f"see it      {how_to_see(open_experiment(), tuned.run_id)}")
     return tuned.study
 

@@ -19,7 +19,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from callbacks import LogInputs
 from callbacks.config import flat
 from data.tensors import TensorDataModule
-from experiment.line import did_you_mean, presets_first, require_one_arm
+from experiment.line import did_you_mean, option_value, presets_first, require_one_arm
 from experiment.presets import ARMS, CONFIGS, DEFAULT_ARM, TASKS, USAGE
 from lightning_modules import MLP, MetaModule, OneStepModule, SearchDecayModule, SupervisedModule
 
@@ -154,7 +154,8 @@ class CommandLine(LightningCLI):
             self.parser.error(f"--ckpt_path: {path} cannot be read as a checkpoint: {type(error).__name__}.")
         has = self._model_params()
         typed = [argument.split("=")[0][2:] for argument in Parser.given if argument.startswith("--model")]
-        training = ["model", "model.optimizer", "model.schedule"] if self.config.subcommand == "fit" else []
+        named = option_value(Parser.given, "--optimizer") is not None or self.config.subcommand == "fit"
+        training = ["model", "model.optimizer", "model.schedule"] if named else []
         for name in training + typed:
             if said.get(name) != has.get(name):
                 self.parser.error(

@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import Timer
 from experiment.drawing import draw, keep_courses
 from experiment.jobs import Job, run_all, share
 from experiment.presets import QUIET, preset
+from experiment.process import end
 from experiment.sweep import alone, require_shared, sweep_name
 from experiment.training import train
 from experiment.workers import worker_pool
@@ -31,6 +32,12 @@ class Comparison:
     workers: int
     storage: str | None
     output: Path
+
+    @property
+    def base(self) -> str:
+        """The arm that the others are compared with: `meta`, or the first."""
+        arms = [Path(arm).stem for arm in self.optimizers]
+        return "meta" if "meta" in arms else arms[0]
 
     @property
     def jobs(self) -> list[Job]:
@@ -61,17 +68,18 @@ def compare(comparison: Comparison, command: str) -> tuple[pd.DataFrame, str, st
         with worker_pool(comparison.workers) as pool:
             runs = run_all(jobs, pool)
         about = f"{' '.join(comparison.arguments) or 'mnist1d'}; "
-        rows, base = by_start(runs) if len(comparison.initial_lrs) > 1 else (runs, "meta")
+        base = comparison.base
+        rows, base = by_start(runs, base) if len(comparison.initial_lrs) > 1 else (runs, base)
         table = f"{paired_table(rows, base)}\n\n{conditions(runs, command)}\n"
         keep_courses(runs, comparison.output)
         keep(runs, table, comparison.output, parent, about)
     return runs, table, parent
 
 
-def by_start(runs: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+def by_start(runs: pd.DataFrame, base: str) -> tuple[pd.DataFrame, str]:
     """Return the runs with an arm for each starting rate, and the one that the others are compared with."""
     named = [f"{arm} from {lr:g}" for arm, lr in zip(runs.arm, runs.start_lr, strict=True)]
-    return runs.assign(arm=named), f"meta from {runs.start_lr.iloc[0]:g}"
+    return runs.assign(arm=named), f"{base} from {runs.start_lr.iloc[0]:g}"
 
 
 def plan(comparison: Comparison) -> tuple[str, list[str]]:
@@ -85,6 +93,10 @@ def plan(comparison: Comparison) -> tuple[str, list[str]]:
         options = [*preset(arm), QUIET, "--trainer.fast_dev_run=32", *comparison.arguments]
         run = train(options, callbacks=[timer])
         steps = max(run.command.trainer.max_epochs or 1, 1) * len(iter(run.datamodule.train_dataloader()))
+        if seed := run.command.data.init_args.get("seed", 0):
+            end(f"error: the data seed is {seed} by the options or the files given; here it is --data-seeds", 2)
+        if run.command.trainer.get("limit_test_batches") == 0:
+            end("error: --trainer.limit_test_batches=0 leaves nothing to compare", 2)
         seconds.append(timer.time_elapsed("train") * steps / max(1, run.trainer.global_step))
         digests.append(run.digest)
     runs = len(comparison.jobs)
@@ -97,8 +109,9 @@ def keep(runs: pd.DataFrame, text: str, folder: Path, parent: str, about: str) -
     """Write table, raw numbers and, where there are courses, figures; put everything into the parent run."""
     runs.drop(columns=COURSES, errors="ignore").to_csv(folder / "results.csv", index=False)
     (folder / "table.md").write_text(text, encoding="utf-8")
+    written = ["results.csv", "table.md"]
     if (folder / "courses.csv").exists():
-        draw(folder, about)
+        written += ["courses.csv", *draw(folder, about)]
     client().set_tag(parent, "mlflow.note.content", text)  # the description that the UI shows
-    for file in [*folder.glob("*.png"), *folder.glob("*.csv"), folder / "table.md"]:
-        client().log_artifact(parent, str(file))
+    for name in written:  # the folder may hold what is not of this comparison
+        client().log_artifact(parent, str(folder / name))

@@ -18,13 +18,14 @@ def keep_courses(runs: pd.DataFrame, folder: Path) -> None:
     courses(own).to_csv(folder / "courses.csv", index=False, float_format="%.6g")
 
 
-def draw(folder: Path, about: str) -> None:
-    """Draw what the folder holds. about: the beginning of the titles."""
+def draw(folder: Path, about: str) -> list[str]:
+    """Draw what the folder holds, and return the names of the figures. about: the beginning of the titles."""
     runs, lines = pd.read_csv(folder / "results.csv"), pd.read_csv(folder / "courses.csv")
     runs["arm"] = runs.get("row", runs.arm).replace(TITLES)
     if runs.start_lr.nunique() > 1:  # then no rate is a tuned one
         runs["arm"] = runs.arm.str.replace(", tuned", "")
         draw_sensitivity(by_start(runs, CEILING), lines, runs, folder, about)
-        return
+        return ["lr_sensitivity.png"]
     lines["label"] = lines.label.replace(TITLES)
     draw_courses(lines, runs[runs.data_seed == runs.data_seed.min()], folder, about)
+    return ["comparison.png", "lr_evolution.png"]

@@ -47,10 +47,13 @@ class Job:
         return [*preset(self.arm), *self.options, *data_seed, *lr, f"--seed_everything={self.seed}", name, QUIET]
 
 
-def run(job: Job) -> str | None:
+def run(job: Job) -> str:
     """Train, unless MLflow has the run, and return its id."""
     tags = {"mlflow.parentRunId": job.parent} if job.parent else {}
-    return train(job.args(), tags, reuse=True).run_id
+    run_id = train(job.args(), tags, reuse=True).run_id
+    if run_id is None:
+        raise StoreError(f"{job.label}, seed {job.seed}, left no run: does a file say fast_dev_run, or another logger?")
+    return run_id
 
 
 def run_all(

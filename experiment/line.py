@@ -19,14 +19,21 @@ def did_you_mean(word: str, names: Sequence[str]) -> str:
 
 def presets_first(args: Sequence[str]) -> list[str]:
     """Return the options in the order in which they are read over each other: arm, task, files, the others."""
-    return [word for option in sorted(_options(args), key=_rank) for word in option]
+    named = option_value(args, "--optimizer") is not None
+
+    def rank(option: Sequence[str]) -> int:
+        [(name, value)] = _given(option)
+        if name in ("--config", "-c"):  # an arm of somebody's own, unless one is named: then it is read over that
+            return 0 if module_of(Path(value)) and not named else 2
+        return {"--optimizer": 0, "--task": 1}.get(name, 3)
+
+    return [word for option in sorted(_options(args), key=rank) for word in option]
 
 
-def _rank(option: Sequence[str]) -> int:
-    [(name, value)] = _given(option)
-    if name in ("--config", "-c"):
-        return 0 if module_of(Path(value)) else 2
-    return {"--optimizer": 0, "--task": 1}.get(name, 3)
+def option_value(args: Sequence[str], wanted: str) -> str | None:
+    """Return the value of an option, the last one given; None where it is not there."""
+    values = [value for name, value in _given(args) if name == wanted]
+    return values[-1] if values else None
 
 
 def require_one_arm(args: Sequence[str]) -> None:
@@ -48,11 +55,20 @@ def require_one_arm(args: Sequence[str]) -> None:
                 check_yaml(Path(value))
             except ValueError as error:
                 raise ValueError(f"--config: {error}.") from error
+            _require_no_name(Path(value))
             arms += [Path(value)] if module_of(Path(value)) else []
-    for one, other in pairwise(arms):
-        ours = one.resolve().parent == other.resolve().parent == CONFIGS
+    for one, other in pairwise(dict.fromkeys(arm.resolve() for arm in arms)):
+        ours = one.parent == other.parent == CONFIGS
         if ours or module_of(one) != module_of(other):
             raise ValueError(f"{one.stem} and {other.stem} are two arms: a run has one. Compare them by compare.py.")
+
+
+def _require_no_name(file: Path) -> None:
+    """Refuse a file that names an arm or a task, and does not hold them: it would be a label alone."""
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    for name in ("optimizer", "task"):
+        if config.get(name) and not module_of(file):
+            raise ValueError(f"--config: {name}: {config[name]} in {file} would be a label alone: type --{name}.")
 
 
 def module_of(file: Path) -> str | None:

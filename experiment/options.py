@@ -72,6 +72,13 @@ def arm_or_file(text: str) -> str:
 
         near = did_you_mean(text, ARMS)
         raise argparse.ArgumentTypeError(f"there is no arm, and no YAML file, {text!r}.{near} Arms: {', '.join(ARMS)}")
+    if text not in ARMS:
+        from experiment.files import check_yaml  # late, as above
+
+        try:
+            check_yaml(Path(text))
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
     return text
 
 
@@ -84,6 +91,16 @@ def rate(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a positive finite number, got {text!r}")
     return value
+
+
+def make_folder(parser: argparse.ArgumentParser, folder: Path) -> None:
+    """Make the folder of --output: now, not after the training."""
+    if folder.exists() and not folder.is_dir():
+        parser.error(f"--output: {folder} is a file, not a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--output: {folder} cannot be made: {error.strerror}")
 
 
 def searched(text: str) -> tuple[str, object]:

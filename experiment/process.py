@@ -7,6 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def script(command: Callable[[], Any]) -> None:
     reads what is printed.
     """
     quiet()
-    if not Path(os.getenv("PWD") or ".").exists():
+    try:
+        os.getcwd()
+    except FileNotFoundError:
         end("error: the folder that this was typed in is gone. Change to another.", 2)
     if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # else `nohup` has a say
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
@@ -53,6 +56,8 @@ def script(command: Callable[[], Any]) -> None:
         end("interrupted; what was done is kept.", 130)  # the status that shells give it
     except Terminated:
         end("terminated; what was done is kept.", 143)
+    except BrokenExecutor:
+        end("error: a worker was killed; is the memory full? What was done is kept; type the same again.", 1)
     except BrokenPipeError:
         os._exit(141)  # at once: Python would write what is left at the exit, and fail again
     except Exception as error:

@@ -28,7 +28,7 @@ def publish_stage(name: str, scale: Scale, command: str) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         if shown := drawn(STAGES[name]):
             keep_courses(runs[runs.row.isin(shown)].assign(arm=runs.row), folder)
-        text = f"{tables(STAGES[name], runs, scale.trials)}\n\n{conditions(runs, command)}\n"
+        text = f"{tables(STAGES[name], runs, scale.trials)}\n\n{conditions(runs, command, tuned=True)}\n"
         keep(runs, text, folder, parent, ABOUT)
         if scale.output == RESULTS:
             publish(name, text, DOCUMENTS)

@@ -14,14 +14,16 @@ SAMPLES = 2
 PARTS = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks")  # of a checkpoint to go on from
 
 
-def rehearse(module: SupervisedModule, data: LightningDataModule) -> None:
+def rehearse(module: SupervisedModule, data: LightningDataModule, trains: bool = True) -> None:
     """Compute the loss of two training samples; module and random stream are left as they were.
+
+    trains: whether the network is to be trained, not evaluated alone.
 
     Raises:
         ValueError: the data, the network, or the two together, cannot be trained.
     """
     data.setup("fit")
-    if not any(p.requires_grad for p in module.parameters()):
+    if trains and not any(p.requires_grad for p in module.parameters()):
         raise ValueError("the network has no weight to train: all are frozen")
     x, y = (tensor[:SAMPLES] for tensor in data.train)  # type: ignore[attr-defined]
     with no_trace(module.network, batch_statistics=True):
@@ -30,7 +32,7 @@ def rehearse(module: SupervisedModule, data: LightningDataModule) -> None:
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             given = f"inputs {tuple(x.shape[1:])} {x.dtype}, targets {tuple(y.shape[1:])} {y.dtype}"
             raise ValueError(f"the network cannot take the samples ({given}): {_line(error)}") from error
-    if loss.dim() or not loss.requires_grad:
+    if trains and (loss.dim() or not loss.requires_grad):
         raise ValueError("the loss must be a number that depends on the weights: is it detached, or not reduced?")
 
 

@@ -1,6 +1,7 @@
 """What tuning searches: option -> values, written as they are typed, `log:1e-5:1e-1`; and each arm's default."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -17,7 +18,7 @@ WITH_HYPER_RATE: Space = RATE | {"model.hyper_lr": "log:1e-8:1e-4"}
 
 def default_space(arm: str) -> Space:
     """Return what is searched of an arm where nothing is said."""
-    if arm.startswith("adamw"):
+    if Path(arm).stem.startswith("adamw"):
         return WITH_DECAY
     return WITH_HYPER_RATE if arm == "descent" else RATE
 

@@ -63,7 +63,7 @@ class Cell:
 
     def job(self, seed: int, studies: dict[Study, list[FrozenTrial]]) -> Job:
         """Return a run of it."""
-        trials = studies[self.study][: self.of] if self.study else []
+        trials = studies[self.study][: self.of] if self.study else []  # in the order in which they were proposed
         best = min(trials, key=lambda trial: float("inf") if trial.value is None else trial.value, default=None)
         found = tuple(option for option in options(best.params if best else {}) if self.part in option)
         return Job(self.label, self.arm, seed, self.data_seed, self.lr, (*self.options, *found))

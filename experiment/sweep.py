@@ -63,6 +63,7 @@ def sweep_name(kind: str, facts: Sequence[str]) -> str:
 
     facts: what it depends on, whole configurations (their digests) included.
     """
+    kind = kind.replace("'", "")  # which ends a text in MLflow's queries
     return f"{kind} {hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:12]}"
 
 
@@ -143,7 +144,7 @@ def fail_unbegun_trials(study: optuna.Study) -> None:
     """Fail the trials whose worker died between taking them and its first heartbeat: Optuna never misses those."""
     earliest = datetime.now() - timedelta(seconds=GRACE)
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-        if BEGUN not in trial.user_attrs and trial.datetime_start and trial.datetime_start < earliest:
+        if trial.user_attrs.get(BEGUN) != trial.number and trial.datetime_start and trial.datetime_start < earliest:
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
@@ -171,7 +172,7 @@ def _once(study: optuna.Study, work: Work, taken: list[int], failed: list[int], 
     taken: gets its number. failed: gets it, where the work raises.
     """
     taken.append(trial.number)
-    trial.set_user_attr(BEGUN, True)  # the heart beats by now
+    trial.set_user_attr(BEGUN, trial.number)  # the heart beats by now; a retry has the mark of the trial before it
     slot = trial.user_attrs.get("slot")  # None: the queue was empty by now
     others = study.get_trials(deepcopy=False)[: trial.number]
     if slot is None or any(_holds(other, slot) for other in others):

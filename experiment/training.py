@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from mlflow.exceptions import MlflowException
@@ -19,14 +21,14 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from callbacks import DivergenceError, LogModel, LogSearch, not_finite
 from experiment.command_line import CommandLine, Parser
-from experiment.line import module_of
+from experiment.line import module_of, option_value
 from experiment.presets import CONFIGS, DEFAULT_ARM, SUBCOMMANDS, color
 from experiment.process import Terminated
 from experiment.rehearsal import check_checkpoint, rehearse
 from lightning_modules import SearchModule
 from tracking.links import how_to_see
 from tracking.logger import Tracker
-from tracking.runs import close_broken_off, find_run, machine_tag, run_of
+from tracking.runs import close_broken_off, config_of, find_run, machine_tag, run_of
 from tracking.store import StoreError, client
 
 
@@ -47,9 +49,25 @@ def train(
     """
     given = list(args)
     command = [given.pop(0)] if given and given[0] in SUBCOMMANDS else ["fit"]
-    if not any(argument.split("=")[0] in ("--optimizer", "--config", "-c") for argument in given):
-        given = ["--config", str(CONFIGS / f"{DEFAULT_ARM}.yaml"), *given]
-    return Run(command + given, tags or {}, test, reuse, callbacks)
+    with tempfile.TemporaryDirectory() as folder:
+        if not any(argument.split("=")[0] in ("--optimizer", "--config", "-c") for argument in given):
+            given = ["--config", str(_untold(command, given, Path(folder))), *given]
+        return Run(command + given, tags or {}, test, reuse, callbacks)
+
+
+def _untold(command: list[str], given: list[str], folder: Path) -> Path:
+    """Return the file of the arm that nothing was said of: to train, the default; else that of the checkpoint's run.
+
+    Its data too: a test reads the samples that belong to the training.
+    """
+    path = option_value(given, "--ckpt_path")
+    config = config_of(path) if path and command != ["fit"] else {}
+    if not config:
+        return CONFIGS / f"{DEFAULT_ARM}.yaml"
+    file = folder / f"{config['arm']}.yaml"
+    parts = ("optimizer", "task", "seed_everything", "model", "data")
+    file.write_text(yaml.safe_dump({name: config[name] for name in parts if name in config}), encoding="utf-8")
+    return file
 
 
 class Run(CommandLine):
@@ -149,8 +167,7 @@ class Run(CommandLine):
         if tracker and "mlflow.parentRunId" in self.tags:
             close_broken_off(tracker.name, self.digest)
         try:
-            if subcommand == "fit":
-                rehearse(self.model, self.datamodule)
+            rehearse(self.model, self.datamodule, subcommand == "fit")
             if path := self.command.ckpt_path:
                 check_checkpoint(Path(path), self.model, subcommand == "fit")
             if self.goes_on and tracker:
@@ -226,6 +243,11 @@ def digest(config: dict[str, Any]) -> str:
     aside = {"logger", "enable_progress_bar", "enable_model_summary", "default_root_dir"}
     trainer = {key: value for key, value in config["trainer"].items() if key not in aside}
     facts = {key: config[key] for key in ("seed_everything", "threads", "model", "data")} | {"trainer": trainer}
+    schedule = facts["model"]["init_args"].get("schedule") or {}
+    if (replayed := Path(schedule.get("init_args", {}).get("path", ""))).is_file():  # what it holds, not where it lies
+        content = hashlib.sha256(replayed.read_bytes()).hexdigest()
+        facts = {**facts, "model": {**facts["model"], "schedule": content}}
+        facts["model"]["init_args"] = {k: v for k, v in facts["model"]["init_args"].items() if k != "schedule"}
     return f"sha256:{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}"
 
 

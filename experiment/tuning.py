@@ -12,8 +12,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optuna
 import yaml
+from mlflow.exceptions import MlflowException
 from optuna.samplers import BaseSampler
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization.matplotlib import plot_optimization_history, plot_param_importances, plot_slice
 from tqdm import tqdm
 
@@ -24,7 +25,8 @@ from experiment.sweep import alone, open_storage, release, require_shared, sweep
 from experiment.training import train
 from experiment.workers import worker_pool
 from tracking.runs import parent_run
-from tracking.store import client, open_experiment
+from tracking.secrets import hidden
+from tracking.store import StoreError, artifact_dir, client, open_experiment, tracking_uri
 
 SAMPLERS: dict[str, Callable[[int | None], BaseSampler]] = {
     # a quarter of 20 trials at random: the half that is the default is too much
@@ -73,16 +75,16 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A study, its best values as the text of a configuration file, and the run in MLflow that holds its trials."""
+    """A study, its trials that came to an end, and how many are missing.
+
+    text: the best values, as a configuration file. run_id: the run in MLflow that holds the trials.
+    """
 
     study: optuna.Study
+    trials: list[FrozenTrial]
+    missing: int
     text: str
     run_id: str
-
-    @property
-    def trials(self) -> list[optuna.trial.FrozenTrial]:
-        """Those that came to an end."""
-        return self.study.get_trials(states=[TrialState.COMPLETE])
 
 
 def tune(tuning: Tuning, command: str) -> Tuned:
@@ -104,12 +106,25 @@ def tune(tuning: Tuning, command: str) -> Tuned:
         parent_run(f"tune {tuning.arm}", study.study_name, tags) as parent,
     ):
         run_trials(study, tuning, Objective(arguments, tuning.arm, tuning.space, parent))
-        losses = [trial.value for trial in study.get_trials(states=[TrialState.COMPLETE])]
-        if not any(loss is not None and math.isfinite(loss) for loss in losses):
+        done = ended(study, tuning.trials, [TrialState.COMPLETE])
+        if not any(math.isfinite(loss_of(trial)) for trial in done):
             sys.exit("tune.py: error: no trial came to a finite validation loss: search lower rates, or give more time")
-        text = describe(study, tuning.space, command)
-        keep(study, text, parent)
-    return Tuned(study, text, parent)
+        best = min(done, key=loss_of)
+        text = describe(study, best, len(done), tuning.space, command)
+        keep(study, best, text, parent)
+    pruned = ended(study, tuning.trials, [TrialState.PRUNED])
+    return Tuned(study, done, tuning.trials - len(done) - len(pruned), text, parent)
+
+
+def loss_of(trial: FrozenTrial) -> float:
+    """Return what the trial came to; infinite where it diverged."""
+    return math.inf if trial.value is None else trial.value
+
+
+def ended(study: optuna.Study, trials: int, states: list[TrialState]) -> list[FrozenTrial]:
+    """Return the trials of the first slots that ended so, in the order of the slots: a study may have more of them."""
+    found = [trial for trial in study.get_trials(states=states) if trial.user_attrs["slot"] < trials]
+    return sorted(found, key=lambda trial: trial.user_attrs["slot"])
 
 
 def check(tuning: Tuning, arguments: tuple[str, ...]) -> str:
@@ -133,13 +148,31 @@ def open_study(tuning: Tuning, digest: str) -> optuna.Study:
     study = optuna.create_study(
         storage=open_storage(tuning.storage), study_name=sweep_name(f"tune {tuning.arm}", facts), load_if_exists=True
     )
-    done = len(study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED]))
+    trials = study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
+    require_runs(trials)
+    done = len(trials)
     # another seed after a resume: the same one would propose the same first points again; and where several processes
     # propose, they must differ
     several = tuning.storage or tuning.workers > 1
     study.sampler = SAMPLERS[tuning.sampler](None if several else tuning.seed + done)
     study.pruner = PRUNERS[tuning.pruner]()
     return study
+
+
+def require_runs(trials: list[FrozenTrial]) -> None:
+    """Refuse to go on with a study whose runs are in another store.
+
+    Raises:
+        StoreError: the run of a trial is not in this one.
+    """
+    for trial in trials:
+        try:
+            client().get_run(trial.user_attrs["run_id"])
+        except MlflowException as error:
+            raise StoreError(
+                f"trial {trial.number} of this study was kept in another MLflow store than {hidden(tracking_uri())}. "
+                f"Set MLFLOW_TRACKING_URI to that one; or, to begin anew, remove {artifact_dir() / 'optuna.log'}."
+            ) from error
 
 
 def run_trials(study: optuna.Study, tuning: Tuning, objective: Objective) -> None:
@@ -164,9 +197,8 @@ def show(study: optuna.Study, bar: tqdm) -> None:
     bar.refresh()
 
 
-def describe(study: optuna.Study, space: Space, command: str) -> str:
-    """Return the best values as the text of a configuration file, with where they come from."""
-    best, trials = study.best_trial, study.get_trials(states=[TrialState.COMPLETE])
+def describe(study: optuna.Study, best: FrozenTrial, count: int, space: Space, command: str) -> str:
+    """Return the best values, of so many trials, as the text of a configuration file, with where they come from."""
     params = client().get_run(best.user_attrs["run_id"]).data.params
     config: dict[str, Any] = {}
     for option, value in best.params.items():
@@ -177,17 +209,17 @@ def describe(study: optuna.Study, space: Space, command: str) -> str:
             place = place.get("init_args", place)
         place[path[-1]] = float(f"{value:.4g}") if isinstance(value, float) else value
     return (
-        f"# Best of {len(trials)} Optuna trials on the validation loss after the last epoch: {best.value:.4f}.\n"
+        f"# Best of {count} Optuna trials on the validation loss after the last epoch: {best.value:.4f}.\n"
         f"# {type(study.sampler).__name__}, in {', '.join(f'{option}={values}' for option, values in space.items())}.\n"
         f"# Made by: {command}\n{yaml.safe_dump(config, sort_keys=False)}"
     )
 
 
-def keep(study: optuna.Study, text: str, parent: str) -> None:
+def keep(study: optuna.Study, best: FrozenTrial, text: str, parent: str) -> None:
     """Keep the best values and Optuna's own figures with the parent run."""
     client().log_text(parent, text, "best.yaml")
-    client().log_metric(parent, "best/val_loss", study.best_value)
-    for option, value in study.best_params.items():
+    client().log_metric(parent, "best/val_loss", loss_of(best))
+    for option, value in best.params.items():
         client().set_tag(parent, f"best {option}", value)
     finite = {trial.value for trial in study.trials if trial.value is not None and math.isfinite(trial.value)}
     for name, plot in PLOTS.items() if len(finite) > 1 else ():

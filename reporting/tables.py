@@ -37,8 +37,8 @@ def difference(values: Any) -> str:
     """Return "mean (low … high)" of paired differences, with the 95 % bootstrap interval; "–" where a run diverged."""
     if not np.isfinite(values).all():
         return "–"
-    if len(values) == 1:
-        return f"{values[0]:+.3f}"
+    if len(values) < 3:  # of two, an interval says nothing
+        return f"{np.mean(values):+.3f}"
     return f"{np.mean(values):+.3f} ({{:+.3f}} … {{:+.3f}})".format(*bootstrap(values))
 
 
@@ -110,19 +110,23 @@ def _span(name: str, numbers: pd.Series) -> str:
     return f"{name} {low}" if low == high else f"{name}s {low}–{high}"
 
 
-def conditions(runs: pd.DataFrame, command: str) -> str:
-    """Say how the numbers came about: command, seeds, epochs, machine, versions."""
+def conditions(runs: pd.DataFrame, command: str, tuned: bool = False) -> str:
+    """Say how the numbers came about: command, seeds, epochs, machine, versions.
+
+    tuned: whether the cost of arms counts their tuning.
+    """
     epochs = sorted({len(history) for history in runs.val_losses})
     cpuinfo = Path("/proc/cpuinfo")  # Linux alone names the processor, and there
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    threads = "" if "--threads" in command else ", one thread per run"
     return (
         f"Made by `{command}`: {_span('seed', runs.seed)}, {_span('data seed', runs.data_seed)}, "
         f"{' or '.join(map(str, epochs))} {'epoch' if epochs == [1] else 'epochs'}, weights after "
         f"the last step, mean ± half the 95 % interval (Student's t); differences paired by data seed and seed, with "
         f"bootstrap intervals, p from Wilcoxon's test with Holm's correction; passes: forward-backward passes per "
-        f"step; passes and seconds include tuning. "
-        f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores, one thread per run; "
+        f"step{'; passes and seconds include tuning' if tuned else ''}. "
+        f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores{threads}; "
         f"Python {platform.python_version()}, torch {version('torch')}, pytorch-lightning "
         f"{version('pytorch-lightning')}; trained at commit {', '.join(sorted(set(runs.commit)))}."
     )

@@ -86,6 +86,7 @@ BAD_INPUT = {
     "tune.py --optimizer adam --search data.batch_size=3999:9000": r"--data.batch_size must lie between 1 and 4000",
     "tune.py --optimizer adam --search model.lr=0.1,fast": r"--model.lr: .*float.* fast",
     "tune.py --optimizer adam --search trainer.logger=false,true": r"--search: must read like",
+    "tune.py --optimizer adam --search model.lr=0.1,0.2 --model.lr=0.5": r"--model.lr is searched: it has no value of",
     "tune.py --optimizer adam --output .": r"--output: \. is a folder, not a file",
     "tune.py --optimizer adam --trainer.fast_dev_run=true": r"--trainer.fast_dev_run cannot be given here",
     "tune.py --optimizer adam --ckpt_path x.ckpt": r"--ckpt_path cannot be given here: each run begins at its own",
@@ -98,11 +99,15 @@ BAD_INPUT = {
     "compare.py --seed 3": r"unrecognized arguments: --seed",
     "compare.py --optimizer adam": r"--optimizer is of one run; here it is --optimizers",
     "compare.py --seed_everything 7": r"--seed_everything is of one run; here it is --seeds",
+    "compare.py --initial-lrs 1e-3 --model.lr=0.5": r"--model.lr and --initial-lrs are one thing: give one of them",
+    "compare.py --optimizers adam --trainer.limit_test_batches=0": r"=0 leaves nothing to compare",
     "compare.py --data.seed=2": r"--data.seed is of one run; here it is --data-seeds",
     "compare.py --output /proc/a-folder": r"--output: /proc/a-folder cannot be made: No such file",
     "compare.py --output /proc/version": r"--output: /proc/version is a file, not a folder",
     "compare.py --storage postgresql://h/o": r"--storage: .* need one tracking server: set MLFLOW_TRACKING_URI",
     "results.py --stages nothing": r"--stages: invalid choice: 'nothing'",
+    "results.py --output /proc/version": r"--output: /proc/version is a file, not a folder",
+    "results.py --redraw --output nowhere": r"--output: there is no folder .*nowhere to draw from",
     "results.py --seeds -1": r"--seeds: must be a whole number of 1 or more, got '-1'",
 }
 """Each ends with status 2, before a run is kept."""

@@ -91,12 +91,12 @@ def test_the_search_is_the_same_from_any_starting_rate_and_the_figure_shows_it(t
 
 @pytest.mark.slow
 def test_the_table_has_means_intervals_paired_differences_and_the_conditions(tmp_path: Path) -> None:
-    results = run(tmp_path)
+    results = run(tmp_path, "--seeds", "3")
     table = (tmp_path / "table.md").read_text()
     loss = results.pivot(index="seed", columns="arm", values="test_loss")
     assert f"| `adam` | {loss.adam.mean():.3f} ± " in table
     assert f" | {(loss.adam - loss.meta).mean():+.3f} (" in table
-    assert "seeds 1–2, data seed 0, 2 epochs" in table
+    assert "seeds 1–3, data seed 0, 2 epochs" in table
     assert "python compare.py --seeds 2" in table
 
 
@@ -174,3 +174,35 @@ def test_a_yaml_file_of_ones_own_is_compared_under_its_name_and_the_plan_comes_f
     assert set(results.arm) == {"meta", "mine"}
     plan = capsys.readouterr().out.splitlines()[0]
     assert re.fullmatch(r"4 runs of meta, mine; about \d\.\d minutes, less for what MLflow has already", plan)
+
+
+def test_a_data_seed_in_a_file_is_refused_as_the_option_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table would call it data seed 0."""
+    (tmp_path / "d.yaml").write_text(yaml.safe_dump({"data": {"init_args": {"seed": 2}}}))
+    for given in (["--config", str(tmp_path / "d.yaml")], ["--data.init_args.seed=2"]):
+        with pytest.raises(SystemExit, match="2"):
+            run(tmp_path, *given)
+        assert (
+            "the data seed is 2 by the options or the files given; here it is --data-seeds" in capsys.readouterr().err
+        )
+    assert runs() == []
+
+
+@pytest.mark.slow
+def test_without_meta_the_first_arm_is_the_one_to_compare_with(tmp_path: Path) -> None:
+    (tmp_path / "private.csv").write_text("mine")
+    runs_of = compare.main([*COMMAND, "--optimizers", "adam", "cosine", "--output", str(tmp_path)])
+    assert set(runs_of.arm) == {"adam", "cosine"}
+    assert "minus `adam` (95 %)" in (tmp_path / "table.md").read_text()
+    [parent] = [run for run in runs() if run.info.run_name == "compare"]
+    assert "private.csv" not in artifacts(parent.info.run_id)
+
+
+@pytest.mark.slow
+def test_a_schedule_that_was_overwritten_is_replayed_anew(tmp_path: Path) -> None:
+    found = []
+    for lr in (0.002, 0.05, 0.002):
+        Path("schedule.csv").write_text(f"step,lr,decay\n1,{lr},0\n")
+        command = [*COMMAND, "--optimizers", "replay", "--seeds", "1", "--output", str(tmp_path)]
+        found.append(compare.main(command).run_id.tolist())
+    assert found[0] == found[2] != found[1]

@@ -2,6 +2,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -12,8 +13,10 @@ from optuna.trial import TrialState
 import tune
 from experiment.presets import ROOT
 from experiment.training import train
+from experiment.tuning import Tuning
+from experiment.tuning import tune as run_study
 from tests.store import artifacts, heed, history, runs, wait
-from tracking.store import artifact_dir
+from tracking.store import StoreError, artifact_dir
 
 SHORT = ["--trainer.max_epochs=1", "--data.batch_size=1000"]
 COMMAND = ["--optimizer", "adam", *SHORT, "--workers", "1"]
@@ -173,3 +176,23 @@ def test_a_yaml_file_of_ones_own_is_tuned_under_its_name(tmp_path: Path) -> None
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(arm))
     tune.main(["--optimizer", str(tmp_path / "mine.yaml"), *SHORT, "--trials", "1"])
     assert [run.info.run_name for run in runs()] == ["tune mine", "mine trial 0"]
+
+
+@pytest.mark.slow
+def test_of_a_study_with_more_trials_the_first_ones_count() -> None:
+    """A tuned baseline is the best of as many trials as it is said to have had."""
+    tuning = Tuning("adam", tuple(SHORT), trials=4)
+    four = run_study(tuning, "four")
+    two = run_study(replace(tuning, trials=2), "two")
+    assert [trial.params for trial in two.trials] == [trial.params for trial in four.trials][:2]
+    assert "Best of 2 Optuna trials" in two.text
+    assert f"{min(trial.value or 0 for trial in two.trials):.4f}" in two.text
+
+
+def test_a_study_whose_runs_are_in_another_store_is_refused_with_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tune.main([*COMMAND, "--trials", "1"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    with pytest.raises(StoreError, match=r"was kept in another MLflow store .* Set MLFLOW_TRACKING_URI to that one"):
+        tune.main([*COMMAND, "--trials", "1"])

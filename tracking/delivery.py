@@ -92,6 +92,12 @@ def keep(run_id: str, name: str, content: Any) -> None:
     (undelivered(run_id) / name).write_text(json.dumps(content))
 
 
+def is_undelivered(folder: Path) -> bool:
+    """Return whether the folder is one of those: no other is to be removed."""
+    holds = any((folder / name).exists() for name in ("metrics.json", "status.json", "artifacts"))
+    return holds and folder.resolve().parent.name == "undelivered"
+
+
 def deliver(folder: Path) -> None:
     """Send what such a folder holds, and remove it."""
     store, run_id = client(), folder.resolve().name
@@ -114,6 +120,10 @@ def main() -> None:
     for folder in parser.parse_args().folder:
         if not folder.is_dir():
             parser.error(f"there is no folder {folder}")
+        if not is_undelivered(folder):
+            parser.error(
+                f"{folder} holds nothing to deliver: name mlruns/undelivered/RUN, as the message of the run did"
+            )
         try:
             deliver(folder)
         except FAULTS as error:

@@ -1,11 +1,14 @@
 """What the store says of runs: the one that may stand for another, the one that goes on, the one that holds a sweep."""
 
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
@@ -36,6 +39,18 @@ def run_of(checkpoint: str, config: str) -> str | None:
         return None
     goes_on = run.data.tags.get("config", "").startswith(config) and run.info.status != "FINISHED"
     return str(run.info.run_id) if goes_on else None
+
+
+def config_of(checkpoint: str) -> dict[str, Any]:
+    """Return the configuration of the run that wrote the checkpoint; empty where the store does not have it."""
+    run_id = Path(checkpoint).resolve().parents[1].name
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(client().download_artifacts(run_id, "config.yaml", folder))
+            found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+            return found | {"arm": client().get_run(run_id).data.tags.get("optimizer", "")}
+    except (MlflowException, OSError):
+        return {}
 
 
 def close_broken_off(experiment: str, config: str) -> None:

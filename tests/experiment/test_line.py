@@ -152,6 +152,55 @@ def test_only_near_names_are_suggested() -> None:
     assert did_you_mean("adma", ["adam", "meta"]) == " Did you mean adam?"
 
 
+@pytest.mark.parametrize("command", ["test", "validate"])
+def test_a_checkpoint_alone_is_tested_as_the_arm_on_the_data_that_it_was_trained_on(command: str) -> None:
+    trained = train(["--optimizer", "adam", "--task", "digits", "--data.seed=2", *SHORT[:2]])
+    path = str(trained.trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    tested = train([command, "--ckpt_path", path, SHORT[1]])
+    run = client().get_run(str(tested.run_id))
+    tags = {name: run.data.tags[name] for name in ("optimizer", "task", "data_seed")}
+    assert (run.info.run_name, tags) == (
+        f"{command} adam",
+        {"optimizer": "adam", "task": "digits", "data_seed": "2"},
+    )
+    if command == "test":
+        assert tested.trainer.callback_metrics["test/loss"].item() == trained.test_metrics["test/loss"]
+
+
+def test_a_checkpoint_of_another_arm_is_not_tested_under_that_name(capsys: pytest.CaptureFixture[str]) -> None:
+    trained = train(["--optimizer", "adam", *SHORT])
+    path = str(trained.trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    for arm in ("cosine", "meta"):
+        with pytest.raises(SystemExit, match="2"):
+            train(["test", "--optimizer", arm, "--ckpt_path", path, *SHORT])
+        assert "the checkpoint was trained with model" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        train(["test", "--optimizer", "adam", "--task", "digits", "--ckpt_path", path, *SHORT])
+    assert "the network cannot take the samples" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["optimizer: adam", "task: gru", "optimizer: adam\ntrainer:\n  max_epochs: 1"])
+def test_a_name_in_a_file_that_does_not_hold_the_arm_is_refused(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "o.yaml").write_text(text)
+    with pytest.raises(SystemExit, match="2"):
+        train(["--config", str(tmp_path / "o.yaml"), *SHORT])
+    assert "would be a label alone: type --" in capsys.readouterr().err
+
+
+def test_a_file_with_a_module_is_read_over_a_named_arm_in_any_order(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    module = {"class_path": "lightning_modules.SupervisedModule", "init_args": {"lr": 0.04}}
+    file.write_text(yaml.safe_dump({"model": module}))
+    for line in permutations([["--optimizer", "adam"], ["--config", str(file)]]):
+        assert train([word for option in line for word in option] + SHORT).model.lr == 0.04
+
+
+def test_an_arm_named_twice_is_one() -> None:
+    require_one_arm(["--optimizer", "adam", "--config", ADAM])
+
+
 def test_an_arm_file_with_its_module_is_the_arm(tmp_path: Path) -> None:
     first, second = tmp_path / "mine.yaml", tmp_path / "over.yaml"
     first.write_text(yaml.safe_dump({"model": {"class_path": "lightning_modules.SupervisedModule"}}))

@@ -4,7 +4,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from experiment.sweep import alone, fill, open_storage, release, sweep_name, work_off
+from experiment.sweep import BEGUN, alone, fail_unbegun_trials, fill, open_storage, release, sweep_name, work_off
 from tracking.store import StoreError
 
 
@@ -77,3 +77,18 @@ def test_a_sweep_runs_once_on_a_machine() -> None:
 def test_the_name_of_a_sweep_follows_from_its_facts() -> None:
     assert sweep_name("tune", ["a", "b"]) == sweep_name("tune", ["a", "b"])
     assert len({sweep_name("tune", facts) for facts in (["a", "b"], ["ab"], ["b", "a"])}) == 3
+
+
+def test_a_retry_whose_worker_died_before_it_began_is_missed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optuna gives a retry the attributes of the trial before it, the mark that it began included."""
+    monkeypatch.setattr("experiment.sweep.GRACE", 0)
+    study = new_study()
+    fill(study, 1)
+    first = study.ask()
+    first.set_user_attr(BEGUN, first.number)
+    trial = study.get_trials()[0]
+    study.tell(first.number, state=TrialState.FAIL)
+    study.add_trial(optuna.create_trial(state=TrialState.WAITING, user_attrs=trial.user_attrs))
+    study.ask()
+    fail_unbegun_trials(study)
+    assert [trial.state for trial in study.get_trials()] == [TrialState.FAIL, TrialState.FAIL]

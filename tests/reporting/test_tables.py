@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from reporting.statistics import bootstrap, differences
-from reporting.tables import grid, paired_table, with_interval
+from reporting.tables import difference, grid, paired_table, with_interval
 
 
 def runs(losses: dict[str, list[float]]) -> pd.DataFrame:
@@ -48,6 +48,11 @@ def test_the_bootstrap_interval_is_near_students_for_many_normal_values() -> Non
     values = np.random.default_rng(1).normal(0, 1, 400)
     low, high = bootstrap(values)
     assert (low, high) == pytest.approx((values.mean() - 0.098, values.mean() + 0.098), abs=0.02)
+
+
+def test_two_pairs_have_a_mean_and_no_interval() -> None:
+    assert difference([1.0, 1.4]) == "+1.200"
+    assert difference([1.0, 1.2, 1.4]).startswith("+1.200 (+1.")
 
 
 def test_runs_that_diverged_are_counted_not_averaged() -> None:
