@@ -16,7 +16,7 @@ from experiment.training import train
 from experiment.tuning import Tuning
 from experiment.tuning import tune as run_study
 from tests.store import artifacts, heed, history, runs, wait
-from tracking.store import StoreError, artifact_dir
+from tracking.store import StoreError, artifact_dir, tracking_uri
 
 SHORT = ["--trainer.max_epochs=1", "--data.batch_size=1000"]
 COMMAND = ["--optimizer", "adam", *SHORT, "--workers", "1"]
@@ -190,9 +190,9 @@ def test_of_a_study_with_more_trials_the_first_ones_count() -> None:
 
 
 def test_a_study_whose_runs_are_in_another_store_is_refused_with_the_way_out(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tune.main([*COMMAND, "--trials", "1"])
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri().replace("mlflow.db", "other.db"))
     with pytest.raises(StoreError, match=r"was kept in another MLflow store .* Set MLFLOW_TRACKING_URI to that one"):
         tune.main([*COMMAND, "--trials", "1"])
