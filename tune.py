@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiment.options import (
+    DEFAULT_SEARCH,
     PRUNERS,
     SAMPLERS,
     SEARCHES,
     arm_or_file,
     parse_sweep,
     positive,
+    require_place,
     searched,
     seed,
     sweep_parser,
@@ -21,11 +23,6 @@ from experiment.process import script
 
 if TYPE_CHECKING:
     import optuna
-
-DEFAULT_SEARCH = (
-    "model.lr=log:1e-5:1e-1; of AdamW model.lr=log:1e-4:1e-1 model.optimizer.weight_decay=log:1e-3:1; of descent "
-    "model.hyper_lr=log:1e-8:1e-4 too; between two whole numbers, whole numbers"
-)
 
 
 def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -48,15 +45,12 @@ def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     own.search = dict(given)
     if len(own.search) < len(given):
         parser.error("--search names an option twice")
-    for argument in rest:
-        if (option := argument.split("=")[0].removeprefix("--")) in own.search:
-            parser.error(f"--{option} is searched: it has no value of its own")
+    if both := own.search.keys() & {argument.split("=")[0].removeprefix("--") for argument in rest}:
+        parser.error(f"--{both.pop()} is searched: it has no value of its own")
     if not given and not rest and (own.seed, own.sampler, own.pruner) == (0, "tpe", "none"):  # the arm's own study
         own.output = own.output or tuned_file(own.optimizer)
-    if own.output and not own.output.parent.is_dir():
-        parser.error(f"--output: there is no folder {own.output.parent} to write {own.output.name} into")
-    if own.output and own.output.is_dir():
-        parser.error(f"--output: {own.output} is a folder, not a file")
+    if own.output:
+        require_place(parser, own.output)
     return own, rest
 
 
@@ -71,8 +65,7 @@ def main(args: list[str] | None = None) -> "optuna.Study":
     tuned = tune(Tuning(arguments=tuple(rest), **settings), typed("tune.py", args))
     print(tuned.text, end="")
     if tuned.missing:
-        done = own.trials - tuned.missing
-        print(f"{done} of {own.trials} trials: type the same again for the rest; not written")
+        print(f"{own.trials - tuned.missing} of {own.trials} trials: type the same again for the rest; not written")
     elif own.output:
         own.output.write_text(tuned.text)
         print(f"written to  {own.output}")

@@ -12,6 +12,10 @@ from experiment.presets import ARMS
 CORES = os.cpu_count() or 1
 SAMPLERS, PRUNERS = ("tpe", "random", "qmc", "gp"), ("none", "median", "halving")  # of Optuna
 SEARCHES = "model.lr=log:1e-5:1e-1, model.network.hidden=32:512 or model.network.layers=1,2,3"  # how they are written
+DEFAULT_SEARCH = (
+    "model.lr=log:1e-5:1e-1; of AdamW model.lr=log:1e-4:1e-1 model.optimizer.weight_decay=log:1e-3:1; of descent "
+    "model.hyper_lr=log:1e-8:1e-4 too; between two whole numbers, whole numbers"
+)
 STAGES = (
     "original",
     "readings",
@@ -101,6 +105,14 @@ def make_folder(parser: argparse.ArgumentParser, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"--output: {folder} cannot be made: {error.strerror}")
+
+
+def require_place(parser: argparse.ArgumentParser, file: Path) -> None:
+    """Refuse, before the work, a file of --output that could not be written."""
+    if not file.parent.is_dir():
+        parser.error(f"--output: there is no folder {file.parent} to write {file.name} into")
+    if file.is_dir():
+        parser.error(f"--output: {file} is a folder, not a file")
 
 
 def searched(text: str) -> tuple[str, object]:
