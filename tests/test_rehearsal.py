@@ -11,6 +11,7 @@ from experiment.presets import QUIET
 from experiment.process import script
 from experiment.training import train
 from tests.store import runs, schedule
+from tracking.store import client
 from train import main
 
 SHORT = [QUIET, "--trainer.max_epochs=1"]
@@ -134,6 +135,15 @@ def test_a_checkpoint_that_cannot_be_gone_on_with_is_refused(
     line = capsys.readouterr().err.splitlines()[-1]
     assert message in line
     assert len(runs()) == 1
+
+
+def test_a_run_whose_checkpoint_is_refused_stays_as_it_was(checkpoint: Path, tmp_path: Path) -> None:
+    [run] = runs()
+    client().set_terminated(run.info.run_id, "KILLED")
+    shutil.copy(spoilt("flipped", checkpoint, tmp_path), checkpoint)
+    with pytest.raises(SystemExit, match="2"):
+        train(["--optimizer", "meta", *SHORT, f"--ckpt_path={checkpoint}"])
+    assert [run.info.status for run in runs()] == ["KILLED"]
 
 
 @pytest.mark.parametrize("word", ["best", "last", "hpc"])

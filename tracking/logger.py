@@ -55,6 +55,8 @@ class Tracker(MLFlowLogger):
             lease = Lease(str(self.run_id), Path(self.save_dir, self.name, str(self.run_id)))
             lease.take(new=self.begun)
             self.lease = lease
+            if not self.begun:  # now: what was refused before leaves the run as it was
+                client().update_run(str(self.run_id), "RUNNING")
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -108,6 +110,5 @@ class Tracker(MLFlowLogger):
 def last_steps(run_id: str) -> dict[str, int]:
     """Return the last step of each metric of a run, which goes on."""
     store = client()
-    store.update_run(run_id, "RUNNING")
     names = store.get_run(run_id).data.metrics
     return {name: max(point.step for point in store.get_metric_history(run_id, name)) for name in names}
