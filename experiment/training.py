@@ -243,12 +243,18 @@ def digest(config: dict[str, Any]) -> str:
     aside = {"logger", "enable_progress_bar", "enable_model_summary", "default_root_dir"}
     trainer = {key: value for key, value in config["trainer"].items() if key not in aside}
     facts = {key: config[key] for key in ("seed_everything", "threads", "model", "data")} | {"trainer": trainer}
-    schedule = facts["model"]["init_args"].get("schedule") or {}
-    if (replayed := Path(schedule.get("init_args", {}).get("path", ""))).is_file():  # what it holds, not where it lies
-        content = hashlib.sha256(replayed.read_bytes()).hexdigest()
-        facts = {**facts, "model": {**facts["model"], "schedule": content}}
-        facts["model"]["init_args"] = {k: v for k, v in facts["model"]["init_args"].items() if k != "schedule"}
+    if replayed := _replayed(config["model"]):  # what it holds, not where it lies
+        facts["replayed"] = hashlib.sha256(replayed.read_bytes()).hexdigest()
+        schedule = config["model"]["init_args"]["schedule"]["class_path"]
+        facts["model"] = config["model"] | {"init_args": config["model"]["init_args"] | {"schedule": schedule}}
     return f"sha256:{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}"
+
+
+def _replayed(model: dict[str, Any]) -> Path | None:
+    """Return the file of the schedule that a run replays; None for other schedules."""
+    schedule = model["init_args"].get("schedule")
+    path = schedule.get("init_args", {}).get("path") if isinstance(schedule, dict) else None
+    return Path(path) if path and Path(path).is_file() else None
 
 
 def innermost(error: BaseException) -> BaseException:
