@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -65,7 +66,7 @@ def require_one_arm(args: Sequence[str]) -> None:
 
 def _require_no_name(file: Path) -> None:
     """Refuse a file that names an arm or a task, and does not hold them: it would be a label alone."""
-    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    config = _read(file)
     for name in ("optimizer", "task"):
         if config.get(name) and not module_of(file):
             raise ValueError(f"--config: {name}: {config[name]} in {file} would be a label alone: type --{name}.")
@@ -73,14 +74,17 @@ def _require_no_name(file: Path) -> None:
 
 def module_of(file: Path) -> str | None:
     """Return the class that a file says is trained; of one that says none, and is read over an arm, None."""
-    if not file.is_file():  # named by another file, relative to its folder
-        return None
+    model = _read(file).get("model") if file.is_file() else None  # else named by another file, relative to its folder
+    return model.get("class_path") if isinstance(model, dict) else None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return what the file holds; nothing where it cannot be read: the parser says what is wrong with it."""
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError:  # the parser says what is wrong with it
-        return None
-    model = config.get("model") if isinstance(config, dict) else None
-    return model.get("class_path") if isinstance(model, dict) else None
+    except yaml.YAMLError:
+        return {}
+    return config if isinstance(config, dict) else {}
 
 
 def _options(args: Sequence[str]) -> Iterator[list[str]]:
