@@ -12,10 +12,11 @@ def main(args: list[str] | None = None) -> None:
     if given[:1] in (["--help"], ["-h"]):
         print(HELP)
         return
-    from experiment.training import train  # late: the help does not wait for torch
+    from experiment.report import report  # late: the help does not wait for torch
+    from experiment.training import train
 
     run = train(given)
-    run.report()
+    report(run)
     if run.diverged:
         sys.exit(1)
 

@@ -1,11 +1,8 @@
 """One run, from its options to its test: its name, its tags, how it goes on, how it ends, what is said of it."""
 
-import hashlib
-import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -14,19 +11,18 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from mlflow.exceptions import MlflowException
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from callbacks import DivergenceError, LogModel, LogSearch, not_finite
 from experiment.command_line import CommandLine, Parser
+from experiment.digest import digest
 from experiment.line import module_of, option_value
 from experiment.presets import CONFIGS, DEFAULT_ARM, SUBCOMMANDS, color
 from experiment.process import Terminated
 from experiment.rehearsal import check_checkpoint, rehearse
 from lightning_modules import SearchModule
-from tracking.links import how_to_see
 from tracking.logger import Tracker
 from tracking.runs import close_broken_off, config_of, find_run, machine_tag, run_of
 from tracking.store import StoreError, client
@@ -213,48 +209,6 @@ class Run(CommandLine):
         if self.tracker:
             client().log_text(str(self.tracker.run_id), text, "predictions.txt")
         print(f"{len(values)} predictions{', in predictions.txt of the run' if self.tracker else ': ' + text}")
-
-    def report(self) -> None:
-        """Print what came out, and where it is to be seen; of several processes, the first one does."""
-        if not self.trainer.is_global_zero:
-            return
-        if self.diverged:
-            print(self.diverged, file=sys.stderr)
-        metrics = dict(self.test_metrics)
-        with suppress(MlflowException):  # a server that has gone away; the rest is printed all the same
-            metrics = client().get_run(self.run_id).data.metrics if self.run_id else metrics
-        names = [name for name in ("val/loss", "test/loss", "test/accuracy", "test/r2") if name in metrics]
-        if names and not self.diverged:
-            print(", ".join(f"{name} {metrics[name]:.4f}" for name in names))
-        if "lr" in metrics:
-            print(f"the learning rate ended at {metrics['lr']:.3g}")
-        if path := getattr(self.trainer.checkpoint_callback, "best_model_path", None):
-            print(f"checkpoint  {path}")
-        if self.run_id and self.tracker:
-            print(f"MLflow run  {self.run_id}")
-            print(f"see it      {how_to_see(str(self.tracker.experiment_id), self.run_id)}")
-
-
-def digest(config: dict[str, Any]) -> str:
-    """Identify what a run computes: its configuration less what only shows or stores it.
-
-    With a prefix: as an option, 885e201949542093 would be read as a number.
-    """
-    aside = {"logger", "enable_progress_bar", "enable_model_summary", "default_root_dir"}
-    trainer = {key: value for key, value in config["trainer"].items() if key not in aside}
-    facts = {key: config[key] for key in ("seed_everything", "threads", "model", "data")} | {"trainer": trainer}
-    if replayed := _replayed(config["model"]):  # what it holds, not where it lies
-        facts["replayed"] = hashlib.sha256(replayed.read_bytes()).hexdigest()
-        schedule = config["model"]["init_args"]["schedule"]["class_path"]
-        facts["model"] = config["model"] | {"init_args": config["model"]["init_args"] | {"schedule": schedule}}
-    return f"sha256:{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}"
-
-
-def _replayed(model: dict[str, Any]) -> Path | None:
-    """Return the file of the schedule that a run replays; None for other schedules."""
-    schedule = model["init_args"].get("schedule")
-    path = schedule.get("init_args", {}).get("path") if isinstance(schedule, dict) else None
-    return Path(path) if path and Path(path).is_file() else None
 
 
 def innermost(error: BaseException) -> BaseException:

@@ -10,6 +10,7 @@ import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from experiment.presets import ARMS, ROOT, TASKS, color
+from experiment.report import report
 from experiment.training import train
 from tests.store import artifacts, history, runs, schedule
 from train import main
@@ -130,7 +131,7 @@ def test_a_checkpoint_alone_brings_its_arm_back() -> None:
 @pytest.mark.parametrize("option", ["--trainer.logger=false", "--trainer.limit_val_batches=0", "--trainer.max_steps=2"])
 def test_what_lightning_offers_is_still_there(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     cli = train(["--optimizer", "meta", *SHORT, option])
-    cli.report()
+    report(cli)
     assert f"test/loss {cli.test_metrics['test/loss']:.4f}" in capsys.readouterr().out
 
 
@@ -239,6 +240,6 @@ def test_a_digest_that_reads_like_a_number_is_found_again(monkeypatch: pytest.Mo
         def hexdigest(self) -> str:
             return "885e201949542093"
 
-    monkeypatch.setattr("experiment.training.hashlib.sha256", lambda _: Hash())
+    monkeypatch.setattr("experiment.digest.hashlib.sha256", lambda _: Hash())
     first = train(["--optimizer", "adam", *SHORT])
     assert train(["--optimizer", "adam", *SHORT], reuse=True).run_id == first.run_id
