@@ -172,8 +172,11 @@ def test_a_yaml_file_of_ones_own_is_compared_under_its_name_and_the_plan_comes_f
     options = ["--seeds", "2", "--trainer.max_epochs=2", "--workers", "1", "--output", str(tmp_path)]
     results = compare.main(["--optimizers", "meta", str(tmp_path / "mine.yaml"), *options])
     assert set(results.arm) == {"meta", "mine"}
-    plan = capsys.readouterr().out.splitlines()[0]
+    shown = capsys.readouterr()
+    plan = shown.out.splitlines()[0]
     assert re.fullmatch(r"4 runs of meta, mine; about \d\.\d minutes, less for what MLflow has already", plan)
+    assert "4/4" in shown.err
+    assert "Downloading" not in shown.err  # MLflow's own bar, for each file of a table
 
 
 def test_a_data_seed_in_a_file_is_refused_as_the_option_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

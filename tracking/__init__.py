@@ -9,6 +9,7 @@ import os
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # each run's; a command prints its own
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each file that a table is made of
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # 7, the default, takes minutes to say that it is down
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "12")  # seconds
 os.environ.setdefault("PGCONNECT_TIMEOUT", "12")
