@@ -1,7 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: docs figures help train tune compare results original bench bench-gpu ui test test-all check lock audit
+.PHONY: docs figures help train tune compare results original bench bench-gpu ui test test-all lint check lock audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -76,8 +76,10 @@ test: .venv/installed  ## set up, then run the test suite
 test-all: .venv/tests  ## the slow tests too, in two processes
 	$(BIN)/python -m pytest -m "slow or not slow" -n 2 --dist loadfile --durations=40
 
-check: .venv/tests test  ## run the tests, linters, type checks and import rules
+lint: .venv/tests  ## run the linters, type checks and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
+
+check: test lint  ## the tests and `make lint`
