@@ -20,7 +20,7 @@ from callbacks import LogInputs
 from callbacks.config import flat
 from data.tensors import TensorDataModule
 from experiment.line import did_you_mean, option_value, presets_first, require_one_arm
-from experiment.presets import ARMS, CONFIGS, DEFAULT_ARM, TASKS, USAGE
+from experiment.presets import ARMS, BASE, CONFIGS, DEFAULT_ARM, TASKS, USAGE
 from lightning_modules import MLP, MetaModule, OneStepModule, SearchDecayModule, SupervisedModule
 
 
@@ -82,12 +82,11 @@ class CommandLine(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         Parser.given = args
-        command = {"default_config_files": [str(CONFIGS / "base.yaml")], "usage": USAGE}
         super().__init__(
             SupervisedModule,
             TensorDataModule,
             parser_class=Parser,
-            parser_kwargs={args[0]: command, "allow_abbrev": False},
+            parser_kwargs={args[0]: {"usage": USAGE}, "allow_abbrev": False},
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # its own --optimizer takes torch classes, and overrides the module's
@@ -121,7 +120,9 @@ class CommandLine(LightningCLI):
             require_one_arm(options)
         except ValueError as error:
             parser.error(str(error))
-        self.config = parser.parse_args([command, *presets_first(options)])
+        # no default_config_files: of those, another class would take over the defaults of the class that is replaced
+        self.config = parser.parse_args([command, "--config", str(BASE), *presets_first(options)])
+        self.command.config = self.command.config[1:]
         self._require_training(parser)
         path = self.command.ckpt_path  # not Lightning's words `best`, `last`, `hpc` either: they may begin anew, unsaid
         if path and not Path(path).is_file():

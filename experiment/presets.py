@@ -6,7 +6,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS, RESULTS = ROOT / "configs", ROOT / "results"
-ARMS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path.stem != "base")
+BASE = CONFIGS / "base.yaml"
+ARMS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path != BASE)
 HEADLINE = ["meta", "meta_onestep", "meta_original", "adam", "cosine"]  # what is compared where nothing else is named
 TASKS = sorted(path.stem for path in (CONFIGS / "tasks").glob("*.yaml"))
 DEFAULT_ARM = "meta"

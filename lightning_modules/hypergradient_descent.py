@@ -17,7 +17,7 @@ class HypergradientDescentModule(SupervisedModule):
         network: (batch, ...) inputs -> (batch, classes) logits.
         lr: the learning rate to start from.
         hyper_lr: β. Nothing keeps the rate positive, as published.
-        optimizer: makes the optimizer from the parameters and the rate.
+        optimizer: makes the optimizer from the parameters and the rate; Adam by default.
     """
 
     def __init__(
@@ -25,7 +25,7 @@ class HypergradientDescentModule(SupervisedModule):
         network: nn.Module,
         lr: float = 1e-3,
         hyper_lr: float = 1e-7,
-        optimizer: OptimizerFactory = torch.optim.Adam,
+        optimizer: OptimizerFactory | None = None,
     ) -> None:
         super().__init__(network, lr, optimizer)
         self.hyper_lr = hyper_lr

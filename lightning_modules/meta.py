@@ -28,7 +28,7 @@ class MetaModule(SupervisedModule):
         factor: of the hypothetical rate over the real one.
         pull: the part of the way that the hypothetical run goes back to the real one after each step.
         part: of a batch, for the hypothetical step; at least 16 samples.
-        optimizer: makes the optimizer from the parameters and the rate; without a weight decay of its own.
+        optimizer: makes it from the parameters and the rate; Adam by default. Without a weight decay of its own.
         gradient_clip_val: the norm to which gradients are clipped, those of hypothetical steps too; None for none.
         accumulate_grad_batches: batches whose gradients make a step. Under manual optimization Lightning leaves both to
             the module; on the command line, the Trainer's options go here.
@@ -49,7 +49,7 @@ class MetaModule(SupervisedModule):
         factor: float = 2.0,
         pull: float = 0.1,
         part: float = 0.375,
-        optimizer: OptimizerFactory = torch.optim.Adam,
+        optimizer: OptimizerFactory | None = None,
         gradient_clip_val: float | None = None,
         accumulate_grad_batches: int = 1,
     ) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 
 from hypergradient import check_supported, hypergradient, lookahead, no_trace, real_step, scaled
 from lightning_modules.supervised import Batch, Factory, OptimizerFactory, Pair, SupervisedModule
@@ -21,8 +21,8 @@ class OneStepModule(SupervisedModule):
         adapt: what the meta-optimizer moves: the logarithm of the rate, or the rate itself, which then has a floor at a
             thousandth of lr, so that it stays positive.
         every: adapt in every k-th step; the steps between are plain ones at the rate so far.
-        optimizer: makes the inner optimizer from the parameters and the rate.
-        meta_optimizer: makes the meta-optimizer from what it moves and meta_lr.
+        optimizer: makes the inner optimizer from the parameters and the rate; Adam by default.
+        meta_optimizer: makes the meta-optimizer from what it moves and meta_lr; Adam by default.
 
     Raises:
         ValueError: lr or meta_lr is out of range, or the inner optimizer's step is not proportional to its rate.
@@ -37,8 +37,8 @@ class OneStepModule(SupervisedModule):
         meta_lr: float = 0.05,
         adapt: Literal["log_rate", "rate"] = "log_rate",
         every: int = 1,
-        optimizer: OptimizerFactory = torch.optim.Adam,
-        meta_optimizer: OptimizerFactory = torch.optim.Adam,
+        optimizer: OptimizerFactory | None = None,
+        meta_optimizer: OptimizerFactory | None = None,
     ) -> None:
         super().__init__(network, lr, optimizer)
         if not 0 <= meta_lr < math.inf:
@@ -46,7 +46,8 @@ class OneStepModule(SupervisedModule):
         if every < 1:
             raise ValueError(f"--model.every must be 1 or more, got {every}.")
         check_supported(self.inner_optimizer())
-        self.meta_lr, self.adapt, self.every, self.make_meta_optimizer = meta_lr, adapt, every, Factory(meta_optimizer)
+        self.meta_lr, self.adapt, self.every = meta_lr, adapt, every
+        self.make_meta_optimizer = Factory(meta_optimizer or Adam)
         # log(rate / lr), or the rate; made here, so that checkpoints hold it; has no gradient, which DDP would wait for
         self.learned = nn.Parameter(torch.tensor(lr if adapt == "rate" else 0.0), requires_grad=False)
         self.batch_size = 0

@@ -37,7 +37,7 @@ class SearchModule(SupervisedModule):
         stretch: the length of a hypothetical stretch as a fraction of the run; 0 for none.
         trust: in the bracket's rate: a smaller rate must be better by this fraction of the validation loss.
         tie: larger rates than the best that end within this fraction of it go on twice as long, with the bracket.
-        optimizer: makes the optimizer from the parameters and the rate.
+        optimizer: makes the optimizer from the parameters and the rate; Adam by default.
 
     Raises:
         ValueError: an argument is out of range, or the optimizer's step is not proportional to its rate.
@@ -53,7 +53,7 @@ class SearchModule(SupervisedModule):
         stretch: float = 0.08,
         trust: float = 0.1,
         tie: float = 0.06,
-        optimizer: OptimizerFactory = torch.optim.Adam,
+        optimizer: OptimizerFactory | None = None,
     ) -> None:
         super().__init__(network, lr, optimizer)
         if not 0 <= stretch < 1:

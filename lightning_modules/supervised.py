@@ -9,7 +9,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics.functional.classification import multiclass_accuracy
 from torchmetrics.functional.regression import r2_score
@@ -41,7 +41,7 @@ class SupervisedModule(LightningModule):
     Args:
         network: (batch, ...) inputs -> (batch, ..., classes) logits, or (batch, 1) values.
         lr: the learning rate that the arm starts from, or keeps.
-        optimizer: makes the optimizer from the parameters and the rate.
+        optimizer: makes the optimizer from the parameters and the rate; Adam by default.
         schedule: makes an LR scheduler from the optimizer and the number of steps in the run; stepped every batch
             (ReduceLROnPlateau: every epoch, on the validation loss).
 
@@ -56,7 +56,7 @@ class SupervisedModule(LightningModule):
         self,
         network: nn.Module,
         lr: float = 1e-3,
-        optimizer: OptimizerFactory = torch.optim.Adam,
+        optimizer: OptimizerFactory | None = None,
         schedule: ScheduleFactory | None = None,
     ) -> None:
         super().__init__()
@@ -66,7 +66,8 @@ class SupervisedModule(LightningModule):
         self.losses: list[Tensor] = []
         self.passes = 0.0  # forward-backward passes of a training batch, beside the plain ones
         self.random: tuple[Tensor, list[Tensor]] | None = None  # where a run goes on
-        self.lr, self.make_optimizer, self.make_schedule = lr, Factory(optimizer), schedule and Factory(schedule)
+        self.lr, self.make_optimizer = lr, Factory(optimizer or Adam)
+        self.make_schedule = schedule and Factory(schedule)
         trial = self.inner_optimizer()  # what it refuses, it refuses now, before a run begins; as does the schedule
         if schedule is not None:
             schedule(trial, 1)

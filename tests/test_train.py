@@ -1,6 +1,8 @@
 import re
 import subprocess
 import sys
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import torch
 import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from experiment.presets import ARMS, ROOT, TASKS, color
+from experiment.presets import ARMS, BASE, CONFIGS, ROOT, TASKS, color
 from experiment.report import report
 from experiment.training import train
 from tests.store import artifacts, history, runs, schedule
@@ -80,6 +82,47 @@ def test_an_arm_is_its_file(arm: str, capsys: pytest.CaptureFixture[str]) -> Non
     named = printed_config("--optimizer", arm, capsys=capsys)
     read = printed_config("--config", str(ROOT / "configs" / f"{arm}.yaml"), capsys=capsys)
     assert read | {"optimizer": arm} == named
+
+
+def own_defaults(class_path: str) -> dict[str, Any]:
+    """Return the keyword arguments of a class, as its signature has them."""
+    module, name = class_path.rsplit(".", 1)
+    parameters = signature(getattr(import_module(module), name)).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_a_task_does_not_say_is_its_classes_own_default(task: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Once the GRU had the 100 units of the MLP that it replaced, and the Transformers its one layer."""
+    said = yaml.safe_load((CONFIGS / "tasks" / f"{task}.yaml").read_text())
+    found = printed_config("--task", task, capsys=capsys)
+    base = yaml.safe_load(BASE.read_text())["data"]
+    for part, given in (
+        (found["model"]["init_args"]["network"], said["model"]["network"].get("init_args", {})),
+        (found["data"], base["init_args"] | said.get("data", {}).get("init_args", {})),
+    ):
+        assert part["init_args"] == own_defaults(part["class_path"]) | given
+
+
+@pytest.mark.parametrize(
+    ("option", "class_path"),
+    [
+        ("network", "lightning_modules.GRU"),
+        ("network", "lightning_modules.VisionTransformer"),
+        ("optimizer", "torch.optim.AdamW"),
+        ("optimizer", "torch.optim.SGD"),
+    ],
+)
+@pytest.mark.parametrize("arm", ["adam", "meta_search"])
+def test_a_class_that_is_typed_has_its_own_defaults(
+    arm: str, option: str, class_path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = printed_config("--optimizer", arm, f"--model.{option}", class_path, capsys=capsys)
+    kept = typed["model"]["init_args"][option]["init_args"]
+    defaults = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in own_defaults(class_path).items()
+    }
+    assert kept == {name: value for name, value in defaults.items() if name in kept}
 
 
 def test_adam_and_cosine_start_from_the_tuned_rate(capsys: pytest.CaptureFixture[str]) -> None:
