@@ -19,6 +19,7 @@ from callbacks import DivergenceError, LogModel, LogSearch, not_finite
 from experiment.command_line import CommandLine, Parser
 from experiment.digest import digest
 from experiment.line import module_of, option_value
+from experiment.options import typed
 from experiment.presets import CONFIGS, DEFAULT_ARM, SUBCOMMANDS, color
 from experiment.process import Terminated
 from experiment.rehearsal import check_checkpoint, rehearse
@@ -48,7 +49,8 @@ def train(
     with tempfile.TemporaryDirectory() as folder:
         if not any(argument.split("=")[0] in ("--optimizer", "--config", "-c") for argument in given):
             given = ["--config", str(_untold(command, given, Path(folder))), *given]
-        return Run(command + given, tags or {}, test, reuse, callbacks)
+        described = {"mlflow.note.content": f"`{typed('train.py', list(args))}`"} | (tags or {})
+        return Run(command + given, described, test, reuse, callbacks)
 
 
 def _untold(command: list[str], given: list[str], folder: Path) -> Path:

@@ -218,7 +218,7 @@ def describe(study: optuna.Study, best: FrozenTrial, count: int, space: Space, c
 def keep(study: optuna.Study, best: FrozenTrial, text: str, parent: str) -> None:
     """Keep the best values and Optuna's own figures with the parent run."""
     client().log_text(parent, text, "best.yaml")
-    client().log_metric(parent, "best/val_loss", loss_of(best))
+    client().log_metric(parent, "best_val_loss", loss_of(best))
     for option, value in best.params.items():
         client().set_tag(parent, f"best {option}", value)
     finite = {trial.value for trial in study.trials if trial.value is not None and math.isfinite(trial.value)}

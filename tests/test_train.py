@@ -34,7 +34,9 @@ def test_each_arm_trains_is_tested_once_and_keeps_what_it_did(arm: str) -> None:
     [run] = runs()
     assert run.info.run_id == cli.run_id
     assert (run.info.run_name, run.info.status) == (arm, "FINISHED")
-    assert {"optimizer": arm, "seed": "7", "mlflow.runColor": color(arm)}.items() <= run.data.tags.items()
+    described = f"`python train.py --optimizer {arm} --model.lr=0.002 --seed_everything=7 {' '.join(SHORT)}`"
+    tags = {"optimizer": arm, "seed": "7", "mlflow.runColor": color(arm), "mlflow.note.content": described}
+    assert tags.items() <= run.data.tags.items()
     assert {"model.lr": "0.002", "seed": "7", "max_epochs": "1"}.items() <= run.data.params.items()
     names = {"train/loss", "val/loss", "val/accuracy", "lr", "test/loss", "test/accuracy"}
     assert names <= run.data.metrics.keys()
