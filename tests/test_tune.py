@@ -31,9 +31,7 @@ def test_trials_are_children_of_one_run_and_never_read_the_test_set() -> None:
     assert [child.info.run_name for child in children] == [f"adam trial {i}" for i in range(3)]
     assert not any("test/loss" in child.data.metrics for child in children)
     assert {"best.yaml", "history.png", "slice.png", "importance.png"} <= artifacts(parent.info.run_id)
-    assert parent.data.metrics.keys() == {
-        "best_val_loss"
-    }  # a slash would make a group of charts
+    assert parent.data.metrics.keys() == {"best_val_loss"}  # a slash would make a group of charts
     values = [history(child.info.run_id, "val/loss")[-1][1] for child in children]
     assert [trial.value for trial in study.trials] == pytest.approx(values)
     assert all(1e-5 <= trial.params["model.lr"] <= 1e-1 for trial in study.trials)

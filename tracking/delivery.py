@@ -11,6 +11,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
 
 from tracking.store import FAULTS, artifact_dir, cause, client
 
@@ -47,7 +48,17 @@ class PatientClient(MlflowClient):
 
     def log_inputs(self, run_id: str, datasets: Any = None, models: Any = None) -> None:
         """Name the data, if the store takes it."""
-        self.attempt(super().log_inputs, run_id, datasets, models)
+        log = super().log_inputs
+
+        def log_or_again() -> None:
+            try:
+                log(run_id, datasets, models)
+            except MlflowException as error:  # another process named the same data in the same moment: now it is there
+                if "constraint" not in str(error).lower():
+                    raise
+                log(run_id, datasets, models)
+
+        self.attempt(log_or_again)
 
     def log_artifact(self, run_id: str, local_path: str, artifact_path: str | None = None) -> None:
         """Send a file (`log_text` and `log_figure` come here too), or keep it."""

@@ -1,9 +1,13 @@
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
+from mlflow.entities import Dataset, DatasetInput
 
 from tracking import delivery
-from tracking.delivery import undelivered
+from tracking.delivery import PatientClient, undelivered
 
 
 @pytest.mark.parametrize("name", ["p", "undelivered", "undelivered/run"])
@@ -28,3 +32,20 @@ def test_the_folder_of_all_of_them_is_left_alone(monkeypatch: pytest.MonkeyPatch
         delivery.main()
     assert undelivered("a").exists()
     assert undelivered("b").exists()
+
+
+def test_runs_that_name_the_same_new_data_at_once_all_name_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """MLflow makes it twice then, and refuses the second."""
+    store, width = PatientClient(os.environ["MLFLOW_TRACKING_URI"]), 8
+    together = Barrier(width)
+
+    def name(_: int) -> int:
+        run = store.create_run("0").info.run_id
+        for digest in "abcdef":
+            together.wait()
+            store.log_inputs(run, [DatasetInput(Dataset("train", digest, "numpy", "{}"), [])])
+        return len(store.get_run(run).inputs.dataset_inputs)
+
+    with ThreadPoolExecutor(width) as pool:
+        assert list(pool.map(name, range(width))) == [6] * width
+    assert capsys.readouterr().err == ""
