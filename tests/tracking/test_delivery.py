@@ -44,7 +44,8 @@ def test_runs_that_name_the_same_new_data_at_once_all_name_it(capsys: pytest.Cap
         for digest in "abcdef":
             together.wait()
             store.log_inputs(run, [DatasetInput(Dataset("train", digest, "numpy", "{}"), [])])
-        return len(store.get_run(run).inputs.dataset_inputs)
+        inputs = store.get_run(run).inputs
+        return len(inputs.dataset_inputs) if inputs else 0
 
     with ThreadPoolExecutor(width) as pool:
         assert list(pool.map(name, range(width))) == [6] * width
