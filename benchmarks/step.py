@@ -103,6 +103,30 @@ def limit(workload: Workload, dtype: torch.dtype, **options: Any) -> Step:
     return step
 
 
+def arithmetic(workload: Workload, dtype: torch.dtype) -> Step:
+    """The arithmetic of `ours` alone: one parameter group, no check, neither modes nor random stream kept."""
+    network, train, look = workload.build(dtype)
+    optimizer, params = torch.optim.Adam(network.parameters(), lr=LR), list(network.parameters())
+    log_scale = 0.0
+
+    def step() -> None:
+        nonlocal log_scale
+        optimizer.zero_grad()
+        loss(network, train).backward()
+        before = [p.detach().clone() for p in params]
+        optimizer.param_groups[0]["lr"] = LR * math.exp(log_scale)
+        optimizer.step()
+        with torch.no_grad():
+            update = torch._foreach_sub(params, before)
+        gradients = torch.autograd.grad(loss(network, look), params)
+        move = -META_LR * sum(float(torch.vdot(g.ravel(), d.ravel())) for g, d in zip(gradients, update, strict=True))
+        log_scale += move
+        with torch.no_grad():
+            torch._foreach_add_(params, update, alpha=math.expm1(move))
+
+    return step
+
+
 def ours(workload: Workload, dtype: torch.dtype, every: int = 1, name: str = "Adam", **options: Any) -> Step:
     """An adapted step over an optimizer of torch."""
     network, train, look = workload.build(dtype)
@@ -116,6 +140,7 @@ CANDIDATES: dict[str, Make] = {
     "plain Adam, fused": partial(plain, fused=True),
     LIMIT: limit,
     "limit, fused": partial(limit, fused=True),
+    "the arithmetic of ours alone": arithmetic,
     "ours": ours,
     "ours, fused": partial(ours, fused=True),
     "ours, every 4th step": partial(ours, every=4),

@@ -87,9 +87,8 @@ def hypergradient(lookahead_loss: Tensor, update: Update) -> Tensor:
     params = [p for group in pairs for p, _ in group]
     gradients = iter(torch.autograd.grad(lookahead_loss, params, materialize_grads=True))
     zero = torch.zeros_like(lookahead_loss)  # of a group that is frozen whole
-    return torch.stack(
-        [sum((torch.vdot(next(gradients).ravel(), d.ravel()).real for _, d in group), zero) for group in pairs]
-    )
+    products = [[torch.vdot(next(gradients).ravel(), d.ravel()).real for _, d in group] for group in pairs]
+    return torch.stack([sum(rest, first) for first, *rest in (group or [zero] for group in products)])
 
 
 @torch.no_grad()
