@@ -106,8 +106,8 @@ def limit(workload: Workload, dtype: torch.dtype, **options: Any) -> Step:
 def arithmetic(workload: Workload, dtype: torch.dtype) -> Step:
     """The arithmetic of `ours` alone: one parameter group, no check, neither modes nor random stream kept."""
     network, train, look = workload.build(dtype)
-    optimizer, params = torch.optim.Adam(network.parameters(), lr=LR), list(network.parameters())
-    log_scale = 0.0
+    params: list[Tensor] = list(network.parameters())
+    optimizer, log_scale = torch.optim.Adam(params, lr=LR), 0.0
 
     def step() -> None:
         nonlocal log_scale
