@@ -23,14 +23,12 @@ KILLS = 20
 
 def arm(folder: Path, name: str) -> Path:
     """The arm's own file, with a checkpoint every few steps: what takes days elsewhere must be seen in seconds."""
-    config = yaml.safe_load((CONFIGS / "base.yaml").read_text())
-    own = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
-    config["model"]["class_path"] = own["model"]["class_path"]
-    config["model"]["init_args"] = own["model"]["init_args"] | {"network": config["model"].pop("network")}
-    for callback in config["trainer"]["callbacks"]:
+    base, own = (yaml.safe_load((CONFIGS / f"{file}.yaml").read_text()) for file in ("base", name))
+    callbacks = base["trainer"]["callbacks"] + own.get("trainer", {}).get("callbacks+", [])
+    for callback in callbacks:
         if callback["class_path"] == "callbacks.LastCheckpoint":
             callback["init_args"] = {"seconds": 0.02}
-    config["trainer"]["callbacks"] += own.get("trainer", {}).get("callbacks+", [])
+    config = {part: own[part] for part in ("model", "data") if part in own} | {"trainer": {"callbacks": callbacks}}
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
