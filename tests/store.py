@@ -40,8 +40,11 @@ def heed() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-def wait(process: subprocess.Popen[Any], condition: Callable[[], bool]) -> None:
-    """Wait for a state while the process lives, however long: a busy machine takes minutes."""
+def wait(process: subprocess.Popen[Any], condition: Callable[[], object], pause: float = 0.5) -> None:
+    """Wait for a state while the process lives, however long: a busy machine takes minutes.
+
+    pause: seconds between questions: to ask is to contend for the store.
+    """
     while not condition():
         assert process.poll() is None, "it ended before"
-        time.sleep(0.5)  # to ask is to contend for the store
+        time.sleep(pause)

@@ -21,7 +21,7 @@ from experiment.presets import QUIET, ROOT
 from experiment.process import script
 from tests.faults import BAD_INPUT, FAULTS, document
 from tests.servers import free_port, mlflow_server
-from tests.store import artifacts, heed, history, runs
+from tests.store import artifacts, heed, history, runs, wait
 from tracking.store import open_experiment
 
 
@@ -136,8 +136,7 @@ def test_the_tracking_server_goes_away_and_what_it_missed_is_delivered(
     with mlflow_server(backend, tmp_path, port) as address:
         process = typed("train.py", *LONG, uri=address)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        while not (runs() and runs()[0].data.params):
-            time.sleep(0.1)
+        wait(process, lambda: runs() and runs()[0].data.params, 0.1)
         time.sleep(1)
     out, errors = process.communicate(timeout=240)
     matches("the tracking server goes away during a run", process.returncode, " ".join(errors.splitlines()))
@@ -166,8 +165,7 @@ def test_the_tracking_server_comes_back_during_the_run(
     with mlflow_server(backend, tmp_path, port) as address:
         process = typed("train.py", *LONG, "--trainer.max_epochs=1500", uri=address)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        while not (runs() and runs()[0].data.params):
-            time.sleep(0.1)
+        wait(process, lambda: runs() and runs()[0].data.params, 0.1)
     time.sleep(8)  # it is missed meanwhile
     with mlflow_server(backend, tmp_path, port):
         _, errors = process.communicate(timeout=240)
@@ -182,8 +180,7 @@ def test_the_tracking_server_comes_back_during_the_run(
 def test_the_store_is_deleted_in_mid_run_and_comes_back_from_its_copy(store: Path, tmp_path: Path) -> None:
     """What the run did in between is kept, and delivered by the command that it prints."""
     process = typed("train.py", *LONG)
-    while not (runs() and history(runs()[0].info.run_id, "lr")):
-        time.sleep(0.1)
+    wait(process, lambda: runs() and history(runs()[0].info.run_id, "lr"), 0.1)
     process.send_signal(signal.SIGSTOP)
     shutil.move(store / "mlflow.db", tmp_path / "copy.db")
     process.send_signal(signal.SIGCONT)

@@ -15,7 +15,7 @@ from experiment.presets import QUIET, ROOT
 from experiment.process import script
 from experiment.training import train
 from tests.faults import FAULTS
-from tests.store import heed, runs, schedule
+from tests.store import heed, runs, schedule, wait
 from tests.test_faults import ended, matches, typed
 from tests.test_resume import arm, checkpoints
 from train import main
@@ -124,8 +124,7 @@ SIGNALS = {"Ctrl-C in a run": signal.SIGINT, "SIGTERM in a run": signal.SIGTERM,
 def test_a_run_that_was_stopped_by_a_signal_goes_on_to_the_bit(fault: str, store: Path, tmp_path: Path) -> None:
     options = ["--config", str(arm(tmp_path, "meta")), QUIET, "--trainer.max_epochs=60"]
     process = typed("train.py", *options)
-    while not checkpoints(store):
-        time.sleep(0.05)
+    wait(process, lambda: checkpoints(store), 0.05)
     process.send_signal(SIGNALS[fault])
     status, line, _ = ended(process)
     matches(fault, status, line)
@@ -152,10 +151,8 @@ def test_the_search_of_a_rate_ends(fault: str) -> None:
     number = SEARCHED[fault]
     process = typed("train.py", *options, *([] if number else ["--trainer.max_time=00:00:00:03"]))
     if number:
-        while not any(
-            run.inputs and run.inputs.dataset_inputs for run in runs()
-        ):  # the last that is told before training starts
-            time.sleep(0.1)
+        # the last that is told before training starts
+        wait(process, lambda: any(run.inputs and run.inputs.dataset_inputs for run in runs()), 0.1)
         time.sleep(1)
         process.send_signal(number)
     status, line, _ = ended(process)

@@ -15,7 +15,7 @@ import yaml
 
 from experiment.presets import CONFIGS, QUIET, ROOT
 from experiment.training import train
-from tests.store import history, runs, schedule
+from tests.store import history, runs, schedule, wait
 from tracking.store import client
 
 KILLS = 20
@@ -89,8 +89,7 @@ def test_a_run_has_one_writer(store: Path, tmp_path: Path, capsys: pytest.Captur
     """One that is suspended still has it; when it goes on, its run is whole."""
     options = ["--config", str(arm(tmp_path, "meta")), QUIET, "--trainer.max_epochs=150"]
     process = subprocess.Popen([sys.executable, str(ROOT / "train.py"), *options], stdout=subprocess.DEVNULL)
-    while not checkpoints(store):
-        time.sleep(0.05)
+    wait(process, lambda: checkpoints(store), 0.05)
     process.send_signal(signal.SIGSTOP)
     with pytest.raises(SystemExit, match="2"):
         train([*options, f"--ckpt_path={checkpoints(store)[-1]}"])
