@@ -190,6 +190,7 @@ def test_of_a_study_with_more_trials_the_first_ones_count() -> None:
     assert f"{min(trial.value or 0 for trial in two.trials):.4f}" in two.text
 
 
+@pytest.mark.slow
 def test_a_study_whose_runs_are_in_another_store_is_refused_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -48,6 +48,7 @@ def test_the_model_kept_predicts_on_a_raw_array_of_any_length(task: str) -> None
         model.predict(np.zeros((3, 41), np.float32))
 
 
+@pytest.mark.slow
 def test_the_model_kept_is_no_pickle() -> None:
     cli = train(["--optimizer", "adam", "--log-model", *SHORT])
     files = [path for path in Path(artifact_dir()).rglob("*") if path.suffix in (".pt2", ".pth", ".pkl", ".pickle")]

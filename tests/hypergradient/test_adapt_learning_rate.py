@@ -198,6 +198,7 @@ class SavesInValidation(Callback):
                 raise RuntimeError("in the middle of a validation")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("breaks", [False, True])
 def test_a_checkpoint_from_the_middle_of_a_validation_holds_each_weight_in_its_place(
     breaks: bool, tmp_path: Path

@@ -24,6 +24,7 @@ class Sized(Unsized):
         return 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "most"), [(Sized, 7), (Unsized, 1_000_005)])
 def test_a_run_that_goes_on_takes_the_batches_that_come_next_and_reads_no_round_again(
     kind: type[Unsized], most: int

@@ -90,6 +90,7 @@ def test_a_wrapper_is_taken_off() -> None:
     assert adapter.looks == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about itself
 def test_a_compiled_step_adapts() -> None:
     net = problem.network()

@@ -149,6 +149,7 @@ def test_clipping_is_that_of_the_trainer_and_of_the_hypothetical_run_too() -> No
     assert 0 < apart < 80 * 3 * lr * 0.001  # 80 steps; unclipped a thousand times as much
 
 
+@pytest.mark.slow
 def test_accumulated_batches_make_the_step_of_the_joined_batch() -> None:
     def run(batch: int, times: int) -> Any:
         held = ["--model.meta_lr=0", "--model.weight_decay=0", "--model.part=1", f"--data.batch_size={batch}"]

@@ -46,6 +46,7 @@ def served(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("served")
 def test_over_a_server_the_heartbeat_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two machines, so two folders; one that was silent too long is taken for dead, and ends at its next heartbeat."""
