@@ -24,11 +24,18 @@ def machine_tag() -> dict[str, str]:
 
 
 def find_run(experiment: str, config: str) -> str | None:
-    """Return the newest run of this configuration (its digest) that was tested or diverged."""
+    """Return the newest run of this configuration (its digest) that ended, tested or diverged.
+
+    One with another status lacks its last artifacts: it is not over, or was killed or failed after its test.
+    """
     runs = client().search_runs([open_experiment(experiment)], f"tags.config = '{config}'")
-    ended = [run for run in runs if run.info.status != "RUNNING"]  # else it broke off on its last lines, or is not over
-    done = [run.info.run_id for run in ended if "test/loss" in run.data.metrics or "diverged" in run.data.tags]
-    return done[0] if done else None
+    found = [
+        run.info.run_id
+        for run in runs
+        if (run.info.status == "FINISHED" and "test/loss" in run.data.metrics)
+        or (run.info.status == "FAILED" and "diverged" in run.data.tags)
+    ]
+    return found[0] if found else None
 
 
 def run_of(checkpoint: str, config: str) -> str | None:

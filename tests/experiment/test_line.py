@@ -81,11 +81,12 @@ def test_what_a_file_says_is_read_over_the_arm_and_the_task_wherever_it_stands(t
     assert presets_first(["--config", str(own), *arm]) == [*arm, "--config", str(own)]
 
 
-def test_a_run_that_broke_off_when_it_had_been_tested_stands_for_no_training() -> None:
-    """Killed while its last artifacts were sent, it has a test loss, and no end."""
+@pytest.mark.parametrize("status", ["RUNNING", "KILLED", "FAILED"])
+def test_a_run_that_broke_off_when_it_had_been_tested_stands_for_no_training(status: str) -> None:
+    """Its last artifacts are missing; of a sweep's child that was killed, the next call makes KILLED of RUNNING."""
     options = ["--optimizer", "adam", *SHORT]
     broken = train(options, reuse=True)
-    client().update_run(str(broken.run_id), "RUNNING")
+    client().update_run(str(broken.run_id), status)
     again = train(options, reuse=True)
     assert again.run_id != broken.run_id
     assert train(options, reuse=True).run_id == again.run_id
