@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 from pytorch_lightning.callbacks import Timer
 
+from callbacks import Trajectory
 from experiment.drawing import draw, keep_courses
 from experiment.jobs import Job, run_all, share
 from experiment.presets import QUIET, preset
@@ -97,6 +98,8 @@ def plan(comparison: Comparison) -> tuple[str, list[str]]:
             end(f"error: the data seed is {seed} by the options or the files given; here it is --data-seeds", 2)
         if run.command.trainer.get("limit_test_batches") == 0:
             end("error: --trainer.limit_test_batches=0 leaves nothing to compare", 2)
+        if not any(isinstance(callback, Trajectory) for callback in run.trainer.callbacks):  # type: ignore[attr-defined]
+            end("error: --trainer.callbacks: a comparison needs callbacks.Trajectory; add others by callbacks+=", 2)
         seconds.append(timer.time_elapsed("train") * steps / max(1, run.trainer.global_step))
         digests.append(run.digest)
     runs = len(comparison.jobs)

@@ -1,6 +1,8 @@
 """What cannot be trained, or gone on with, is found before a run is made of it."""
 
+import sys
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,19 @@ def check_checkpoint(path: Path, module: SupervisedModule, goes_on: bool) -> Non
             module.on_load_checkpoint(checkpoint)
         except KeyError as error:
             raise ValueError(f"{path} has no {error}: another arm, or another version, wrote it") from error
+
+
+def note_other_data(trained: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Print a note where a checkpoint was trained on other data: this test set may have been among its samples.
+
+    trained: the configuration of its run; empty where the store does not have that. now: of this one.
+    """
+    was, reads = (
+        f"{data['class_path']}, data seed {data.get('init_args', {}).get('seed', 0)}"
+        for data in (trained.get("data", now["data"]), now["data"])
+    )
+    if was != reads:
+        print(f"note: the checkpoint was trained on {was}; this reads {reads}", file=sys.stderr)
 
 
 def _line(error: Exception) -> str:

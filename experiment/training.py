@@ -22,7 +22,7 @@ from experiment.line import module_of, option_value
 from experiment.options import typed
 from experiment.presets import CONFIGS, DEFAULT_ARM, SUBCOMMANDS, color
 from experiment.process import Terminated
-from experiment.rehearsal import check_checkpoint, rehearse
+from experiment.rehearsal import check_checkpoint, note_other_data, rehearse
 from lightning_modules import SearchModule
 from tracking.logger import Tracker
 from tracking.runs import close_broken_off, config_of, find_run, machine_tag, run_of
@@ -123,7 +123,9 @@ class Run(CommandLine):
         if isinstance(logger, Namespace) and logger.class_path == "tracking.logger.Tracker":
             logger.init_args.run_name = logger.init_args.run_name or arm
             logger.init_args.tags = (logger.init_args.tags or {}) | tags
-            logger.init_args.run_id = logger.init_args.run_id or self.goes_on
+            if logger.init_args.run_id:
+                self.parser.error("--trainer.logger.run_id: a run goes on by --ckpt_path, a checkpoint of its own")
+            logger.init_args.run_id = self.goes_on
 
     def _hand_over(self, option: str, default: Any) -> None:
         """Give a module that optimizes by hand what the Trainer would refuse to do for it."""
@@ -168,6 +170,7 @@ class Run(CommandLine):
             rehearse(self.model, self.datamodule, subcommand == "fit")
             if path := self.command.ckpt_path:
                 check_checkpoint(Path(path), self.model, subcommand == "fit")
+                note_other_data(config_of(str(path)), self.config_dump)
             if self.goes_on and tracker:
                 tracker.hold()
             if tracker:

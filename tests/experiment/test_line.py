@@ -168,6 +168,18 @@ def test_a_checkpoint_alone_is_tested_as_the_arm_on_the_data_that_it_was_trained
         assert tested.trainer.callback_metrics["test/loss"].item() == trained.test_metrics["test/loss"]
 
 
+def test_a_checkpoint_that_is_tested_on_other_data_is_noted(capsys: pytest.CaptureFixture[str]) -> None:
+    """An arm that is named reads its own data, not those of the checkpoint's run."""
+    trained = train(["--optimizer", "adam", "--task", "digits", "--data.seed=2", *SHORT[:2]])
+    command = ["test", "--optimizer", "adam", "--task", "digits", SHORT[1]]
+    command += ["--ckpt_path", str(trained.trainer.checkpoint_callback.best_model_path)]  # type: ignore[union-attr]
+    train([*command, "--data.seed=2"])
+    assert "note" not in capsys.readouterr().err
+    train(command)
+    digits = "data.DigitsDataModule, data seed"
+    assert f"note: the checkpoint was trained on {digits} 2; this reads {digits} 0\n" in capsys.readouterr().err
+
+
 def test_a_checkpoint_of_another_arm_is_not_tested_under_that_name(capsys: pytest.CaptureFixture[str]) -> None:
     trained = train(["--optimizer", "adam", *SHORT])
     path = str(trained.trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
