@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from reporting.tables import markdown
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "optimizers.md"
 RATE, USUAL = 1e-3, {"prodigy": 1.0, "dadapt": 1.0}  # where the name begins so; all others at RATE
+MATRICES = "muon", "adago", "spectralsphere"  # which take no biases
 STEPS, EPSILON = 15, 1e-4  # AdaShift stands still for its first ten
 Make = Callable[..., Any]
 
@@ -29,6 +31,11 @@ def optimizers() -> Iterator[tuple[str, Make]]:
             yield f"torch.optim.{name}", made
     for name in sorted(pytorch_optimizer.get_supported_optimizers()):
         yield f"pytorch_optimizer {name}", pytorch_optimizer.load_optimizer(name)
+
+
+def of_matrices(make: Make, parameters: Iterator[Tensor], lr: float) -> Any:
+    """Make an optimizer of matrices alone; pytorch_optimizer's want to be told which those are."""
+    return make([{"params": [p for p in parameters if p.dim() > 1], "use_muon": True}], lr=lr)
 
 
 def problem(make: Make, rate: float) -> tuple[nn.Module, Any, tuple[Tensor, Tensor]]:
@@ -62,6 +69,8 @@ def error(make: Make, rate: float) -> float:
 def row(name: str, make: Make) -> list[str]:
     """Return the optimizer's row of the table."""
     rate = next((usual for begin, usual in USUAL.items() if name.split()[-1].startswith(begin)), RATE)
+    if any(word in name.lower() for word in MATRICES):
+        make = partial(of_matrices, make)
     try:
         _, optimizer, _ = problem(make, rate)
     except Exception as failure:
@@ -84,7 +93,9 @@ def document() -> str:
 
 Those whose step is proportional to the learning rate; `check_supported` measures this before training, for any
 optimizer. The last column is the relative error of a step's hypergradient against its finite difference, in float64,
-or the reason why an optimizer was refused. Of {len(rows)} here, {adapted} can be adapted.
+or the reason why an optimizer was refused. Of {len(rows)} here, {adapted} can be adapted. "Not tried": it does
+not run on the small network of this page, since it needs a closure, the module, or more arguments. Muon and its
+relatives were tried on the weight matrices alone. Adafactor is linear in its rate below 1/√t, as here.
 
 Made by `python -m benchmarks.optimizers` with {packages}; lr {RATE:g}, and 1 for those that estimate it themselves.
 

@@ -16,7 +16,7 @@ from experiment.sweep import alone, require_shared, sweep_name
 from experiment.training import train
 from experiment.workers import worker_pool
 from reporting.curves import COURSES
-from reporting.tables import conditions, paired_table
+from reporting.tables import conditions, legend, paired_table
 from tracking.runs import parent_run
 from tracking.store import client, open_experiment
 
@@ -71,7 +71,8 @@ def compare(comparison: Comparison, command: str) -> tuple[pd.DataFrame, str, st
         about = f"{' '.join(comparison.arguments) or 'mnist1d'}; "
         base = comparison.base
         rows, base = by_start(runs, base) if len(comparison.initial_lrs) > 1 else (runs, base)
-        table = f"{paired_table(rows, base)}\n\n{conditions(runs, command)}\n"
+        shown = paired_table(rows, base)
+        table = f"{shown}\n\n{conditions(runs, command)}{legend(shown)}\n"
         keep_courses(runs, comparison.output)
         keep(runs, table, comparison.output, parent, about)
     return runs, table, parent

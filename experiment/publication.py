@@ -10,7 +10,7 @@ from experiment.comparison import keep
 from experiment.drawing import draw, keep_courses
 from experiment.presets import RESULTS, ROOT
 from experiment.stages import STAGES, Scale, run_stage
-from reporting.tables import conditions, grid, markdown, paired_table, write_between_markers
+from reporting.tables import conditions, grid, legend, markdown, paired_table, write_between_markers
 from tracking.runs import parent_run
 from tracking.store import open_experiment
 
@@ -26,15 +26,16 @@ def publish_stage(name: str, scale: Scale, command: str) -> str:
         runs = run_stage(name, scale)
         folder = scale.output / name
         folder.mkdir(parents=True, exist_ok=True)
-        if shown := drawn(STAGES[name]):
-            keep_courses(runs[runs.row.isin(shown)].assign(arm=runs.row), folder)
-        text = f"{tables(STAGES[name], runs, scale.trials)}\n\n{conditions(runs, command, tuned=True)}\n"
+        if rows := drawn(STAGES[name]):
+            keep_courses(runs[runs.row.isin(rows)].assign(arm=runs.row), folder)
+        shown = tables(STAGES[name], runs, scale.trials)
+        text = f"{shown}\n\n{conditions(runs, command)}{legend(shown, tuned=True)}\n"
         keep(runs, text, folder, parent, ABOUT)
         if scale.output == RESULTS:
             publish(name, text, DOCUMENTS)
             if STAGES[name].get("claim"):
-                shown = runs[runs.arm.isin(STAGES[name]["courses"])]
-                publish("headline", f"{paired_table(shown, tuning=tuning(STAGES[name], scale.trials))}\n", DOCUMENTS)
+                few = runs[runs.arm.isin(STAGES[name]["courses"])]
+                publish("headline", f"{paired_table(few, tuning=tuning(STAGES[name], scale.trials))}\n", DOCUMENTS)
     return text
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -110,11 +111,24 @@ def _span(name: str, numbers: pd.Series) -> str:
     return f"{name} {low}" if low == high else f"{name}s {low}–{high}"
 
 
-def conditions(runs: pd.DataFrame, command: str, tuned: bool = False) -> str:
-    """Say how the numbers came about: command, seeds, epochs, machine, versions.
+def legend(table: str, tuned: bool = False) -> str:
+    """Say how the columns that a table has are to be read; nothing where they need no word.
 
     tuned: whether the cost of arms counts their tuning.
     """
+    words = {
+        " ± ": "Mean ± half the 95 % interval (Student's t)",
+        "(95 %)": "differences paired by data seed and seed, with bootstrap intervals",
+        "| p |": "p from Wilcoxon's test with Holm's correction",
+        "| passes |": f"passes: forward-backward passes per step{', tuning included, as in seconds' * tuned}",
+        "| rates |": "rates: the geometric mean at the start, after a quarter, after half of the run, and at its end",
+    }
+    text = "; ".join(text for sign, text in words.items() if sign in table)
+    return f" {text}." if text else ""
+
+
+def conditions(runs: pd.DataFrame, command: str) -> str:
+    """Say how the numbers came about: command, seeds, epochs, machine, versions."""
     epochs = sorted({len(history) for history in runs.val_losses})
     cpuinfo = Path("/proc/cpuinfo")  # Linux alone names the processor, and there
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
@@ -122,11 +136,9 @@ def conditions(runs: pd.DataFrame, command: str, tuned: bool = False) -> str:
     threads = "" if "--threads" in command else ", one thread per run"
     return (
         f"Made by `{command}`: {_span('seed', runs.seed)}, {_span('data seed', runs.data_seed)}, "
-        f"{' or '.join(map(str, epochs))} {'epoch' if epochs == [1] else 'epochs'}, weights after "
-        f"the last step, mean ± half the 95 % interval (Student's t); differences paired by data seed and seed, with "
-        f"bootstrap intervals, p from Wilcoxon's test with Holm's correction; passes: forward-backward passes per "
-        f"step{'; passes and seconds include tuning' if tuned else ''}. "
-        f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores{threads}; "
+        f"{' or '.join(map(str, epochs))} {'epoch' if epochs == [1] else 'epochs'}, weights after the last step. "
+        f"{models[0] if models else platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), "
+        f"{os.cpu_count()} cores{threads}; "
         f"Python {platform.python_version()}, torch {version('torch')}, pytorch-lightning "
         f"{version('pytorch-lightning')}; trained at commit {', '.join(sorted(set(runs.commit)))}."
     )

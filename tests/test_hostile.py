@@ -113,7 +113,7 @@ def test_nobody_reads_what_is_printed(words: list[str]) -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert "Traceback" not in process.stderr.read()
-    assert process.returncode == FAULTS["nobody reads what is printed (`| head -1`)"].status
+    assert process.returncode == FAULTS["nobody reads what is printed (a pipe to `head`)"].status
 
 
 SIGNALS = {"Ctrl-C in a run": signal.SIGINT, "SIGTERM in a run": signal.SIGTERM, "SIGHUP in a run": signal.SIGHUP}

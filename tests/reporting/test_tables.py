@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from reporting.statistics import bootstrap, differences
-from reporting.tables import difference, grid, paired_table, with_interval
+from reporting.tables import difference, grid, legend, paired_table, with_interval
 
 
 def runs(losses: dict[str, list[float]]) -> pd.DataFrame:
@@ -72,6 +72,17 @@ def test_a_p_that_cannot_be_small_has_no_column() -> None:
     losses = {"meta": [1.0] * 6, "a": [2.0, 3.0, 4.0, 5.0, 6.0, 7.0]}
     assert "| p |" in paired_table(runs(losses))
     assert "| p |" not in paired_table(runs(losses | {"b": losses["a"]}))
+
+
+def test_the_legend_has_a_word_for_what_the_table_shows_and_no_other() -> None:
+    many = paired_table(runs({"meta": [1.0, 1.1] * 6, "adam": [2.0, 2.1] * 6}))
+    for word in ("Student's t", "bootstrap", "Wilcoxon", "passes: forward-backward passes per step"):
+        assert word in legend(many)
+    assert "Wilcoxon" not in legend(paired_table(runs({"meta": [1.0, 1.1], "adam": [2.0, 2.1]})))
+    assert "tuning included" in legend(many, tuned=True)
+    assert "tuning" not in legend(many)
+    single = grid(runs({"adam": [1.0]}).assign(row="adam", column="found"))
+    assert legend(single) == ""
 
 
 def test_runs_from_another_starting_rate_are_paired_too() -> None:
