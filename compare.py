@@ -26,7 +26,7 @@ def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Return the options of the comparison, and the rest, which goes on to every run."""
     parser = sweep_parser("compare.py", __doc__)
     add = parser.add_argument
-    add("--seeds", type=positive, default=5, help="runs an arm: seeds 1 ... SEEDS (tuning took 0)")
+    add("--seeds", type=positive, default=5, help="runs per arm: seeds 1 to SEEDS (seed 0 is used in tuning)")
     add("--data-seeds", type=positive, default=1, help="of the data: 0, the published, ... DATA_SEEDS - 1")
     arms = f"{' '.join(ARMS)}, or YAML files of your own"
     add("--optimizers", nargs="+", type=arm_or_file, default=HEADLINE, metavar="ARM", help=arms)

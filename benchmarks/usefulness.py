@@ -157,6 +157,7 @@ of 32. Made by `python -m benchmarks.usefulness` with {made["packages"]}, on one
 The adapter looks at validation samples during the run, adapts a weight decay that the others do not have, and takes
 about 1.7 passes per batch; a plain run takes 1, the grid 7 (batches are small: a hypothetical step uses at least 16 of
 32 samples). "diverged": a loss that is not finite in at least one run, or {WORSE} times the best loss.
+Equal rows are the same run: a start above the method's own is lowered to it.
 
 {chr(10).join(f"- **{name}**: {task.description}" for name, task in TASKS.items())}
 """

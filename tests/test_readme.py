@@ -1,4 +1,6 @@
+import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -6,6 +8,7 @@ import pytest
 from benchmarks.optimizers import PAGE as OPTIMIZERS
 from benchmarks.optimizers import document as optimizers_document
 from experiment.presets import ROOT
+from experiment.training import train
 from reporting.tables import markdown
 from tests.hypergradient.lightning_cases import CASES
 
@@ -30,6 +33,20 @@ def test_the_recipes_run_as_they_stand_and_the_rate_grows_from_its_start(page: s
         assert report["highest"] > 2 * report["lowest"]
     if page == YOUR_OWN:
         assert names["log_scale"].item() > 1
+
+
+@pytest.mark.parametrize("options", [["--data=mine.MyData", "--model.network=mine.MyNet"], ["--config=radam.yaml"]])
+def test_the_files_of_the_page_on_configuration_train_as_they_stand(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "configure.md").read_text(encoding="utf-8")
+    for name, text in re.findall(r"```\w+\n# (\S+)\n(.*?)```", page, re.DOTALL):
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    run = train([*options, "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"])
+    assert math.isfinite(run.test_metrics["test/loss"])
+    assert "RAdam" in str(run.trainer.optimizers) or type(run.datamodule).__name__ == "MyData"
 
 
 def test_the_table_of_cases_is_the_list_that_the_tests_run_over() -> None:
