@@ -39,12 +39,12 @@ def adapted(
     def step() -> float | None:
         nonlocal log_scale, count
         count += 1
-        optimizer.zero_grad()
         loss(network, train).backward()
         scale = math.exp(log_scale)
         if (count - 1) % every:
             with scaled(optimizer, scale):
                 optimizer.step()
+            optimizer.zero_grad()
             return None
         update = lookahead(optimizer, scale)
         optimizer.zero_grad()

@@ -66,13 +66,13 @@ class OneStepModule(SupervisedModule):
         """Take one step, an adapted one where it is due, and return what it saw."""
         optimizer, meta_optimizer = cast(list[Any], self.optimizers())
         loss = self.loss(batch["train"])
-        optimizer.zero_grad()
         self.manual_backward(loss)
         self.losses.append(loss.detach())
         self.batch_size = max(self.batch_size, len(batch["train"][1]))  # an epoch's last batch may be smaller
         if self.trainer.global_step % self.every:
             with scaled(optimizer, self.scale()):
                 optimizer.step()
+            optimizer.zero_grad()
             return {"loss": loss.detach(), "lr": self.lr * self.scale()}
         return {"loss": loss.detach()} | self._adapted_step(optimizer, meta_optimizer, batch["val"])
 
