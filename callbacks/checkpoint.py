@@ -1,6 +1,7 @@
 """The checkpoint that a run leaves, and goes on from."""
 
 import math
+import re
 import signal
 import threading
 import time
@@ -101,5 +102,6 @@ class LastCheckpoint(ModelCheckpoint):
         self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
         self.written = time.monotonic()
         newest, old = (Path(path or "").absolute() for path in (self.best_model_path, trainer.ckpt_path))
-        if trainer.is_global_zero and old.parent == newest.parent and old != newest:
+        ours = re.fullmatch(r"epoch=\d+-step=\d+(-v\d+)?\.ckpt", old.name)  # not a copy that somebody made
+        if ours and trainer.is_global_zero and old.parent == newest.parent and old != newest:
             old.unlink(missing_ok=True)  # the one that the run went on from, which Lightning keeps

@@ -85,6 +85,8 @@ class StopOnDivergence(Callback):
     def _stop(self, pl_module: LightningModule, step: int, reason: str) -> None:
         with torch.no_grad():
             pl_module.load_state_dict(self._weights)
+            if averaging := getattr(pl_module, "averaging", lambda: None)():  # a checkpoint holds the average
+                averaging.average.load_state_dict(self._weights)
         raise DivergenceError(f"Training diverged at step {step}: {reason}. Lower --model.lr (or --model.meta_lr).")
 
 

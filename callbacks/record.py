@@ -1,7 +1,8 @@
 """What came out of a run, as MLflow knows it: a model with a signature, what a search tried."""
 
+import copy
 import math
-from typing import Any
+from typing import cast
 
 import mlflow
 import pandas as pd
@@ -9,6 +10,7 @@ import torch
 from mlflow.models import infer_signature
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import MLFlowLogger
+from torch import nn
 
 from reporting.curves import line
 from reporting.figures import line_figure
@@ -24,8 +26,7 @@ class LogModel(Callback):
         """Export, with a signature and an example of the input, (1, ...) float32."""
         if not isinstance(trainer.logger, MLFlowLogger) or not trainer.is_global_zero:
             return
-        network: Any = pl_module.network
-        network.cpu().eval()
+        network = copy.deepcopy(cast(nn.Module, pl_module.network)).float().cpu().eval()
         example = trainer.datamodule.val[0][:2]  # type: ignore[attr-defined]  # one alone would be taken for the shape
         with torch.no_grad():
             signature = infer_signature(example.numpy(), network(example).numpy())

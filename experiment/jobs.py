@@ -93,15 +93,20 @@ def read_run(run_id: str, courses: bool = True) -> dict[str, Any]:
         missed = f"python -m tracking.delivery {shlex.quote(str(undelivered(run_id)))}"
         raise StoreError(f"MLflow has no curves of run {run_id}. If it missed them, deliver them: {missed}") from error
     return {
-        "test_loss": metrics.get("test/loss", math.inf),
+        "test_loss": _finite(metrics.get("test/loss")),
         "test_accuracy": metrics.get("test/accuracy", metrics.get("test/r2", math.nan)),
-        "val_loss": metrics.get("val/loss", math.inf),
+        "val_loss": _finite(metrics.get("val/loss")),
         "final_lr": metrics["lr"],
         "passes": float(run.data.tags.get("passes", math.nan)),
         "seconds": (info.end_time - info.start_time) / 1000,
         "commit": run.data.tags.get("mlflow.source.git.commit", "")[:7],
         "val_losses": [point.value for point in client().get_metric_history(run_id, "val/loss")],
     } | seen
+
+
+def _finite(loss: float | None) -> float:
+    """Return the loss; infinite where there is none, or it is no number, which every mean would leave out."""
+    return loss if loss is not None and math.isfinite(loss) else math.inf
 
 
 def read_courses(run_id: str) -> dict[str, list[float]]:

@@ -113,7 +113,9 @@ def replays(runs: pd.DataFrame) -> list[Job]:
     jobs = []
     for row in runs.itertuples():
         path = client().download_artifacts(str(row.run_id), "schedule.csv")
-        jobs.append(Job("replay", "replay", int(row.seed), options=(f"--model.schedule.path={path}",)))
+        jobs.append(
+            Job("replay", "replay", int(row.seed), int(row.data_seed), options=(f"--model.schedule.path={path}",))
+        )
     return jobs
 
 

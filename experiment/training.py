@@ -102,15 +102,16 @@ class Run(CommandLine):
         self._hand_over("accumulate_grad_batches", 1)
         self._dump_config()
         self.digest = digest(self.config_dump)
+        named = arm
         if self.subcommand != "fit":  # no training that `find_run` may take for one
-            self.digest, arm = f"{self.digest} {self.subcommand}", f"{self.subcommand} {arm}"
+            self.digest, named = f"{self.digest} {self.subcommand}", f"{self.subcommand} {arm}"
         elif command.ckpt_path:
             self.goes_on = run_of(str(command.ckpt_path), self.digest)
             if not self.goes_on:  # it begins with weights of another configuration: no run for `find_run`
                 self.digest += " from a checkpoint"
         tags = (
             {
-                "optimizer": arm.split()[-1],
+                "optimizer": arm,
                 "task": command.task or "mlp",
                 "seed": str(command.seed_everything),
                 "data_seed": str(command.data.init_args.get("seed", 0)),
@@ -121,7 +122,7 @@ class Run(CommandLine):
         )
         logger = command.trainer.logger
         if isinstance(logger, Namespace) and logger.class_path == "tracking.logger.Tracker":
-            logger.init_args.run_name = logger.init_args.run_name or arm
+            logger.init_args.run_name = logger.init_args.run_name or named
             logger.init_args.tags = (logger.init_args.tags or {}) | tags
             if logger.init_args.run_id:
                 self.parser.error("--trainer.logger.run_id: a run goes on by --ckpt_path, a checkpoint of its own")

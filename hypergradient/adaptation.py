@@ -73,7 +73,8 @@ class Adaptation:
         check_supported(optimizer)
         self.settings = settings or Settings()
         self.settings.check(optimizer)
-        self.network, self.optimizer, self.average, self.length = network, optimizer, average or network, length
+        self.network, self.optimizer, self.length = network, optimizer, length
+        self.average = network if average is None else average
         self.make_twin = functools.partial(
             Twin, network, optimizer, self.settings.factor, self.settings.pull, window, clip, decays
         )
@@ -91,10 +92,15 @@ class Adaptation:
         moved = {id(p) for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad}
         groups = len(self.optimizer.param_groups)
         if moved != {id(p) for p in self.twin.real} or groups != len(self.twin.optimizer.param_groups):
-            steps, self.twin = self.twin.steps, self.make_twin()
-            self.twin.steps, self.good = steps, []
+            self._renew_twin()
+            self.good = []
             for a, p in zip(self.average.parameters(), self.network.parameters(), strict=True):
                 a.requires_grad_(p.requires_grad)
+
+    def _renew_twin(self) -> None:
+        """Let the hypothetical run go on from where the real one stands."""
+        steps, self.twin = self.twin.steps, self.make_twin()
+        self.twin.steps = steps
 
     def begin(self, lr: float | None = None) -> bool:
         """Set the starting rate, when the first batch's gradients are there; return whether a given one was lowered."""
@@ -136,13 +142,15 @@ class Adaptation:
         follow_modes(self.average, self.network)
         loss, h = self.twin.hypergradients(validation_loss, self.average).split([1, 2])
         self.looks += 1
-        if math.isfinite(h.sum()):
+        if math.isfinite(h.sum()):  # else a move that is due waits for the next look: A may not be finite
             self.sums += h * torch.tensor([1.0, self.rate * self.weight_decay], dtype=torch.float64)
             self.count += 1
-        if self.count and self.climbing:
-            self._climb()
-        elif self.count and self._moves_now:
-            self._move()
+            if self.climbing:
+                self._climb()
+            elif self._moves_now:
+                self._move()
+        elif not all(bool(z.isfinite().all()) for z in self.twin.difference):
+            self._renew_twin()  # it overflowed at its higher rate, and would stay so
         return {"hypergradient": float(h[0]), "lookahead_loss": float(loss)}
 
     def _climb(self) -> None:

@@ -135,7 +135,8 @@ class RateAdapter(ScaledRates):
         self.restore()
         self.live = self.drop_unless_finite()
         if not self.live:
-            if getattr(self.optimizer, "found_inf", None) is None:  # else a scaler knows, and tries a smaller scale
+            # one batch may be at fault, two are the weights; or a scaler knows, and tries a smaller scale
+            if self.in_a_row > 1 and getattr(self.optimizer, "found_inf", None) is None:
                 self._rewind()
             self._forget()
             return

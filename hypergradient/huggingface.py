@@ -44,6 +44,11 @@ class AdaptLearningRate(TrainerCallback):
             raise ValueError(
                 "AdaptLearningRate needs validation batches: give the Trainer an eval_dataset, or `batches`."
             )
+        if batches is None and isinstance(trainer.eval_dataset, Mapping):
+            raise ValueError(
+                "AdaptLearningRate looks at one validation set, and eval_dataset has several: name one by `batches`, "
+                "as trainer.get_eval_dataloader(NAME)."
+            )
         self.trainer, self.batches, self.options = trainer, batches, options
         self.compute_loss = trainer.compute_loss
         self.train, self.folder = trainer.train, ""
@@ -88,8 +93,15 @@ class AdaptLearningRate(TrainerCallback):
         batch = dict(inputs)
         found = self.compute_loss(model, inputs, *args, **kwargs)
         if model.training:
-            self.adapter.see(batch, found[0] if isinstance(found, tuple) else found)
+            loss = found[0] if isinstance(found, tuple) else found
+            self.adapter.see(batch, loss * self._parts(kwargs.get("num_items_in_batch")))
         return found
+
+    def _parts(self, items: Any) -> int:
+        """Return the batches of the step that the loss is already divided by; 1 where the Trainer divides later."""
+        trainer = self.trainer
+        divided = items is not None and (trainer.model_accepts_loss_kwargs or trainer.compute_loss_func)
+        return int(trainer.current_gradient_accumulation_steps) if divided else 1
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any

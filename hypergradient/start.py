@@ -66,7 +66,9 @@ def weights_per_step(optimizer: Optimizer) -> float:
         ValueError: no matrix has a gradient, or all of them are zero.
     """
     params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    settled = _settled_step(optimizer, params, tuple(p.grad for p in params if p.grad is not None))
+    scale = getattr(optimizer, "grad_scale", None)  # of a GradScaler, which a fused step takes away within itself
+    gradients = (p.grad for p in params if p.grad is not None)
+    settled = _settled_step(optimizer, params, tuple(g if scale is None else g / scale for g in gradients))
     matrices = [(p.detach(), d) for p, d in zip(params, settled, strict=True) if p.dim() > 1]
     scaled = [(p, d) for p, d in matrices if p.any()]
     length = _rms([d for _, d in scaled]) or _rms([d for p, d in matrices if not p.any()])

@@ -73,6 +73,7 @@ class MetaModule(SupervisedModule):
         super().setup(stage)
         if stage == "fit":
             self.kept = {}
+            self.parts.clear()  # of a fit that broke off
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer; an adaptation that was there belongs to another."""
@@ -92,7 +93,8 @@ class MetaModule(SupervisedModule):
             return {"loss": loss.detach()}
         if self.gradient_clip_val is not None:
             self.clip_gradients(optimizer, self.gradient_clip_val)
-        return {"loss": loss.detach()} | self._step(optimizer, batch, loss.detach())
+        mean = torch.stack(self.losses[-len(self.parts) :]).mean()
+        return {"loss": loss.detach()} | self._step(optimizer, batch, mean)
 
     def _step(self, optimizer: Any, batch: Pair, loss: Tensor) -> dict[str, Tensor | float]:
         """Move the rate, if it is time; take the real step and the hypothetical one; return what was seen."""
@@ -125,9 +127,9 @@ class MetaModule(SupervisedModule):
         batches = (self.trainer.max_epochs or -1) * self.trainer.num_training_batches
         ends = (self.trainer.max_steps, batches / self.accumulate_grad_batches)
         length = int(min((end for end in ends if 0 < end < math.inf), default=0))
-        self.adaptation = Adaptation(
-            self.network, optimizer, self.settings, average, window, length, self.gradient_clip_val
-        )
+        clips_norm = self.trainer.gradient_clip_algorithm in (None, "norm")  # the hypothetical run clips by it alone
+        clip = self.gradient_clip_val if clips_norm else None
+        self.adaptation = Adaptation(self.network, optimizer, self.settings, average, window, length, clip)
         if self.kept:
             self.adaptation.load_state_dict(self.kept)
             self.kept = {}

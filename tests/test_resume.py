@@ -120,6 +120,10 @@ def test_a_run_says_where_it_is_and_keeps_one_checkpoint(
     assert len(checkpoints(store)) == 2
     assert train([*options, f"--ckpt_path={kept}"]).run_id != first.run_id
     assert kept.exists()
+    own = beside.with_name("my copy.ckpt")
+    shutil.copy(kept, own)
+    train([*options, "--trainer.max_epochs=3", "--ckpt_path", str(own)])
+    assert own.exists()
 
 
 @pytest.mark.slow

@@ -11,9 +11,10 @@ from data import TensorLoader
 from experiment.training import train
 
 
-def test_the_checkpoint_of_a_run_that_diverged_holds_finite_weights(store: Path) -> None:
+@pytest.mark.parametrize("arm", ["adam", "adam_average"])
+def test_the_checkpoint_of_a_run_that_diverged_holds_finite_weights(arm: str, store: Path) -> None:
     options = ["--trainer.enable_progress_bar=false", "--trainer.max_epochs=3", "--model.lr=1e30"]
-    cli = train(["--optimizer", "adam", *options])
+    cli = train(["--optimizer", arm, *options])
     [path] = (store / "mlruns" / "mnist1d" / str(cli.run_id) / "checkpoints").iterdir()
     state = torch.load(path, weights_only=True)["state_dict"]
     assert cli.diverged

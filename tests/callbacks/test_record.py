@@ -8,7 +8,7 @@ import torch
 from data import MNIST1DDataModule
 from experiment.training import train
 from tests.store import runs
-from tracking.store import artifact_dir
+from tracking.store import artifact_dir, client
 
 SHORT = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
 
@@ -53,3 +53,10 @@ def test_the_model_kept_is_no_pickle() -> None:
     cli = train(["--optimizer", "adam", "--log-model", *SHORT])
     files = [path for path in Path(artifact_dir()).rglob("*") if path.suffix in (".pt2", ".pth", ".pkl", ".pickle")]
     assert {path.suffix for path in files} == {".pt2"}, cli.run_id
+
+
+@pytest.mark.slow
+def test_a_model_in_16_bits_is_kept_too_and_the_network_is_left_as_it_was() -> None:
+    cli = train(["--optimizer", "adam", "--log-model", "--trainer.precision=bf16-true", *SHORT])
+    assert client().get_run(str(cli.run_id)).info.status == "FINISHED"
+    assert next(cli.model.network.parameters()).dtype == torch.bfloat16

@@ -1,5 +1,6 @@
 """Never train or label something else than was typed."""
 
+import math
 from itertools import permutations
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from experiment.jobs import read_run
 from experiment.line import did_you_mean, module_of, presets_first, require_one_arm
 from experiment.presets import CONFIGS
 from experiment.training import train
@@ -90,6 +92,26 @@ def test_a_run_that_broke_off_when_it_had_been_tested_stands_for_no_training(sta
     again = train(options, reuse=True)
     assert again.run_id != broken.run_id
     assert train(options, reuse=True).run_id == again.run_id
+
+
+@pytest.mark.parametrize("metric", ["test/loss", "val/loss"])
+def test_a_loss_that_is_no_number_is_infinite_where_runs_are_compared(metric: str) -> None:
+    """A mean leaves NaN out, and would rank the arm by its other runs."""
+    run = train(["--optimizer", "adam", *SHORT])
+    client().log_metric(str(run.run_id), metric, math.nan, step=100)
+    assert read_run(str(run.run_id))[metric.replace("/", "_")] == math.inf
+
+
+def test_an_arm_in_a_file_with_a_blank_in_its_name_has_that_name(tmp_path: Path) -> None:
+    file = tmp_path / "my arm.yaml"
+    file.write_text("model:\n  class_path: lightning_modules.SupervisedModule\n")
+    run = train(["--config", str(file), *SHORT])
+    path = str(run.trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
+    train(["test", "--ckpt_path", path])
+    assert {(made.info.run_name, made.data.tags["optimizer"]) for made in runs()} == {
+        ("my arm", "my arm"),
+        ("test my arm", "my arm"),
+    }
 
 
 def test_a_test_is_named_so_and_stands_for_no_training() -> None:

@@ -51,6 +51,51 @@ def adapt(
     return adaptation, rates
 
 
+def test_a_hypothetical_step_that_overflows_ends_no_adaptation() -> None:
+    """In one step alone: the hypothetical run begins again, and the rate moves on."""
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters())
+    adaptation = Adaptation(net, optimizer, window=0.1, length=200)
+    rates, seen = [], []
+    for step in range(200):
+        optimizer.zero_grad()
+        now = loss(net, slice(64))
+        now.backward()
+        if step == 0:
+            adaptation.begin()
+        if adaptation.due:
+            seen.append(adaptation.look(lambda network: loss(network, slice(192, 256)))["hypergradient"])
+        rates.append(adaptation.rate)
+        optimizer.step()
+        scale = math.inf if step == 30 else 1.0
+        adaptation.step(now.item(), lambda network, scale=scale: scale * loss(network, slice(64)))  # type: ignore[misc]
+    assert sum(not math.isfinite(h) for h in seen) == 1
+    assert len(set(rates[40:])) > 3
+    assert adaptation.looks < 80
+    assert adaptation.rewound == 0
+
+
+def test_no_weights_are_kept_as_good_on_a_look_that_was_not_finite() -> None:
+    adaptation, _ = adapt(steps=100)
+    while not adaptation._moves_now:
+        adaptation.steps += 1
+    adaptation.sums, adaptation.count = torch.ones(2, dtype=torch.float64), 1  # of looks before
+    good, moves = adaptation.good, adaptation.moves
+    next(adaptation.average.parameters()).data.fill_(math.nan)
+    adaptation.look(lambda network: loss(network, slice(192, 256)))
+    assert adaptation.good is good
+    assert adaptation.moves == moves
+
+
+def test_a_network_that_is_empty_as_a_container_has_its_average_looked_at() -> None:
+    class Empty(nn.Linear):
+        def __len__(self) -> int:
+            return 0
+
+    net, average = Empty(8, 1), Empty(8, 1)
+    assert Adaptation(net, torch.optim.Adam(net.parameters()), average=average).average is average
+
+
 def with_gradients(factory: type[Optimizer], net: nn.Module, gradient: float) -> Optimizer:
     for p in net.parameters():
         p.grad = torch.full_like(p, gradient)

@@ -5,24 +5,42 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from hypergradient import NotFiniteError, RateAdapter
-from tests.hypergradient.adapted import VALIDATION, batch, built, loss, train
+from tests.hypergradient.adapted import VALIDATION, batch, built, equal, loss, train
 from tests.hypergradient.optimizers import SUPPORTED
 from tests.hypergradient.problem import network
 
 
-def test_gradients_that_are_not_finite_are_skipped_and_the_run_goes_on_from_its_last_good_weights() -> None:
+def not_finite(optimizer: Optimizer, adapter: RateAdapter, step: int) -> None:
+    optimizer.zero_grad()
+    (adapter.loss(batch(step)) * math.nan).backward()
+    optimizer.step()
+
+
+def test_a_batch_whose_gradients_are_not_finite_is_skipped_and_nothing_else_changes() -> None:
+    """However many there are in a run, if each stands alone."""
+    net, optimizer, adapter = built(SUPPORTED["Adam"])
+    for step in range(0, 200, 20):
+        train(optimizer, adapter, range(step, step + 19))
+        before, rate = copy.deepcopy(net), adapter.last["lr"]
+        not_finite(optimizer, adapter, step + 19)
+        assert equal(net, before)
+        assert adapter.adaptation.rate == rate
+    assert (adapter.skipped, adapter.report()["rewound"]) == (10, 0)
+
+
+def test_of_two_such_batches_in_a_row_the_weights_are_the_cause_and_the_last_good_ones_come_back() -> None:
     net, optimizer, adapter = built(SUPPORTED["Adam"])
     train(optimizer, adapter, range(30))
     good, rate = copy.deepcopy(adapter.adaptation.good), adapter.last["lr"]
-    optimizer.zero_grad()
-    (adapter.loss(batch(30)) * math.nan).backward()
-    optimizer.step()
+    for step in (30, 31):
+        not_finite(optimizer, adapter, step)
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), good, strict=True))
     assert optimizer.param_groups[0]["lr"] == pytest.approx(rate / 2)
-    train(optimizer, adapter, range(31, 40))
-    assert (adapter.skipped, adapter.in_a_row, adapter.report()["rewound"]) == (1, 0, 1)
+    train(optimizer, adapter, range(32, 40))
+    assert (adapter.skipped, adapter.in_a_row, adapter.report()["rewound"]) == (2, 0, 1)
 
 
 def test_too_many_in_a_row_end_the_run_and_the_message_says_where_it_began() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from experiment.presets import ROOT
 from hypergradient import Settings
@@ -105,6 +105,42 @@ def test_a_hugging_face_run_goes_on_from_the_folder_that_was_named_and_a_model_m
     rest.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-10"))
     assert adapt.adapter.report() == again.adapter.report()
     assert same(whole.model, rest.model)
+
+
+def test_a_hugging_face_trainer_with_several_validation_sets_is_refused(tmp_path: Path) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    from hypergradient.huggingface import AdaptLearningRate
+
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    sets = {"one": rows(), "two": rows()}
+    with pytest.raises(ValueError, match="one validation set, and eval_dataset has several: name one by `batches`"):
+        AdaptLearningRate(Trainer(LanguageModel(), arguments, train_dataset=rows(), eval_dataset=sets))
+
+
+@pytest.mark.parametrize("divides", [True, False])
+def test_a_hugging_face_step_of_fewer_batches_has_a_loss_of_the_same_size(divides: bool, tmp_path: Path) -> None:
+    """Of models that divide by the samples of the whole step themselves, and of others: the guard compares steps."""
+    from transformers import Trainer, TrainingArguments
+
+    from hypergradient.huggingface import AdaptLearningRate
+
+    class Model(LanguageModel):
+        def forward(self, input_ids: Tensor, labels: Tensor, **kwargs: Any) -> dict[str, Tensor]:
+            found = super().forward(input_ids, labels)
+            share = input_ids.numel() / kwargs.get("num_items_in_batch", input_ids.numel())
+            return found | {"loss": found["loss"] * share}
+
+    quiet: dict[str, Any] = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "save_strategy": "no"}
+    arguments = TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=4, gradient_accumulation_steps=4, num_train_epochs=1, **quiet
+    )
+    data = rows()[:36]  # two steps of four batches, one of a single one
+    trainer = Trainer(Model() if divides else LanguageModel(), arguments, train_dataset=data, eval_dataset=data)
+    adapt = AdaptLearningRate(trainer)
+    trainer.train()
+    assert adapt.adapter.adaptation.steps == 3
+    assert adapt.adapter.adaptation.first_loss == pytest.approx(math.log(32), rel=0.2)  # the mean of the three
 
 
 def test_a_hugging_face_trainer_without_validation_data_is_refused(tmp_path: Path) -> None:

@@ -51,6 +51,21 @@ def test_an_overflow_that_a_scaler_knows_of_is_its_own_matter(fused: bool) -> No
     assert adapter.adaptation.steps == 59
 
 
+@pytest.mark.parametrize("name", ["SGD", "Adam"])
+def test_the_start_is_the_same_where_a_scaler_leaves_its_scale_to_a_fused_step(name: str) -> None:
+    rates = []
+    for fused, enabled in ((False, False), (True, False), (False, True), (True, True)):
+        net = network().float()
+        optimizer = getattr(torch.optim, name)(net.parameters(), lr=1e-3, fused=fused)
+        adapter = RateAdapter(optimizer, net, loss, [(x.float(), y) for x, y in VALIDATION])
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=enabled)
+        x, y = batch(0)
+        scaler.scale(adapter.loss((x.float(), y))).backward()
+        scaler.step(optimizer)
+        rates.append(adapter.last["lr"])
+    assert rates == pytest.approx([rates[0]] * 4, rel=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_an_average_of_weights_that_were_put_back_goes_on_from_them(dtype: torch.dtype) -> None:
     net = nn.Linear(2, 2, bias=False).to(dtype)

@@ -149,6 +149,13 @@ def test_clipping_is_that_of_the_trainer_and_of_the_hypothetical_run_too() -> No
     assert 0 < apart < 80 * 3 * lr * 0.001  # 80 steps; unclipped a thousand times as much
 
 
+def test_clipping_by_value_is_no_clipping_of_the_norm_in_the_hypothetical_run() -> None:
+    run = train(
+        ["--optimizer=meta", "--trainer.gradient_clip_val=1", "--trainer.gradient_clip_algorithm=value", *SHORT]
+    )
+    assert run.model.adaptation.twin.clip is None
+
+
 @pytest.mark.slow
 def test_accumulated_batches_make_the_step_of_the_joined_batch() -> None:
     def run(batch: int, times: int) -> Any:
