@@ -6,12 +6,13 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from reporting.machine import processor
 
 CYCLE = 16  # calls after which a step that adapts every 4th or 16th time has done what it does
 Step = Callable[[], Any]
@@ -65,11 +66,8 @@ def peak_bytes(make: Callable[[], Step]) -> int:
 
 def machine() -> dict[str, Any]:
     """Return what the numbers depend on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return {
-        "processor": models[0] if models else platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

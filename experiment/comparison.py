@@ -111,7 +111,7 @@ def plan(comparison: Comparison) -> tuple[str, list[str]]:
 
 def keep(runs: pd.DataFrame, text: str, folder: Path, parent: str, about: str) -> None:
     """Write table, raw numbers and, where there are courses, figures; put everything into the parent run."""
-    runs.drop(columns=COURSES, errors="ignore").to_csv(folder / "results.csv", index=False)
+    runs.drop(columns=[*COURSES, "trained_on"], errors="ignore").to_csv(folder / "results.csv", index=False)
     (folder / "table.md").write_text(text, encoding="utf-8")
     written = ["results.csv", "table.md"]
     if (folder / "courses.csv").exists():

@@ -99,6 +99,7 @@ def read_run(run_id: str, courses: bool = True) -> dict[str, Any]:
         "final_lr": metrics["lr"],
         "passes": float(run.data.tags.get("passes", math.nan)),
         "seconds": (info.end_time - info.start_time) / 1000,
+        "trained_on": run.data.tags.get("trained_on", "a machine that was not noted"),
         "commit": run.data.tags.get("mlflow.source.git.commit", "")[:7],
         "val_losses": [point.value for point in client().get_metric_history(run_id, "val/loss")],
     } | seen

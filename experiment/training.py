@@ -24,6 +24,7 @@ from experiment.presets import CONFIGS, DEFAULT_ARM, SUBCOMMANDS, color
 from experiment.process import Terminated
 from experiment.rehearsal import check_checkpoint, note_other_data, rehearse
 from lightning_modules import SearchModule
+from reporting.machine import machine
 from tracking.logger import Tracker
 from tracking.runs import close_broken_off, config_of, find_run, machine_tag, run_of
 from tracking.store import StoreError, client
@@ -116,6 +117,7 @@ class Run(CommandLine):
                 "seed": str(command.seed_everything),
                 "data_seed": str(command.data.init_args.get("seed", 0)),
                 "config": self.digest,
+                "trained_on": machine(),
             }
             | self.tags
             | machine_tag()

@@ -127,10 +127,15 @@ class SearchModule(SupervisedModule):
     def _bracketed_rate(self, optimizer: Optimizer, batch: Pair) -> float:
         def validation_loss() -> Tensor:
             self.passes += _samples(batch["val"]) / _samples(batch["train"])
-            return self.loss(batch["val"])
+            return self._loss(batch["val"])
 
         with no_trace(self.network, batch_statistics=True):
             return starting_rate(validation_loss, optimizer) * math.sqrt(_samples(batch["train"]) / REFERENCE_BATCH)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        """Return the loss in the precision that the run will have."""
+        with self.trainer.precision_plugin.forward_context():
+            return self.loss(batch)
 
     def _judge(self, optimizer: Optimizer, start: Any, rate: float, times: int) -> float:
         loss = self._stretch(optimizer, start, rate, times)
@@ -150,7 +155,7 @@ class SearchModule(SupervisedModule):
                 if self._over():
                     return math.inf
                 optimizer.zero_grad()
-                loss = self.loss(batch["train"])
+                loss = self._loss(batch["train"])
                 if not loss.isfinite():
                     return math.inf
                 loss.backward()
@@ -176,7 +181,7 @@ class SearchModule(SupervisedModule):
         looks = looks[: math.ceil(JUDGES / _samples(looks[0]))]
         self.passes += sum(map(_samples, looks)) / _samples(batches[0]["train"]) / 3  # a forward pass is a third
         with no_trace(self.network, batch_statistics=True):
-            return float(sum(self.loss(look) for look in looks) / len(looks))
+            return float(sum(self._loss(look) for look in looks) / len(looks))
 
     def _set(self, optimizer: Optimizer, start: Any, rate: float) -> None:
         network, state = copy.deepcopy(start)

@@ -1,15 +1,11 @@
 """What is said of runs: means, paired differences with their intervals and tests, and how the numbers came about."""
 
-import os
-import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
@@ -128,19 +124,14 @@ def legend(table: str, tuned: bool = False) -> str:
 
 
 def conditions(runs: pd.DataFrame, command: str) -> str:
-    """Say how the numbers came about: command, seeds, epochs, machine, versions."""
+    """Say how the numbers came about: command, seeds, epochs; machines, versions and commits that trained the runs."""
     epochs = sorted({len(history) for history in runs.val_losses})
-    cpuinfo = Path("/proc/cpuinfo")  # Linux alone names the processor, and there
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    threads = "" if "--threads" in command else ", one thread per run"
+    threads = "" if "--threads" in command else "; one thread per run"
+    machines, commits = (" and ".join(sorted(set(found))) for found in (runs.trained_on, runs.commit))
     return (
         f"Made by `{command}`: {_span('seed', runs.seed)}, {_span('data seed', runs.data_seed)}, "
         f"{' or '.join(map(str, epochs))} {'epoch' if epochs == [1] else 'epochs'}, weights after the last step. "
-        f"{models[0] if models else platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), "
-        f"{os.cpu_count()} cores{threads}; "
-        f"Python {platform.python_version()}, torch {version('torch')}, pytorch-lightning "
-        f"{version('pytorch-lightning')}; trained at commit {', '.join(sorted(set(runs.commit)))}."
+        f"{machines}{threads}; trained at commit {commits}."
     )
 
 

@@ -13,6 +13,7 @@ from matplotlib.image import imread
 
 import compare
 from experiment.presets import ROOT
+from reporting.machine import machine
 from reporting.tables import write_between_markers
 from tests.store import artifacts, heed, history, runs, wait
 from tracking.store import client
@@ -98,6 +99,11 @@ def test_the_table_has_means_intervals_paired_differences_and_the_conditions(tmp
     assert f" | {(loss.adam - loss.meta).mean():+.3f} (" in table
     assert "seeds 1–3, data seed 0, 2 epochs" in table
     assert "python compare.py --seeds 2" in table
+    assert f"after the last step. {machine()}; one thread per run; trained at commit" in table
+    other = results.run_id[0]
+    client().set_tag(other, "trained_on", "another machine")  # as one of a sweep that machines share
+    run(tmp_path, "--seeds", "3")
+    assert f"{machine()} and another machine; one thread" in (tmp_path / "table.md").read_text()
 
 
 @pytest.mark.slow

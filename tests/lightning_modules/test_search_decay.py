@@ -12,7 +12,7 @@ from callbacks import TailAverage
 from data import MNIST1DDataModule
 from experiment.training import train
 from lightning_modules import MLP, SearchDecayModule, SupervisedModule
-from lightning_modules.supervised import Pair
+from lightning_modules.supervised import Batch, Pair
 from tests.lightning_modules.test_one_step import fit, network, same, trainer
 from tests.store import history, runs
 from tracking.store import client
@@ -118,6 +118,19 @@ def test_a_resumed_run_does_not_search_again_and_is_the_uninterrupted_one(tmp_pa
     assert rate(resumed) == rate(part) == rate(whole)
     assert resumed.log_scale == whole.log_scale != 0
     assert same(whole, resumed)
+
+
+def test_the_search_has_the_precision_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, loss = [], SearchDecayModule.loss
+
+    def noted(module: SearchDecayModule, batch: Batch) -> torch.Tensor:
+        found.append(torch.is_autocast_enabled("cpu"))
+        return loss(module, batch)
+
+    monkeypatch.setattr(SearchDecayModule, "loss", noted)
+    run = train(["--optimizer=meta_search", "--trainer.precision=bf16-mixed", *SHORT])
+    assert run.model.tried
+    assert all(found[1:])  # the first is of the rehearsal
 
 
 def test_a_run_without_an_end_or_without_a_datamodule_is_refused(tmp_path: Path) -> None:
