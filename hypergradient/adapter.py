@@ -135,7 +135,7 @@ class RateAdapter(ScaledRates):
         self.restore()
         self.live = self.drop_unless_finite()
         if not self.live:
-            # one batch may be at fault, two are the weights; or a scaler knows, and tries a smaller scale
+            # one such step may be a bad batch, two in a row are bad weights; a scaler tries a smaller scale itself
             if self.in_a_row > 1 and getattr(self.optimizer, "found_inf", None) is None:
                 self._rewind()
             self._forget()
