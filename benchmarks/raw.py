@@ -148,8 +148,9 @@ class Meta:
         self.length, self.kappa, self.c = steps, kappa, c
         self.rate, self.decay = 0.0, decay
         self.steps = self.moved = self.moves = self.looks = 0
-        self.tau = 1
-        self.sums, self.squares = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+        self.tau, self.smooth = 1, 0.0
+        self.sums, self.squares = torch.zeros(3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+        self.last = (math.inf, math.inf)
 
     def step(self, train: Batch, look: Batch) -> Tensor:
         """Look and move the rate, where it is time; take the real step and the hypothetical one; average."""
@@ -169,23 +170,34 @@ class Meta:
         _step(self.other, self.others, 2 * self.rate, shrunk)
         self.steps += 1
         self._pull_and_average()
+        self._smooth(float(loss))
         return loss
 
+    def _smooth(self, loss: float) -> None:
+        """Follow the loss: the mean of the first ten, then a running one."""
+        self.smooth += (loss - self.smooth) / self.steps if self.steps <= 10 else 0.1 * (loss - self.smooth)
+
     def _look(self, look: Batch) -> None:
-        gradient = torch.autograd.grad(cross_entropy(self.result(look[0]), look[1]), self.average)
+        loss = cross_entropy(self.result(look[0]), look[1])
+        gradient = torch.autograd.grad(loss, self.average)
         rate = sum(torch.sum(g * z) for g, z in zip(gradient, self.difference, strict=True))
         shrunk = -sum(torch.sum(g * p.detach()) for g, p in zip(gradient, self.params, strict=True))
-        self.sums += torch.tensor([float(rate), self.rate * self.decay * float(shrunk)], dtype=torch.float64)
+        seen = [float(loss), float(rate), self.rate * self.decay * float(shrunk)]
+        self.sums += torch.tensor(seen, dtype=torch.float64)
         self.looks += 1
 
     def _move(self) -> None:
-        self.moves, h = self.moves + 1, self.sums / self.looks
+        self.moves, (loss, h) = self.moves + 1, (self.sums / self.looks).split([1, 2])
         self.squares += (h**2 - self.squares) / min(self.moves, 10)
         z, z_decay = (h / self.squares.sqrt()).clamp(-2, 2).tolist()
+        now = float(loss), self.smooth
+        if self.steps > 10 and now[0] > self.last[0] and now[1] > self.last[1]:
+            z = max(z, 0.0)
+        self.last = now
         self.rate *= math.exp(-self.kappa * z * math.log((self.steps + 20) / (self.tau + 20)))
         self.decay *= math.exp(-z_decay * (self.steps - self.moved) / max(self.steps, self.length / 4))
         self.moved = self.tau = self.steps
-        self.sums, self.looks = torch.zeros(2, dtype=torch.float64), 0
+        self.sums, self.looks = torch.zeros(3, dtype=torch.float64), 0
 
     @torch.no_grad()
     def _pull_and_average(self) -> None:

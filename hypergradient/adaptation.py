@@ -5,6 +5,7 @@ each step    θ ← (1 - αλ) θ + Δ(α; g)          and the hypothetical step
 looks        h = ⟨∇L_val(A), Z⟩                 each 16 steps; their mean moves the rate
 moves        log α ← log α - κ · log((t + 20) / (t' + 20)) · h / rms(h)     each time t has grown by a tenth, from t'
              log λ ← log λ - (t - t') / max(t, T/4) · h_λ / rms(h_λ),      h_λ = -αλ ⟨∇L_val(A), θ⟩
+no rise      of the rate while both L_val(A) and the smoothed loss are above those of the last move
 guard        smoothed loss a fifth above that of the first steps, or not finite: back to the last good A, at α/2
 
 rms is that of about the last ten moves, and h / rms(h) is cut at ±2; the 20 are the steps that the hypothetical run
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hypergradient.copies import clear_state, follow_modes, unwrapped
+from hypergradient.losses import Losses
 from hypergradient.processes import mean_over_processes
 from hypergradient.settings import Settings
 from hypergradient.start import weights_per_step
@@ -32,9 +34,8 @@ from hypergradient.twin import Twin
 
 EVERY = 16  # steps from look to look, where the rate does not move more often
 DELAY = 20  # steps, in the clock of the moves
-BEGINNING = 10  # steps whose mean loss the guard compares with
 COUNTS = ("steps", "looks", "count", "moves", "moved_at", "clock", "tau", "rewound")
-STATE = (*COUNTS, "weight_decay", "highest", "climbing", "sums", "squares", "first_loss", "smooth_loss", "good")
+STATE = (*COUNTS, "weight_decay", "highest", "climbing", "sums", "squares", "good")
 
 
 class Adaptation:
@@ -81,9 +82,9 @@ class Adaptation:
         self.twin = self.make_twin()
         self.steps = self.looks = self.count = self.moves = self.moved_at = self.clock = self.rewound = 0
         self.tau, self.highest, self.climbing, self.weight_decay = 1, math.inf, False, self.settings.weight_decay
-        # of the rate and of the decay: hypergradients summed since the last move, mean squares of those of the moves
-        self.sums, self.squares = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-        self.first_loss = self.smooth_loss = 0.0
+        # since the last move, the sums of what looks saw: the loss, the hypergradients of the rate and of the decay
+        self.sums, self.squares = torch.zeros(3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+        self.losses = Losses()
         self.schedule = 1.0  # the part of its rate that a schedule leaves; the caller's to say
         self.good: list[Tensor] = []
 
@@ -140,10 +141,10 @@ class Adaptation:
         validation_loss: of a network, 0-d, on a validation batch.
         """
         follow_modes(self.average, self.network)
-        loss, h = self.twin.hypergradients(validation_loss, self.average).split([1, 2])
+        seen = self.twin.hypergradients(validation_loss, self.average)
         self.looks += 1
-        if math.isfinite(h.sum()):  # else a move that is due waits for the next look: A may not be finite
-            self.sums += h * torch.tensor([1.0, self.rate * self.weight_decay], dtype=torch.float64)
+        if math.isfinite(seen.sum()):  # else a move that is due waits for the next look: A may not be finite
+            self.sums += seen * torch.tensor([1.0, 1.0, self.decay], dtype=torch.float64)
             self.count += 1
             if self.climbing:
                 self._climb()
@@ -151,11 +152,11 @@ class Adaptation:
                 self._move()
         elif not all(bool(z.isfinite().all()) for z in self.twin.difference):
             self._renew_twin()  # it overflowed at its higher rate, and would stay so
-        return {"hypergradient": float(h[0]), "lookahead_loss": float(loss)}
+        return {"hypergradient": float(seen[1]), "lookahead_loss": float(seen[0])}
 
     def _climb(self) -> None:
         highest = self.highest * self.schedule
-        if self.sums[0] < 0:
+        if self.sums[1] < 0:
             self._set_rate(min(2 * self.rate, highest))
         self.climbing = self.rate < 0.999 * highest
         self.clock = self.moved_at = self.steps
@@ -163,15 +164,17 @@ class Adaptation:
 
     def _move(self) -> None:
         self.moves += 1
-        h = self.sums / self.count
+        loss, h = (self.sums / self.count).split([1, 2])
         self.squares += (h.square() - self.squares) / min(self.moves, 10)
         z, z_decay = (h / self.squares.sqrt().clamp(min=1e-60)).clamp(-2, 2).tolist()
+        if self.losses.rise(float(loss)):
+            z = max(z, 0.0)
         tau, passed = self.steps - self.clock, self.steps - self.moved_at
         self._set_rate(self.rate * math.exp(-self.settings.meta_lr * z * math.log((tau + DELAY) / (self.tau + DELAY))))
         self.weight_decay *= math.exp(-z_decay * passed / max(self.steps, self.length / 4))
         self.tau, self.moved_at = tau, self.steps
         self._forget()
-        if not self._above(0.1):
+        if not self.losses.above(0.1):
             self.good = [p.detach().clone() for p in self._state(self.average)]
 
     def _forget(self) -> None:
@@ -194,17 +197,9 @@ class Adaptation:
         self.twin.step(hypothetical_loss, self.decay)
         self.steps += 1
         [mean] = mean_over_processes([torch.as_tensor(loss)])
-        if self.steps <= BEGINNING:
-            self.first_loss += (float(mean) - self.first_loss) / self.steps
-            self.smooth_loss = self.first_loss
-        else:
-            self.smooth_loss += 0.1 * (float(mean) - self.smooth_loss)
-        if self.good and self._above(0.2):
+        self.losses.update(float(mean))
+        if self.good and self.losses.above(0.2):
             self.rewind()
-
-    def _above(self, part: float) -> bool:
-        """Return whether the smoothed loss is above the first ones by that part of their size, of whatever sign."""
-        return not self.smooth_loss <= self.first_loss + part * abs(self.first_loss)
 
     def _state(self, network: nn.Module) -> list[Tensor]:
         return [*self.twin.trained(network), *network.buffers()]
@@ -220,14 +215,17 @@ class Adaptation:
         self.twin.reset()
         self._set_rate(self.rate / 2)
         self.highest = min(self.highest, self.rate / self.schedule)
-        self.smooth_loss, self.rewound = self.first_loss, self.rewound + 1
+        self.losses.restart()
+        self.rewound += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run needs to go on: tensors, numbers, lists and dictionaries alone."""
-        return copy.deepcopy({name: getattr(self, name) for name in STATE} | {"twin": self.twin.state_dict()})
+        own = {name: getattr(self, name) for name in STATE}
+        return copy.deepcopy(own | {"losses": self.losses.state_dict(), "twin": self.twin.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there; the learning rate itself is in the optimizer's state."""
         for name in STATE:
             setattr(self, name, copy.deepcopy(state[name]))
+        self.losses.load_state_dict(state["losses"])
         self.twin.load_state_dict(state["twin"])

@@ -118,8 +118,9 @@ class Twin:
                 torch.stack([up * torch.sum((g.conj() * z).real), -decays * torch.sum((g.conj() * p).real)])
                 for g, z, p, decays in zip(gradients, self.difference, self.real, self.decays, strict=True)
             ]
-            [h] = mean_over_processes([torch.stack(products).sum(0)])
-        return torch.cat([loss.detach().reshape(1).to(h), h]).cpu().double()  # at once: the processor waits once
+            h = torch.stack(products).sum(0)
+            [seen] = mean_over_processes([torch.cat([loss.detach().reshape(1).to(h), h])])
+        return seen.cpu().double()  # at once: the processor waits once
 
     def reset(self) -> None:
         """Begin again where the real run stands, whose optimizer has been cleared."""

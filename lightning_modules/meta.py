@@ -110,7 +110,7 @@ class MetaModule(SupervisedModule):
         self.parts.clear()
         adaptation.step(loss, lambda network: _loss(network, (x, y)))
         if adaptation.rewound > rewound:  # mended: what watches for divergence is not to see it
-            seen["loss"] = self.losses[-1] = torch.full_like(loss, adaptation.first_loss)
+            seen["loss"] = self.losses[-1] = torch.full_like(loss, adaptation.losses.first)
         return seen
 
     def _part(self, batch: Batch) -> Batch:

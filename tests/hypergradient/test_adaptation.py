@@ -79,7 +79,7 @@ def test_no_weights_are_kept_as_good_on_a_look_that_was_not_finite() -> None:
     adaptation, _ = adapt(steps=100)
     while not adaptation._moves_now:
         adaptation.steps += 1
-    adaptation.sums, adaptation.count = torch.ones(2, dtype=torch.float64), 1  # of looks before
+    adaptation.sums, adaptation.count = torch.ones(3, dtype=torch.float64), 1  # of looks before
     good, moves = adaptation.good, adaptation.moves
     next(adaptation.average.parameters()).data.fill_(math.nan)
     adaptation.look(lambda network: loss(network, slice(192, 256)))
@@ -201,6 +201,22 @@ def test_a_look_that_is_not_finite_moves_nothing() -> None:
     adaptation.look(lambda network: loss(network, slice(0, 64)) * float("nan"))
     assert adaptation.rate == rate
     assert adaptation.sums.isfinite().all()
+
+
+@pytest.mark.parametrize(("look", "smooth"), [(1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0)])
+@pytest.mark.parametrize("h", [-1.0, 1.0])
+def test_the_rate_does_not_rise_while_both_losses_do_and_may_always_fall(look: float, smooth: float, h: float) -> None:
+    adaptation, _ = adapt(steps=100)
+    adaptation.losses.at_move = [2.0, adaptation.losses.smooth - smooth]  # at the last move
+    adaptation.sums, adaptation.count = torch.tensor([2.0 + look, h, 0.0], dtype=torch.float64), 1
+    rate = adaptation.rate
+    adaptation._move()
+    if h > 0:
+        assert adaptation.rate < rate
+    elif look > 0 < smooth:
+        assert adaptation.rate == rate
+    else:
+        assert adaptation.rate > rate
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_a_hugging_face_step_of_fewer_batches_has_a_loss_of_the_same_size(divide
     adapt = AdaptLearningRate(trainer)
     trainer.train()
     assert adapt.adapter.adaptation.steps == 3
-    assert adapt.adapter.adaptation.first_loss == pytest.approx(math.log(32), rel=0.2)  # the mean of the three
+    assert adapt.adapter.adaptation.losses.first == pytest.approx(math.log(32), rel=0.2)  # the mean of the three
 
 
 def test_a_hugging_face_trainer_without_validation_data_is_refused(tmp_path: Path) -> None:
