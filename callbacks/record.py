@@ -2,11 +2,13 @@
 
 import copy
 import math
+import sys
 from typing import cast
 
 import mlflow
 import pandas as pd
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import MLFlowLogger
@@ -26,12 +28,23 @@ class LogModel(Callback):
         """Export, with a signature and an example of the input, (1, ...) float32."""
         if not isinstance(trainer.logger, MLFlowLogger) or not trainer.is_global_zero:
             return
+        try:
+            self._log(trainer, pl_module)
+        except (MlflowException, OSError) as error:  # without its text, which may hold a password
+            print(
+                f"--log-model: the store did not take the model ({type(error).__name__}). The run's checkpoint has "
+                "the weights.",
+                file=sys.stderr,
+            )
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         network = copy.deepcopy(cast(nn.Module, pl_module.network)).float().cpu().eval()
         example = trainer.datamodule.val[0][:2]  # type: ignore[attr-defined]  # one alone would be taken for the shape
         with torch.no_grad():
             signature = infer_signature(example.numpy(), network(example).numpy())
-        mlflow.set_tracking_uri(trainer.logger._tracking_uri)
-        with mlflow.start_run(run_id=trainer.logger.run_id):
+        logger = cast(MLFlowLogger, trainer.logger)
+        mlflow.set_tracking_uri(logger._tracking_uri)
+        with mlflow.start_run(run_id=logger.run_id):
             mlflow.pytorch.log_model(
                 network,
                 name="model",
@@ -40,8 +53,7 @@ class LogModel(Callback):
                 pip_requirements=[f"torch=={torch.__version__}"],
                 serialization_format="pt2",
             )
-        # `start_run` marked it as ended, and its test follows
-        trainer.logger.experiment.update_run(str(trainer.logger.run_id), "RUNNING")
+        logger.experiment.update_run(str(logger.run_id), "RUNNING")  # `start_run` ended it, and its test follows
 
 
 class LogSearch(Callback):

@@ -151,6 +151,7 @@ def test_the_tracking_server_goes_away_and_what_it_missed_is_delivered(
         assert run.info.status == "FINISHED"
         assert [step for step, _ in history(run.info.run_id, "lr")] == list(range(1, 12_801))
         assert len(history(run.info.run_id, "val/loss")) == 400
+        assert float(run.data.tags["passes"]) == 1
         assert f"test/loss {run.data.metrics['test/loss']:.4f}" in out
         assert {"config.yaml", "schedule.csv", "trajectory.png", "epoch=399-step=12800"} <= artifacts(run.info.run_id)
     assert not Path(folder).exists()

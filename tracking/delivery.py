@@ -10,23 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from tracking.store import FAULTS, artifact_dir, cause, client
 
 LARGEST_BATCH = 1_000  # points that MLflow takes in one call
 
+Facts = dict[str, dict[str, str]]
+"""Of a run: {"params": {name: value}, "tags": {name: value}}."""
+
 
 class PatientClient(MlflowClient):
     """MLflow's client for a run in progress: what the store does not take is kept in a folder, to be delivered.
 
-    `away`: the store refused the last call; `told`: it was said where the folder is.
+    `away`: the store refused the last call; `told`: it was said where the folder is; `facts`: parameters and tags that
+    it refused, which are sent again at the end.
     """
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri)
         self.away = self.told = False
+        self.facts: Facts = {"params": {}, "tags": {}}
 
     def attempt(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
         """Return whether the store took the call; say so when it begins to refuse, and when it is back."""
@@ -43,8 +48,25 @@ class PatientClient(MlflowClient):
         return not self.away
 
     def set_tag(self, run_id: str, key: str, value: Any, synchronous: bool | None = None) -> None:
-        """Set a tag, if the store takes it."""
-        self.attempt(super().set_tag, run_id, key, value, synchronous)
+        """Set a tag, or remember it."""
+        self.facts["tags"].pop(key, None)
+        if not self.attempt(super().set_tag, run_id, key, value, synchronous):
+            self.facts["tags"][key] = str(value)
+
+    def log_batch(
+        self,
+        run_id: str,
+        metrics: Sequence[Metric] = (),
+        params: Sequence[Param] = (),
+        tags: Sequence[RunTag] = (),
+        synchronous: bool | None = None,
+    ) -> None:
+        """Send parameters and tags, or remember them; points are the `Tracker`'s to send again."""
+        if metrics:
+            super().log_batch(run_id, metrics, params, tags, synchronous)
+        elif not self.attempt(super().log_batch, run_id, (), params, tags, synchronous):
+            self.facts["params"] |= {param.key: param.value for param in params}
+            self.facts["tags"] |= {tag.key: tag.value for tag in tags}
 
     def log_inputs(self, run_id: str, datasets: Any = None, models: Any = None) -> None:
         """Name the data, if the store takes it."""
@@ -72,8 +94,17 @@ class PatientClient(MlflowClient):
         for file in sorted(Path(local_dir).iterdir()):
             self.log_artifact(run_id, str(file), artifact_path)
 
+    def log_table(self, run_id: str, data: Any, artifact_file: str) -> None:
+        """Send a data frame, or keep it as the file that MLflow would make of it."""
+        if not self.attempt(super().log_table, run_id, data, artifact_file):
+            folder = undelivered(run_id) / "artifacts"
+            folder.mkdir(parents=True, exist_ok=True)
+            data.to_json(folder / artifact_file, orient="split", index=False)
+
     def set_terminated(self, run_id: str, status: str | None = None, end_time: int | None = None) -> None:
         """End the run; where that fails, say where what it did is kept, and how it gets into the store."""
+        if any(self.facts.values()) and not self.attempt(send_facts, self, run_id, self.facts):
+            keep(run_id, "facts.json", self.facts)
         if not self.attempt(super().set_terminated, run_id, status, end_time):
             keep(run_id, "status.json", status or "FINISHED")
         folder = undelivered(run_id)
@@ -92,6 +123,13 @@ def send(store: MlflowClient, run_id: str, points: Sequence[Metric]) -> None:
     store.log_batch(run_id, metrics=points)
 
 
+def send_facts(store: MlflowClient, run_id: str, facts: Facts) -> None:
+    """Send parameters and tags."""
+    params = [Param(key, value) for key, value in facts["params"].items()]
+    tags = [RunTag(key, value) for key, value in facts["tags"].items()]
+    MlflowClient.log_batch(store, run_id, params=params, tags=tags)
+
+
 def undelivered(run_id: str) -> Path:
     """Return the folder that holds what the store did not take of a run."""
     return artifact_dir() / "undelivered" / run_id
@@ -105,17 +143,19 @@ def keep(run_id: str, name: str, content: Any) -> None:
 
 def is_undelivered(folder: Path) -> bool:
     """Return whether the folder is one of those: no other is to be removed."""
-    holds = any((folder / name).exists() for name in ("metrics.json", "status.json", "artifacts"))
+    holds = any((folder / name).exists() for name in ("metrics.json", "facts.json", "status.json", "artifacts"))
     return holds and folder.resolve().parent.name == "undelivered"
 
 
 def deliver(folder: Path) -> None:
     """Send what such a folder holds, and remove it."""
     store, run_id = client(), folder.resolve().name
-    metrics, status = folder / "metrics.json", folder / "status.json"
+    metrics, facts, status = (folder / f"{name}.json" for name in ("metrics", "facts", "status"))
     points = [Metric(**point) for point in json.loads(metrics.read_text())] if metrics.is_file() else []
     for start in range(0, len(points), LARGEST_BATCH):
         send(store, run_id, points[start : start + LARGEST_BATCH])
+    if facts.is_file():
+        send_facts(store, run_id, json.loads(facts.read_text()))
     if (folder / "artifacts").is_dir():
         store.log_artifacts(run_id, str(folder / "artifacts"))
     if status.is_file():

@@ -1,3 +1,4 @@
+import sqlite3
 from pathlib import Path
 
 import mlflow
@@ -60,3 +61,17 @@ def test_a_model_in_16_bits_is_kept_too_and_the_network_is_left_as_it_was() -> N
     cli = train(["--optimizer", "adam", "--log-model", "--trainer.precision=bf16-true", *SHORT])
     assert client().get_run(str(cli.run_id)).info.status == "FINISHED"
     assert next(cli.model.network.parameters()).dtype == torch.bfloat16
+
+
+@pytest.mark.slow
+def test_a_run_whose_model_the_store_refuses_is_tested_all_the_same(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(["--optimizer", "adam", *SHORT])
+    with sqlite3.connect(store / "mlflow.db") as database:
+        database.execute("create trigger refused before insert on logged_models begin select raise(abort, 'no'); end")
+    database.close()
+    cli = train(["--optimizer", "adam", "--log-model", *SHORT])
+    assert "--log-model: the store did not take the model (MlflowException)" in capsys.readouterr().err
+    assert client().get_run(str(cli.run_id)).info.status == "FINISHED"
+    assert cli.test_metrics["test/loss"] > 0

@@ -1,10 +1,12 @@
 import os
+import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
 
+import pandas as pd
 import pytest
-from mlflow.entities import Dataset, DatasetInput
+from mlflow.entities import Dataset, DatasetInput, Param
 
 from tracking import delivery
 from tracking.delivery import PatientClient, undelivered
@@ -50,3 +52,38 @@ def test_runs_that_name_the_same_new_data_at_once_all_name_it(capsys: pytest.Cap
     with ThreadPoolExecutor(width) as pool:
         assert list(pool.map(name, range(width))) == [6] * width
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["the store comes back", "the run ends before"])
+def test_tags_and_parameters_that_a_store_refused_reach_it(
+    back: bool, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a tag that was set again later, the later value; the database itself refuses here."""
+    patient = PatientClient(os.environ["MLFLOW_TRACKING_URI"])
+    run = patient.create_run("0").info.run_id
+    with sqlite3.connect(store / "mlflow.db") as database:
+        for table in ("params", "tags"):
+            database.execute(
+                f"create trigger {table}_refused before insert on {table} begin select raise(abort, 'away'); end"
+            )
+        database.commit()
+        patient.log_batch(run, params=[Param("search/rate", "0.05")])
+        patient.set_tag(run, "passes", 1.5)
+        patient.log_table(run, pd.DataFrame({"lr": [0.1], "val_loss": [2.0]}), "search.json")
+        if not back:
+            patient.set_terminated(run)
+        for table in ("params", "tags"):
+            database.execute(f"drop trigger {table}_refused")
+        database.commit()
+    database.close()
+    if back:
+        patient.set_tag(run, "passes", 1.6)
+        patient.set_terminated(run)
+    else:
+        delivery.deliver(undelivered(run))
+    found = patient.get_run(run)
+    assert found.data.params == {"search/rate": "0.05"}
+    assert found.data.tags["passes"] == ("1.6" if back else "1.5")
+    assert patient.load_table("0", "search.json").lr.tolist() == [0.1]
+    assert found.info.status == "FINISHED"
+    assert "the MLflow store is away: " in capsys.readouterr().err
