@@ -82,15 +82,24 @@ def _next(loss: Losses) -> float | None:
 
 
 def _race(judged: Callable[[float, int], float], loss: Losses, best: float, tie: float) -> float:
-    """Return the best exponent when larger ones that tie with it, and it, went twice as long, and twice again."""
+    """Return the best exponent when larger ones that tie with it, and it, went twice as long, and twice again.
+
+    Where none of them lasts so long, the largest of the smaller ones that does.
+    """
     exponents, times = [k for k in loss if k >= best and loss[k] <= (1 + tie) * loss[best]], 1
     if tie and math.isinf(loss.get(best + 1, 0.0)):  # the next one diverged: what is near it must last
         exponents, times = [*exponents, best + 0.5], LONGEST // 2
     while times < LONGEST and len(exponents) > 1:
         times *= 2
-        loss = {k: judged(k, times) for k in exponents}
-        best = _best(loss)
-        exponents = [k for k in exponents if loss[k] <= (1 + tie) * loss[best]]
+        longer = {k: judged(k, times) for k in exponents}
+        smaller = sorted(k for k in loss if k < min(exponents))
+        while smaller and math.isinf(min(longer.values())):
+            k = smaller.pop()
+            longer[k] = judged(k, times)
+        if math.isinf(min(longer.values())):  # --trainer.max_time was over
+            return best
+        best = _best(longer)
+        exponents = [k for k in longer if longer[k] <= (1 + tie) * longer[best]]
     return best
 
 

@@ -95,3 +95,13 @@ def test_half_a_rung_beside_a_rate_that_diverged_must_win_at_four_times_the_leng
 
     assert search_rate(cliff, 1.0) == pytest.approx(3**0.5)
     assert search_rate(crumbling, 1.0) == 1.0
+
+
+@pytest.mark.parametrize(("lasts", "found"), [(2.0, 1.0), (5.0, 3.0), (0.1, 10.0)])
+def test_where_no_rate_that_ties_lasts_the_largest_smaller_one_that_does_is_taken(lasts: float, found: float) -> None:
+    """Where none does, the time of the run was over: the best of the short ones, as without a race."""
+
+    def brittle(rate: float, times: int) -> float:
+        return math.inf if times > 1 and rate > lasts else 1 + 0.01 * math.log(rate / 10) ** 2
+
+    assert search_rate(brittle, 1.0) == pytest.approx(found)
