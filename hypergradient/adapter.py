@@ -19,9 +19,8 @@ from hypergradient.adaptation import Adaptation
 from hypergradient.average import Average
 from hypergradient.batches import endless, first, samples
 from hypergradient.rates import ScaledRates
-from hypergradient.settings import Settings
+from hypergradient.settings import LEAST, Settings
 
-LEAST = 16  # samples of a hypothetical step
 STATE = ("steps", "skipped", "in_a_row", "began", "begun", "scale", "position", "told", "passes", "lowest", "highest")
 
 

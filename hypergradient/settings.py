@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
+LEAST = 16  # samples of a hypothetical step
+
 
 @dataclass(frozen=True)
 class Settings:

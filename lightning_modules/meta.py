@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hypergradient import Adaptation, Settings, check_supported
+from hypergradient.settings import LEAST
 from lightning_modules.supervised import Batch, OptimizerFactory, Pair, SupervisedModule, objective
-
-LEAST = 16  # samples of a hypothetical step
 
 
 class MetaModule(SupervisedModule):
