@@ -12,6 +12,7 @@ from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from statistics import mean
+from subprocess import check_output
 from typing import Any
 
 import prodigyopt
@@ -150,7 +151,8 @@ def document(made: dict[str, Any]) -> str:
 
 Test loss after training, the mean of {len(SEEDS)} seeds, and in brackets its ratio to the best of 7 rates
 ({GRID[0]:.0e} to {GRID[-1]:.0e}, chosen by the validation loss). AdamW without weight decay, a constant rate, batches
-of 32. Made by `python -m benchmarks.usefulness` with {made["packages"]}, on one core.
+of 32. Made by `python -m benchmarks.usefulness` with {made["packages"]}, on one core,
+at commit {made["commit"]}.
 
 {markdown(["", *results], rows)}
 
@@ -168,7 +170,10 @@ def main() -> None:
     torch.set_num_threads(1)
     made = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"tasks": {}}
     made["packages"] = ", ".join(f"{name} {version(name).split('+')[0]}" for name in ("torch", "transformers", "peft"))
-    for name, task in tqdm([(name, task) for name, task in TASKS.items() if name not in made["tasks"]], desc="tasks"):
+    missing = {name: task for name, task in TASKS.items() if name not in made["tasks"]}
+    if missing:
+        made["commit"] = check_output(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, text=True).strip()
+    for name, task in tqdm(missing.items(), desc="tasks"):
         made["tasks"][name] = [measure(task, seed) for seed in tqdm(SEEDS, desc=name, leave=False)]
         RESULTS.write_text(json.dumps(made, indent=1) + "\n")
     PAGE.write_text(document(made), encoding="utf-8")
