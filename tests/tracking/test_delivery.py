@@ -84,7 +84,7 @@ def test_tags_and_parameters_that_a_store_refused_reach_it(
     found = patient.get_run(run)
     assert found.data.params == {"search/rate": "0.05"}
     assert found.data.tags["passes"] == ("1.6" if back else "1.5")
-    table = Path(patient.download_artifacts(run, "search.json"))  # `load_table` asks a store that another test set
-    assert pd.read_json(table, orient="split").lr.tolist() == [0.1]
+    kept = Path(patient.download_artifacts(run, "search.json"))  # `load_table` asks a store that another test set
+    assert pd.read_json(kept, orient="split").lr.tolist() == [0.1]
     assert found.info.status == "FINISHED"
     assert "the MLflow store is away: " in capsys.readouterr().err
