@@ -182,7 +182,7 @@ class Meta:
         gradient = torch.autograd.grad(loss, self.average)
         rate = sum(torch.sum(g * z) for g, z in zip(gradient, self.difference, strict=True))
         shrunk = -sum(torch.sum(g * p.detach()) for g, p in zip(gradient, self.params, strict=True))
-        seen = [float(loss), float(rate), self.rate * self.decay * float(shrunk)]
+        seen = [float(loss.detach()), float(rate), self.rate * self.decay * float(shrunk)]
         self.sums += torch.tensor(seen, dtype=torch.float64)
         self.looks += 1
 

@@ -5,9 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from experiment.process import quiet
+
+torch.set_warn_always(True)  # or a warning fails only the test that happens to be the first of its process
 
 
 @pytest.fixture(scope="session")
