@@ -113,11 +113,12 @@ def arithmetic(workload: Workload, dtype: torch.dtype) -> Step:
         nonlocal log_scale
         optimizer.zero_grad()
         loss(network, train).backward()
-        before = [p.detach().clone() for p in params]
+        with torch.no_grad():
+            update = list(torch._foreach_neg(params))
         optimizer.param_groups[0]["lr"] = LR * math.exp(log_scale)
         optimizer.step()
         with torch.no_grad():
-            update = torch._foreach_sub(params, before)
+            torch._foreach_add_(update, params)
         gradients = torch.autograd.grad(loss(network, look), params)
         move = -META_LR * sum(float(torch.vdot(g.ravel(), d.ravel())) for g, d in zip(gradients, update, strict=True))
         log_scale += move

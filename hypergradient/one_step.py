@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from hypergradient.hooks import StepHooks
 from hypergradient.processes import mean_over_processes
-from hypergradient.step import Update, difference, hypergradient, real_step, scale_rates, weights
+from hypergradient.step import Update, add_weights, hypergradient, minus_weights, real_step, scale_rates
 from hypergradient.support import check_supported
 from hypergradient.trace import no_trace
 
@@ -114,7 +114,7 @@ class OneStepAdapter(StepHooks):
         self._grow(len(self.optimizer.param_groups))
         finite = self.drop_unless_finite()
         look = finite and (self.steps - 1) % self.every == 0
-        self.start = weights(self.optimizer) if look else []
+        self.start = minus_weights(self.optimizer) if look else []
         if finite and not look:
             self.in_a_row = 0  # where there is a look, what it finds decides
         self.rates = scale_rates(self.optimizer, self.log_scale.exp())
@@ -137,7 +137,7 @@ class OneStepAdapter(StepHooks):
         own = list(self.rates or ())
         self.restore()
         if self.start:
-            update, self.start = difference(self.start), []
+            update, self.start = add_weights(self.start), []
             self._adapt(update, own)
 
     def _adapt(self, update: Update, rates: list[float]) -> None:

@@ -44,23 +44,22 @@ def scaled(optimizer: Optimizer, scale: float | Tensor) -> Iterator[None]:
             group["lr"] = rate
 
 
-def weights(optimizer: Optimizer) -> Update:
-    """Return a copy of θ, of the parameters that have a gradient: the others do not move. Empty where none has."""
+@torch.no_grad()
+def minus_weights(optimizer: Optimizer) -> Update:
+    """Return -θ, of the parameters that have a gradient: the others do not move. Empty where none has."""
     moved = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
-    return [(params, [p.detach().clone() for p in params]) for params in moved] if any(moved) else []
+    return [(params, list(torch._foreach_neg(params)) if params else []) for params in moved] if any(moved) else []
 
 
 @torch.no_grad()
-def difference(start: Update) -> Update:
-    """Turn the copy of θ into Δ = θ' - θ, in place: Δ takes no memory of its own."""
-    for params, before in start:
+def add_weights(start: Update) -> Update:
+    """Turn -θ into Δ = θ' - θ, in place: one kernel a parameter, and Δ takes no memory of its own."""
+    for params, minus in start:
         if params:  # a group may be frozen whole
-            torch._foreach_neg_(before)
-            torch._foreach_add_(before, params)
+            torch._foreach_add_(minus, params)
     return start
 
 
-@torch.no_grad()
 def lookahead(optimizer: Optimizer, scale: float | Tensor) -> Update:
     """Step to θ' = θ + Δ, every group at `lr * scale`, and return Δ.
 
@@ -69,12 +68,12 @@ def lookahead(optimizer: Optimizer, scale: float | Tensor) -> Update:
     Raises:
         ValueError: no parameter has a gradient.
     """
-    start = weights(optimizer)
+    start = minus_weights(optimizer)
     if not start:
         raise ValueError("No parameter has a gradient, so there is no step to look ahead to: call backward() first.")
     with scaled(optimizer, scale):
         optimizer.step()
-    return difference(start)
+    return add_weights(start)
 
 
 def hypergradient(lookahead_loss: Tensor, update: Update) -> Tensor:
@@ -86,9 +85,9 @@ def hypergradient(lookahead_loss: Tensor, update: Update) -> Tensor:
     pairs = [[(p, d) for p, d in zip(*group, strict=True) if p.requires_grad] for group in update]
     params = [p for group in pairs for p, _ in group]
     gradients = iter(torch.autograd.grad(lookahead_loss, params, materialize_grads=True))
-    zero = torch.zeros_like(lookahead_loss)  # of a group that is frozen whole
     products = [[torch.vdot(next(gradients).ravel(), d.ravel()).real for _, d in group] for group in pairs]
-    return torch.stack([sum(rest, first) for first, *rest in (group or [zero] for group in products)])
+    sums = [sum(rest, first) for first, *rest in (group or [lookahead_loss.new_zeros(())] for group in products)]
+    return torch.stack(sums)  # 0 of a group that is frozen whole
 
 
 @torch.no_grad()
