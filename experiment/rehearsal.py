@@ -65,6 +65,8 @@ def check_checkpoint(path: Path, module: SupervisedModule, goes_on: bool) -> Non
             module.on_load_checkpoint(checkpoint)
         except KeyError as error:
             raise ValueError(f"{path} has no {error}: another arm, or another version, wrote it") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 def note_other_data(trained: Mapping[str, Any], now: Mapping[str, Any]) -> None:

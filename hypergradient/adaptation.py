@@ -17,7 +17,7 @@ undone, and not seen from where it leads.
 import copy
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -187,7 +187,7 @@ class Adaptation:
 
     def shrink(self) -> None:
         """Take it away, before the optimizer's step."""
-        self.twin.shrink(self.network, self.decay)
+        self.twin.shrink(self.twin.real, self.decay)
 
     def step(self, loss: float | Tensor, hypothetical_loss: Callable[[nn.Module], Tensor]) -> None:
         """Take the hypothetical step, after the real one.
@@ -224,8 +224,22 @@ class Adaptation:
         return copy.deepcopy(own | {"losses": self.losses.state_dict(), "twin": self.twin.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; the learning rate itself is in the optimizer's state."""
+        """Go on from there; the learning rate itself is in the optimizer's state.
+
+        Raises:
+            ValueError: another version wrote it; nothing is loaded.
+        """
+        require_state(state)
         for name in STATE:
             setattr(self, name, copy.deepcopy(state[name]))
         self.losses.load_state_dict(state["losses"])
         self.twin.load_state_dict(state["twin"])
+
+
+def require_state(state: Mapping[str, Any]) -> None:
+    """Raise a ValueError where something is missing in the state of an adaptation."""
+    missing = {*STATE, "losses", "twin"} - state.keys() or vars(Losses()).keys() - state["losses"].keys()
+    if missing:
+        raise ValueError(
+            f"the state of the adaptation has no {', no '.join(sorted(missing))}: another version wrote it"
+        )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hypergradient.adaptation import Adaptation
+from hypergradient.adaptation import Adaptation, require_state
 from hypergradient.average import Average
 from hypergradient.batches import endless, first, samples
 from hypergradient.rates import ScaledRates
@@ -193,8 +193,10 @@ class RateAdapter(ScaledRates):
         """Go on from there, when network and optimizer have their own states again.
 
         Raises:
-            ValueError: it is the state of a run with an average, and this one has none, or the other way round.
+            ValueError: it is the state of a run with an average, and this one has none, or the other way round; or another
+                version wrote it. Nothing is loaded.
         """
+        require_state(state.get("adaptation", {}))
         of = {True: "a window", False: "window=0"}
         ours, theirs = of[bool(self.average)], of["average" in state]
         self.require(f"the state is of a run with {ours}", ours == theirs, theirs)

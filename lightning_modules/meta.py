@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hypergradient import Adaptation, Settings, check_supported
+from hypergradient.adaptation import require_state
 from hypergradient.settings import LEAST
 from lightning_modules.supervised import Batch, OptimizerFactory, Pair, SupervisedModule, objective
 
@@ -85,14 +86,15 @@ class MetaModule(SupervisedModule):
         loss = self.loss(batch["train"])
         if not self.parts:
             optimizer.zero_grad()
-        self.manual_backward(loss / self.accumulate_grad_batches)
+        several = self.accumulate_grad_batches > 1  # else nothing is divided, averaged or joined: it costs kernels
+        self.manual_backward(loss / self.accumulate_grad_batches if several else loss)
         self.losses.append(loss.detach())
         self.parts.append(self._part(batch["train"]))
         if len(self.parts) < self.accumulate_grad_batches and not self.trainer.is_last_batch:
             return {"loss": loss.detach()}
         if self.gradient_clip_val is not None:
             self.clip_gradients(optimizer, self.gradient_clip_val)
-        mean = torch.stack(self.losses[-len(self.parts) :]).mean()
+        mean = torch.stack(self.losses[-len(self.parts) :]).mean() if several else loss.detach()
         return {"loss": loss.detach()} | self._step(optimizer, batch, mean)
 
     def _step(self, optimizer: Any, batch: Pair, loss: Tensor) -> dict[str, Tensor | float]:
@@ -105,8 +107,9 @@ class MetaModule(SupervisedModule):
         seen |= {"lr": adaptation.rate, "decay": adaptation.decay}
         adaptation.shrink()
         optimizer.step()
-        rewound, (x, y) = adaptation.rewound, (torch.cat(tensors) for tensors in zip(*self.parts, strict=True))
+        rewound, parts = adaptation.rewound, self.parts.copy()
         self.parts.clear()
+        x, y = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
         adaptation.step(loss, lambda network: _loss(network, (x, y)))
         if adaptation.rewound > rewound:  # mended: what watches for divergence is not to see it
             seen["loss"] = self.losses[-1] = torch.full_like(loss, adaptation.losses.first)
@@ -145,6 +148,8 @@ class MetaModule(SupervisedModule):
         """Go on with it."""
         super().on_load_checkpoint(checkpoint)
         self.kept = checkpoint["adaptation"]
+        if self.kept:  # of a fit that had begun
+            require_state(self.kept)
 
 
 def _loss(network: nn.Module, batch: Batch) -> Tensor:

@@ -109,6 +109,9 @@ def spoilt(name: str, good: Path, folder: Path) -> Path:
         case "no-adaptation":
             del content["adaptation"]
             torch.save(content, path)
+        case "older":
+            del content["adaptation"]["losses"]["at_move"]
+            torch.save(content, path)
     return path
 
 
@@ -123,6 +126,7 @@ def spoilt(name: str, good: Path, folder: Path) -> Path:
         ("no-weights", "is nothing there, and ("),
         ("shape", "network.0.weight is (7, 40) there, and (100, 40) here"),
         ("no-adaptation", "has no 'adaptation'"),
+        ("older", "the state of the adaptation has no at_move: another version wrote it"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_gone_on_with_is_refused(

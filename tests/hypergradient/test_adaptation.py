@@ -9,6 +9,7 @@ from torch.nn.functional import mse_loss
 from torch.optim import Optimizer
 
 from hypergradient import Adaptation, Settings
+from hypergradient.adaptation import STATE
 from hypergradient.start import weights_per_step
 
 DATA = torch.randn(256, 8, generator=torch.Generator().manual_seed(0))
@@ -226,3 +227,16 @@ def test_a_setting_out_of_range_is_refused(wrong: dict[str, float]) -> None:
     [name] = wrong
     with pytest.raises(ValueError, match=rf"^{name} must be .*, got"):
         Settings(**wrong)
+
+
+def test_a_state_that_another_version_wrote_is_refused_whatever_it_lacks() -> None:
+    adaptation, _ = adapt(steps=30)
+    before = adaptation.state_dict()
+    places = [(before, name) for name in before] + [(before["losses"], name) for name in before["losses"]]
+    assert len(places) == len(STATE) + 2 + 4
+    for place, name in places:
+        lost = place.pop(name)
+        with pytest.raises(ValueError, match=f"has no {name}: another version wrote it"):
+            adaptation.load_state_dict(before)
+        place[name] = lost
+    adaptation.load_state_dict(before)
