@@ -38,6 +38,11 @@ class LastCheckpoint(ModelCheckpoint):
         self.seconds, self.written = seconds, time.monotonic()
         self.between = self.stepping = self.interrupted = False  # two steps; at all; by Ctrl-C
 
+    @property
+    def state_key(self) -> str:
+        """Return the name of the state in a checkpoint; Lightning's own is formatted anew in each hook of a step."""
+        return type(self).__name__
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Become the one writer of the run, and say which it is."""
         for logger in trainer.loggers:

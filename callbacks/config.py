@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import MLFlowLogger
 class LogInputs(SaveConfigCallback):
     """Log the configuration, whole as `config.yaml` and what defines the run as MLflow params; and digests of the data.
 
-    One callback for both: Lightning calls each some six times a step, whether it has anything to do there or not.
+    Leaves the Trainer then: Lightning calls each callback some six times a step, whether it has something to do or not.
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
@@ -33,6 +33,8 @@ class LogInputs(SaveConfigCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Send name, shape and digest of the training, the validation and the test samples to MLflow."""
+        own = trainer.callbacks  # type: ignore[attr-defined]
+        trainer.callbacks = [callback for callback in own if callback is not self]  # type: ignore[attr-defined]
         if not isinstance(trainer.logger, MLFlowLogger) or not trainer.is_global_zero:
             return
         module = trainer.datamodule  # type: ignore[attr-defined]

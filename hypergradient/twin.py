@@ -67,11 +67,10 @@ class Twin:
         return [p for p, moved in zip(network.parameters(), self.mask, strict=True) if moved]
 
     @torch.no_grad()
-    def shrink(self, network: nn.Module, decay: float) -> None:
-        """Take that part of each weight away, in the network or in a copy of it."""
-        params = [p for p, decays in zip(self.trained(network), self.decays, strict=True) if decays]
-        if params:
-            torch._foreach_mul_(params, 1 - decay)
+    def shrink(self, params: list[Tensor], decay: float) -> None:
+        """Take that part of each weight away, of the real run's or of the hypothetical one's."""
+        if shrunk := [p for p, decays in zip(params, self.decays, strict=True) if decays]:
+            torch._foreach_mul_(shrunk, 1 - decay)
 
     def step(self, loss: Callable[[nn.Module], Tensor], decay: float = 0.0) -> None:
         """Take the hypothetical step, after the real one, and average the difference.
@@ -88,7 +87,7 @@ class Twin:
             nn.utils.clip_grad_norm_(self.own, self.clip)
         for group, real in zip(self.optimizer.param_groups, self.real_optimizer.param_groups, strict=True):
             group.update({name: real[name] for name in SCHEDULED if name in real}, lr=self.factor * real["lr"])
-        self.shrink(self.network, decay)
+        self.shrink(self.own, decay)
         with torch.no_grad():
             self.optimizer.step()
             torch._foreach_lerp_(self.own, self.real, self.pull)

@@ -11,6 +11,7 @@ import torch
 import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from callbacks import LogInputs
 from experiment.presets import ARMS, BASE, CONFIGS, ROOT, TASKS, color
 from experiment.report import report
 from experiment.training import train
@@ -42,6 +43,7 @@ def test_each_arm_trains_is_tested_once_and_keeps_what_it_did(arm: str) -> None:
     assert names <= run.data.metrics.keys()
     assert len(history(run.info.run_id, "test/loss")) == 1
     assert {"config.yaml", "trajectory.png", "schedule.csv"} <= artifacts(run.info.run_id)
+    assert not any(isinstance(callback, LogInputs) for callback in cli.trainer.callbacks)  # type: ignore[attr-defined]
 
 
 class StatusInTest(Callback):
