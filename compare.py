@@ -16,7 +16,7 @@ from experiment.options import (
     typed,
 )
 from experiment.presets import ARMS, HEADLINE, RESULTS
-from experiment.process import script
+from experiment.process import importing, script
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,9 +50,10 @@ def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def main(args: list[str] | None = None) -> "pd.DataFrame":
     """Train what is missing, write the figures, the table and the raw numbers, and say where they are."""
     own, rest = parse(args)
-    from experiment.comparison import Comparison, compare  # late: the help does not wait for torch
-    from tracking.links import how_to_compare, how_to_see
-    from tracking.store import open_experiment
+    with importing():  # late: the help does not wait for torch
+        from experiment.comparison import Comparison, compare
+        from tracking.links import how_to_compare, how_to_see
+        from tracking.store import open_experiment
 
     runs, table, parent = compare(Comparison(arguments=tuple(rest), **vars(own)), typed("compare.py", args))
     print(f"{table}\nwritten to  {own.output}\nsee it      {how_to_see(open_experiment(), parent)}")

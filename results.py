@@ -5,7 +5,7 @@ from pathlib import Path
 
 from experiment.options import CORES, STAGES, make_folder, positive, typed
 from experiment.presets import RESULTS
-from experiment.process import script
+from experiment.process import importing, script
 
 
 def parse(args: list[str] | None) -> argparse.Namespace:
@@ -29,9 +29,10 @@ def parse(args: list[str] | None) -> argparse.Namespace:
 def main(args: list[str] | None = None) -> None:
     """Run the stages, each into `results/STAGE/`, and put their tables into the documents."""
     own = parse(args)
-    from experiment.publication import publish_stage, redraw  # late: the help does not wait for torch
-    from experiment.stages import Scale
-    from experiment.workers import worker_pool
+    with importing():  # late: the help does not wait for torch
+        from experiment.publication import publish_stage, redraw
+        from experiment.stages import Scale
+        from experiment.workers import worker_pool
 
     if own.redraw:
         for name in own.stages:

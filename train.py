@@ -3,7 +3,7 @@
 import sys
 
 from experiment.presets import HELP
-from experiment.process import script
+from experiment.process import importing, script
 
 
 def main(args: list[str] | None = None) -> None:
@@ -12,8 +12,9 @@ def main(args: list[str] | None = None) -> None:
     if given[:1] in (["--help"], ["-h"]):
         print(HELP)
         return
-    from experiment.report import report  # late: the help does not wait for torch
-    from experiment.training import train
+    with importing():  # late: the help does not wait for torch
+        from experiment.report import report
+        from experiment.training import train
 
     run = train(given)
     report(run)

@@ -19,7 +19,7 @@ from experiment.options import (
     typed,
 )
 from experiment.presets import ARMS, tuned_file
-from experiment.process import script
+from experiment.process import importing, script
 
 if TYPE_CHECKING:
     import optuna
@@ -41,8 +41,7 @@ def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--storage", metavar="URL", help="a database that several machines share: docs/scale.md")
     add("--output", type=Path, help="default: configs/tuned/ARM.yaml, if the runs are the arm's own")
     own, rest = parse_sweep(parser, args)
-    given = own.search or []
-    own.search = dict(given)
+    own.search = dict(given := own.search or [])
     if len(own.search) < len(given):
         parser.error("--search names an option twice")
     if both := own.search.keys() & {argument.split("=")[0].removeprefix("--") for argument in rest}:
@@ -57,9 +56,10 @@ def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def main(args: list[str] | None = None) -> "optuna.Study":
     """Run the trials that are missing, keep them in MLflow, and write the best rate."""
     own, rest = parse(args)
-    from experiment.tuning import Tuning, tune  # late: the help does not wait for torch
-    from tracking.links import how_to_see
-    from tracking.store import open_experiment
+    with importing():  # late: the help does not wait for torch
+        from experiment.tuning import Tuning, tune
+        from tracking.links import how_to_see
+        from tracking.store import open_experiment
 
     settings = {name: value for name, value in vars(own).items() if name != "output"}
     tuned = tune(Tuning(arguments=tuple(rest), **settings), typed("tune.py", args))

@@ -1,6 +1,7 @@
 """Every benchmark, into `benchmarks/results.json` and the tables of docs/performance.md: `python -m benchmarks`."""
 
 import argparse
+import gc
 import json
 import os
 import tempfile
@@ -118,6 +119,7 @@ def main() -> None:
     if unknown := set(own.sections) - set(SECTIONS):
         parser.error(f"there is no section {', '.join(sorted(unknown))}; there are {names}")
     quiet()
+    gc.freeze()  # as the commands do, when they have imported
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     torch.set_num_threads(1)
     facts = ", ".join(f"{name} {value}" for name, value in machine().items())

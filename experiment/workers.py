@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from experiment.options import CORES
-from experiment.process import quiet
+from experiment.process import importing, quiet
 
 
 @contextmanager
@@ -49,6 +49,8 @@ def _prepare() -> None:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # and the parent says what came out
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     quiet()
+    with importing():
+        import experiment.training  # noqa: F401
 
 
 def _end_with_the_parent() -> None:
