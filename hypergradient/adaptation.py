@@ -240,6 +240,5 @@ def require_state(state: Mapping[str, Any]) -> None:
     """Raise a ValueError where something is missing in the state of an adaptation."""
     missing = {*STATE, "losses", "twin"} - state.keys() or vars(Losses()).keys() - state["losses"].keys()
     if missing:
-        raise ValueError(
-            f"the state of the adaptation has no {', no '.join(sorted(missing))}: another version wrote it"
-        )
+        names = ", no ".join(sorted(missing))
+        raise ValueError(f"the state of the adaptation has no {names}: another version wrote it")

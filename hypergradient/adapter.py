@@ -193,8 +193,8 @@ class RateAdapter(ScaledRates):
         """Go on from there, when network and optimizer have their own states again.
 
         Raises:
-            ValueError: it is the state of a run with an average, and this one has none, or the other way round; or another
-                version wrote it. Nothing is loaded.
+            ValueError: it is the state of a run with an average, and this one has none, or the other way round; or
+                another version wrote it. Nothing is loaded.
         """
         require_state(state.get("adaptation", {}))
         of = {True: "a window", False: "window=0"}

@@ -12,7 +12,7 @@ def test_what_is_imported_is_never_looked_through_again_and_later_garbage_is_col
     gc.unfreeze()
     with importing():
         assert not gc.isenabled()
-        kept = [[] for _ in range(1_000)]
+        kept: list[list[int]] = [[] for _ in range(1_000)]
     try:
         assert gc.isenabled()
         assert gc.get_freeze_count() > 1_000
