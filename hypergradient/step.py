@@ -85,8 +85,8 @@ def hypergradient(lookahead_loss: Tensor, update: Update) -> Tensor:
     pairs = [[(p, d) for p, d in zip(*group, strict=True) if p.requires_grad] for group in update]
     params = [p for group in pairs for p, _ in group]
     gradients = iter(torch.autograd.grad(lookahead_loss, params, materialize_grads=True))
-    products = [[torch.vdot(next(gradients).ravel(), d.ravel()).real for _, d in group] for group in pairs]
-    sums = [sum(rest, first) for first, *rest in (group or [lookahead_loss.new_zeros(())] for group in products)]
+    products = [[torch.vdot(next(gradients).ravel(), d.ravel()) for _, d in group] for group in pairs]
+    sums = [sum(rest, first).real for first, *rest in (group or [lookahead_loss.new_zeros(())] for group in products)]
     return torch.stack(sums)  # 0 of a group that is frozen whole
 
 
