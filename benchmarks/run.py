@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from benchmarks import raw
 from benchmarks.measure import ratio
+from callbacks import TailAverage
 from callbacks.trajectory import needed
 from data import MNIST1DDataModule
 from experiment.presets import QUIET, ROOT
 from experiment.training import train
-from lightning_modules import MLP, SupervisedModule
+from lightning_modules import MLP, MetaModule, SupervisedModule
 from tracking.logger import Tracker
 
 LR, SHORT, LONG = 3e-3, 10, 40  # epochs of 32 steps; the difference of the two is free of what a run costs once
@@ -69,15 +70,25 @@ class Bare(LightningModule):
         """Leave it to the arm."""
 
 
-def bare(arm: str, epochs: int) -> None:
-    """Train by a Trainer without logger and callback, with the project's own loader and validation.
+def arithmetic(arm: str, epochs: int) -> None:
+    """Train the raw loop's steps by a bare Trainer: Lightning gets a loss, and makes no step itself."""
+    _fit(Bare(ARMS[arm], epochs * raw.PER_EPOCH), epochs)
 
-    `adam` is the project's module under automatic optimization; of `meta` Lightning gets the arithmetic alone.
-    """
+
+def bare(arm: str, epochs: int) -> None:
+    """Train the arm's own module by a bare Trainer, with its average of the weights where it has one."""
+    if arm == "adam":
+        _fit(SupervisedModule(MLP(), LR), epochs)
+    else:
+        _fit(MetaModule(MLP()), epochs, TailAverage())
+
+
+def _fit(module: LightningModule, epochs: int, *callbacks: Callback) -> None:
+    """Train without logger and other callbacks, with the project's own loader and validation."""
     off: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     off |= {"accelerator": "cpu", "enable_model_summary": False, "num_sanity_val_steps": 0}
-    module = SupervisedModule(MLP(), LR) if arm == "adam" else Bare(ARMS[arm], epochs * raw.PER_EPOCH)
-    Trainer(max_epochs=epochs, **off).fit(module, datamodule=MNIST1DDataModule(batch_size=raw.BATCH))
+    data = MNIST1DDataModule(batch_size=raw.BATCH)
+    Trainer(max_epochs=epochs, callbacks=list(callbacks), **off).fit(module, datamodule=data)
 
 
 def tracking(hold: int, steps: int = 3_000) -> float:
@@ -97,7 +108,7 @@ def tracking(hold: int, steps: int = 3_000) -> float:
 
 
 def whole_runs(rounds: int = 7) -> dict[str, Any]:
-    """Measure runs of all three, interleaved; the CPU time of a step is from the difference of a long and a short run.
+    """Measure runs of all four, interleaved; the CPU time of a step is from the difference of a long and a short run.
 
     Raises:
         AssertionError: ours and raw do not end at the same test loss, so that something else would be timed.
@@ -107,7 +118,7 @@ def whole_runs(rounds: int = 7) -> dict[str, Any]:
 
 
 def _whole_run(arm: str, rounds: int) -> dict[str, Any]:
-    calls: dict[str, Callable[[str, int], Any]] = {"raw": theirs, "bare": bare, "ours": ours}
+    calls: dict[str, Callable[[str, int], Any]] = {"raw": theirs, "arithmetic": arithmetic, "bare": bare, "ours": ours}
     steps: dict[str, list[float]] = {who: [] for who in calls}
     for call in calls.values():
         call(arm, 1)  # imports, data
@@ -117,7 +128,7 @@ def _whole_run(arm: str, rounds: int) -> dict[str, Any]:
             raise AssertionError(f"{arm}: {of['ours', LONG][1]} is not the raw loop's {of['raw', LONG][1]}")
         for who, seconds in steps.items():
             seconds.append((of[who, LONG][0] - of[who, SHORT][0]) / raw.PER_EPOCH / (LONG - SHORT))
-    ratios = {f"ours / {who}": ratio(steps, "ours", who) for who in ("bare", "raw")}
+    ratios = {f"ours / {who}": ratio(steps, "ours", who) for who in ("bare", "arithmetic", "raw")}
     return {who: 1000 * float(np.median(seconds)) for who, seconds in steps.items()} | ratios
 
 
