@@ -136,7 +136,7 @@ IMPORTS = "import gc; gc.disable(); import pytorch_lightning.cli, mlflow; mlflow
 STARTS = {
     "`import torch`": ["-c", "import torch"],
     "`import pytorch_lightning.cli`": ["-c", "import pytorch_lightning.cli"],
-    "the limit: both and MLflow, no garbage collected, and a run in its store": ["-c", IMPORTS],
+    "both and MLflow, no garbage collected, and a run in its store": ["-c", IMPORTS],
     "`train.py --help`": ["train.py", "--help"],
     "`train.py --print_config`": ["train.py", "--print_config"],
     "`train.py`, one step": ["train.py", "--optimizer", "adam", "--trainer.max_steps=1", QUIET],

@@ -42,7 +42,7 @@ def quiet() -> None:
 def importing() -> Iterator[None]:
     """Import here what takes seconds: none of it is garbage, yet each collection would look through all of it again.
 
-    A fifth of a short run's CPU time (`python -m benchmarks starts`).
+    Without it a short run takes a fifth more CPU time (`python -m benchmarks starts`).
     """
     gc.disable()
     try:
