@@ -24,13 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hypergradient.copies import clear_state, follow_modes, unwrapped
+from hypergradient.copies import clear_state, follow_modes, require_keys, unwrapped
 from hypergradient.losses import Losses
 from hypergradient.processes import mean_over_processes
 from hypergradient.settings import Settings
 from hypergradient.start import weights_per_step
 from hypergradient.support import check_supported
-from hypergradient.twin import Twin
+from hypergradient.twin import PARTS, Twin
 
 EVERY = 16  # steps from look to look, where the rate does not move more often
 DELAY = 20  # steps, in the clock of the moves
@@ -238,7 +238,6 @@ class Adaptation:
 
 def require_state(state: Mapping[str, Any]) -> None:
     """Raise a ValueError where something is missing in the state of an adaptation."""
-    missing = {*STATE, "losses", "twin"} - state.keys() or vars(Losses()).keys() - state["losses"].keys()
-    if missing:
-        names = ", no ".join(sorted(missing))
-        raise ValueError(f"the state of the adaptation has no {names}: another version wrote it")
+    require_keys(state, *STATE, "losses", "twin")
+    require_keys(state["losses"], *vars(Losses()))
+    require_keys(state["twin"], *PARTS)

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from hypergradient.adaptation import Adaptation, require_state
 from hypergradient.average import Average
 from hypergradient.batches import endless, first, samples
+from hypergradient.copies import require_keys
 from hypergradient.rates import ScaledRates
 from hypergradient.settings import LEAST, Settings
 
@@ -196,7 +197,8 @@ class RateAdapter(ScaledRates):
             ValueError: it is the state of a run with an average, and this one has none, or the other way round; or
                 another version wrote it. Nothing is loaded.
         """
-        require_state(state.get("adaptation", {}))
+        require_keys(state, *STATE, "adaptation")
+        require_state(state["adaptation"])
         of = {True: "a window", False: "window=0"}
         ours, theirs = of[bool(self.average)], of["average" in state]
         self.require(f"the state is of a run with {ours}", ours == theirs, theirs)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.optim import Optimizer
 
+from hypergradient.copies import require_keys
 from hypergradient.hooks import StepHooks
 from hypergradient.processes import mean_over_processes
 from hypergradient.step import Update, add_weights, hypergradient, minus_weights, real_step, scale_rates
@@ -97,8 +98,10 @@ class OneStepAdapter(StepHooks):
         """Go on from there.
 
         Raises:
-            ValueError: it is the state of other parameter groups, or of another `per_group`; nothing is loaded.
+            ValueError: it is the state of other parameter groups, of another `per_group` or of another version; nothing
+                is loaded.
         """
+        require_keys(state, "log_scale", "moments", "meta_optimizer", *COUNTS)
         self._grow(len(self.optimizer.param_groups))
         for name in ("log_scale", "moments"):
             has, wants = tuple(state[name].shape), tuple(getattr(self, name).shape)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from hypergradient.copies import set_mode
+
 
 @contextmanager
 def no_trace(network: nn.Module, batch_statistics: bool = False) -> Iterator[None]:
@@ -28,7 +30,7 @@ def no_trace(network: nn.Module, batch_statistics: bool = False) -> Iterator[Non
     recurrent = any(isinstance(module, nn.RNNBase) for module in modules)  # cuDNN's have no backward in evaluation mode
     hooks = []
     for module, mode in zip(modules, modes, strict=True):
-        vars(module)["training"] = False  # a tenth of the time of nn.Module's own setter
+        set_mode(module, False)
         if batch_statistics and mode and isinstance(module, nn.modules.batchnorm._BatchNorm):  # else it is frozen
             hooks.append(module.register_forward_pre_hook(_normalise_by_the_batch))
     try:
@@ -41,7 +43,7 @@ def no_trace(network: nn.Module, batch_statistics: bool = False) -> Iterator[Non
         for hook in hooks:
             hook.remove()
         for module, mode in zip(modules, modes, strict=True):
-            vars(module)["training"] = mode
+            set_mode(module, mode)
         for metric, states in zip(metrics, counted, strict=True):
             vars(metric).update(states)
         with torch.no_grad():

@@ -24,6 +24,7 @@ from hypergradient.copies import clear_state, copy_network, copy_onto, follow_mo
 from hypergradient.processes import mean_over_processes
 from hypergradient.trace import gpus, no_trace
 
+PARTS = ("network", "optimizer", "difference", "steps")  # of its state
 SCHEDULED = ("momentum", "betas", "weight_decay")  # what schedules change beside the rate
 
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hypergradient import Adaptation, Settings, check_supported
-from hypergradient.adaptation import require_state
 from hypergradient.settings import LEAST
 from lightning_modules.supervised import Batch, OptimizerFactory, Pair, SupervisedModule, objective
 
@@ -148,8 +147,6 @@ class MetaModule(SupervisedModule):
         """Go on with it."""
         super().on_load_checkpoint(checkpoint)
         self.kept = checkpoint["adaptation"]
-        if self.kept:  # of a fit that had begun
-            require_state(self.kept)
 
 
 def _loss(network: nn.Module, batch: Batch) -> Tensor:

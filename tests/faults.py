@@ -294,7 +294,7 @@ tried(
         "a checkpoint without weights": (r"is nothing there, and", 2),
         "a checkpoint of another shape": (r"network.0.weight is \(7, 40\) there, and \(100, 40\) here", 2),
         "a checkpoint without the state of the arm": (r"has no .adaptation.", 2),
-        "a checkpoint of another version": (r"the state of the adaptation has no at_move: another version wrote it", 2),
+        "a checkpoint of another version": (r"the state has no at_move: another version wrote it", 2),
     },
 )
 tried(

@@ -10,6 +10,7 @@ import torch
 from experiment.presets import QUIET
 from experiment.process import script
 from experiment.training import train
+from lightning_modules import MLP, MetaModule
 from tests.store import runs, schedule
 from tracking.store import client
 from train import main
@@ -126,7 +127,7 @@ def spoilt(name: str, good: Path, folder: Path) -> Path:
         ("no-weights", "is nothing there, and ("),
         ("shape", "network.0.weight is (7, 40) there, and (100, 40) here"),
         ("no-adaptation", "has no 'adaptation'"),
-        ("older", "the state of the adaptation has no at_move: another version wrote it"),
+        ("older", "the state has no at_move: another version wrote it"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_gone_on_with_is_refused(
@@ -139,6 +140,14 @@ def test_a_checkpoint_that_cannot_be_gone_on_with_is_refused(
     line = capsys.readouterr().err.splitlines()[-1]
     assert message in line
     assert len(runs()) == 1
+
+
+def test_what_another_version_wrote_is_still_tested(checkpoint: Path, tmp_path: Path) -> None:
+    """Its weights are there: to test, to predict and to load them needs no more."""
+    path = spoilt("older", checkpoint, tmp_path)
+    tested = [train(["test", f"--ckpt_path={file}", QUIET]).trainer.callback_metrics for file in (path, checkpoint)]
+    assert tested[0]["test/loss"] == tested[1]["test/loss"]
+    assert MetaModule.load_from_checkpoint(path, network=MLP(), optimizer=None)
 
 
 def test_a_run_whose_checkpoint_is_refused_stays_as_it_was(checkpoint: Path, tmp_path: Path) -> None:

@@ -229,14 +229,16 @@ def test_a_setting_out_of_range_is_refused(wrong: dict[str, float]) -> None:
         Settings(**wrong)
 
 
-def test_a_state_that_another_version_wrote_is_refused_whatever_it_lacks() -> None:
-    adaptation, _ = adapt(steps=30)
-    before = adaptation.state_dict()
-    places = [(before, name) for name in before] + [(before["losses"], name) for name in before["losses"]]
-    assert len(places) == len(STATE) + 2 + 4
+def test_a_state_that_another_version_wrote_is_refused_whatever_it_lacks_and_nothing_of_it_is_loaded() -> None:
+    (saved, _), (other, _) = adapt(steps=30), adapt(steps=5)
+    state, before = saved.state_dict(), str(other.state_dict())
+    places = [(part, name) for part in (state, state["losses"], state["twin"]) for name in part]
+    assert len(places) == len(STATE) + 2 + 4 + 4
     for place, name in places:
         lost = place.pop(name)
         with pytest.raises(ValueError, match=f"has no {name}: another version wrote it"):
-            adaptation.load_state_dict(before)
+            other.load_state_dict(state)
         place[name] = lost
-    adaptation.load_state_dict(before)
+        assert str(other.state_dict()) == before
+    other.load_state_dict(state)
+    assert str(other.state_dict()) == str(state)

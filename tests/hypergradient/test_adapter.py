@@ -238,3 +238,20 @@ def test_what_a_scaler_tells_a_fused_optimizer_for_one_step_is_not_copied() -> N
         setattr(optimizer, name, torch.ones(()))
     copied = Twin(net, optimizer).optimizer
     assert not {"grad_scale", "found_inf"} & vars(copied).keys()
+
+
+@pytest.mark.parametrize("kind", [RateAdapter, OneStepAdapter])
+def test_a_state_that_another_version_wrote_is_refused_whatever_it_lacks(kind: type) -> None:
+    net = network()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    if kind is RateAdapter:
+        adapter: Any = RateAdapter(optimizer, net, loss, VALIDATION)
+        train(optimizer, adapter, range(3))
+    else:
+        adapter = OneStepAdapter(optimizer, net, lambda: loss(net, VALIDATION[0]))
+    state, before = adapter.state_dict(), str(adapter.state_dict())
+    for name in [name for name in state if name != "average"]:  # without one it is the state of a run with window=0
+        lacking = {key: value for key, value in state.items() if key != name}
+        with pytest.raises(ValueError, match=f"has no {name}: another version wrote it"):
+            adapter.load_state_dict(lacking)
+        assert str(adapter.state_dict()) == before

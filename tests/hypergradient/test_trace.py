@@ -1,9 +1,12 @@
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hypergradient import no_trace
+from hypergradient.copies import follow_modes
 
 
 class Noisy(nn.Module):
@@ -55,3 +58,17 @@ def test_a_look_at_a_recurrent_network_leaves_cudnn_as_it_was() -> None:
     assert torch.backends.cudnn.enabled == before
     with no_trace(nn.Linear(3, 4)):
         assert torch.backends.cudnn.enabled == before
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_the_mode_of_a_scripted_module_is_not_in_python() -> None:
+    """In a look it drops nothing, and afterwards it does; a copy follows it into evaluation mode."""
+    net, x = nn.Sequential(nn.Linear(4, 400), torch.jit.script(nn.Dropout(0.5))), torch.ones(1, 4)
+    copied = copy.deepcopy(net)
+    with no_trace(net):
+        assert torch.equal(net(x), net[0](x))
+    assert (net(x) == 0).any()
+    for training in (False, True):
+        net.train(training)
+        follow_modes(copied, net)
+        assert (copied(x) == 0).any().item() is training
