@@ -37,11 +37,12 @@ class LastCheckpoint(ModelCheckpoint):
         super().__init__(save_on_exception=True)
         self.seconds, self.written = seconds, time.monotonic()
         self.between = self.stepping = self.interrupted = False  # two steps; at all; by Ctrl-C
+        self._key = super().state_key
 
     @property
     def state_key(self) -> str:
-        """Return the name of the state in a checkpoint; Lightning's own is formatted anew in each hook of a step."""
-        return type(self).__name__
+        """Return the name of the state in a checkpoint, which Lightning would format anew in each hook of a step."""
+        return self._key
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Become the one writer of the run, and say which it is."""

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import MLFlowLogger
 class LogInputs(SaveConfigCallback):
     """Log the configuration, whole as `config.yaml` and what defines the run as MLflow params; and digests of the data.
 
-    Leaves the Trainer then: Lightning calls each callback some six times a step, whether it has something to do or not.
+    Leaves the Trainer as the fit starts: Lightning calls each callback some six times a step, whatever it has to do.
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:

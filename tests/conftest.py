@@ -1,7 +1,9 @@
 """A real MLflow store for each test, in a folder of its own."""
 
+import gc
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def store(fresh_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def store(fresh_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder that holds `mlflow.db` and `mlruns/` of this test."""
     folder = tmp_path / "a store"  # with a blank in its name
     folder.mkdir()
@@ -31,4 +33,5 @@ def store(fresh_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sys, "argv", ["train.py"])
     monkeypatch.chdir(tmp_path)  # without a logger, Lightning saves where the command was typed
     quiet()
-    return folder
+    yield folder
+    gc.unfreeze()  # what a command froze when it had imported: pytest's plugins ask for referrers

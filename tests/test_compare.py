@@ -129,16 +129,16 @@ def test_a_comparison_that_was_stopped_goes_on_where_it_was(sent: signal.Signals
     options = ["--seeds", "12", "--optimizers", *ARMS, "--trainer.max_epochs=10", "--output", str(tmp_path)]
     command = [sys.executable, str(ROOT / "compare.py"), *options, "--workers", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=heed)
-    wait(process, lambda: len([run for run in runs() if "test/loss" in run.data.metrics]) >= 3)
+    wait(process, lambda: len(finished()) >= 3)
     process.send_signal(sent)
     process.wait()
     assert process.returncode == status
-    done = {run.info.run_id for run in runs() if "test/loss" in run.data.metrics}
+    done = finished()
     assert 3 <= len(done) < 24
     results = compare.main([*options, "--workers", "1"])
     assert done < set(results.run_id)
     assert [run for run in runs() if run.info.status == "RUNNING"] == []
-    assert len([run for run in runs() if "test/loss" in run.data.metrics]) == 24
+    assert len(finished()) == 24
     assert len([run for run in runs() if run.info.run_name == "compare"]) == 1
 
 

@@ -1,25 +1,50 @@
 """What a command's process does before it works."""
 
 import gc
+import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 from experiment.presets import ROOT
 from experiment.process import importing
 
 
-def test_what_is_imported_is_never_looked_through_again_and_later_garbage_is_collected() -> None:
+@pytest.fixture(autouse=True)
+def _thaw() -> Iterator[None]:
     gc.unfreeze()
+    yield
+    gc.unfreeze()
+    gc.enable()
+
+
+def test_what_is_imported_is_never_looked_through_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "large_module.py").write_text("kept = [[] for _ in range(1_000)]")
+    monkeypatch.syspath_prepend(tmp_path)
     with importing():
         assert not gc.isenabled()
-        kept: list[list[int]] = [[] for _ in range(1_000)]
-    try:
-        assert gc.isenabled()
-        assert gc.get_freeze_count() > 1_000
-        young = {id(thing) for thing in gc.get_objects()}
-        assert not any(id(thing) in young for thing in kept)
-    finally:
-        gc.unfreeze()
+        kept = importlib.import_module("large_module").kept
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 1_000
+    watched = {id(thing) for thing in gc.get_objects()}
+    assert not any(id(thing) in watched for thing in kept)
+
+
+def test_where_nothing_is_imported_nothing_is_kept_from_collection() -> None:
+    """Else each command typed into a notebook would keep the garbage of the one before."""
+    with importing():
+        pass
+    assert gc.get_freeze_count() == 0
+
+
+def test_a_collection_that_was_off_stays_off() -> None:
+    gc.disable()
+    with importing():
+        pass
+    assert not gc.isenabled()
 
 
 def test_an_import_that_fails_leaves_the_collection_on() -> None:
