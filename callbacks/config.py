@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import MLFlowLogger
 class LogInputs(SaveConfigCallback):
     """Log the configuration, whole as `config.yaml` and what defines the run as MLflow params; and digests of the data.
 
-    Leaves the Trainer as the fit starts: Lightning calls each callback some six times a step, whatever it has to do.
+    It leaves the Trainer when the fit starts: Lightning would call it some six times a step, for nothing.
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:

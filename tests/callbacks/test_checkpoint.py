@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from callbacks import LastCheckpoint
 from data import MNIST1DDataModule
@@ -114,3 +115,9 @@ def test_ctrl_c_waits_for_the_end_of_the_step(tmp_path: Path) -> None:
     assert written == [10]
     assert signal.getsignal(signal.SIGINT) != trainer.checkpoint_callback._interrupt  # type: ignore[union-attr]
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_the_state_has_lightnings_own_name_in_a_checkpoint() -> None:
+    """Under another, Lightning would warn that a callback is missing where an older checkpoint goes on."""
+    own = LastCheckpoint()
+    assert own.state_key == ModelCheckpoint.state_key.fget(own)  # type: ignore[attr-defined]
