@@ -1,104 +1,90 @@
 """The returned weights are an average over the end of the run."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from callbacks.checkpoint import ends
-from hypergradient.average import Average
+from hypergradient import Average
+from hypergradient.lightning import ReturnsAverage
 from hypergradient.processes import mean_over_processes
-from hypergradient.validated import ValidatesAverage
+from hypergradient.trace import unchanged
 
 
-class TailAverage(ValidatesAverage, Callback):
-    """Validate, save, and return in the end, the average of about the last tenth of the steps, however many they are.
+class TailAverage(ReturnsAverage):
+    """Validates, saves, and returns in the end, the average of about the last tenth of the steps.
 
-    The average is `hypergradient.Average`. With the last epoch, BatchNorm's statistics are taken anew at it, from the
-    training data. A checkpoint's `state_dict` is the average; the weights that training goes on with lie beside it.
+    The average is `hypergradient.Average`, or that of a module which keeps its own, as `MetaModule`. With the last
+    epoch, BatchNorm's statistics are computed again at it, from the training data. Lightning's WeightAveraging copies
+    the module, averages masks of -inf, and leaves BatchNorm's statistics as they are.
 
     Args:
-        window: the part of the run that is averaged, above 0 and up to 1.
+        window: the fraction of the run that is averaged, above 0 and up to 1.
 
     Raises:
-        ValueError: window is out of range.
+        ValueError: window is out of range; in `fit`, checkpoints hold weights alone.
     """
 
     def __init__(self, window: float = 0.1) -> None:
         if not 0 < window <= 1:
-            raise ValueError(f"TailAverage: window is a part of the run, above 0 and up to 1, got {window}.")
-        self.window, self.steps, self.normalised = window, 0, -1
-        self.tail: Average | None = None
-        self.exact: list[Tensor] = []  # of the checkpoint that the run goes on from
+            raise ValueError(f"TailAverage: window is a fraction of the run, above 0 and up to 1, got {window}.")
+        self.window, self.steps, self.normalized, self.updates = window, 0, -1, True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin with a copy of the module, where it is trained."""
-        if any(getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks):
-            raise MisconfigurationException(
-                "TailAverage needs whole checkpoints: with save_weights_only Lightning saves no average."
-            )
-        self.tail, self.steps = Average(pl_module, self.window), trainer.global_step
-        if self.loaded:
-            self.tail.load_state_dict({"network": self.loaded, "exact": self.exact})
-        self.begin()
+        """Start at the module's weights, or at the average of the checkpoint."""
+        self.require_whole_checkpoints(trainer)
+        self.module, self.steps = pl_module, trainer.global_step
+        restored = self.restored if trainer.ckpt_path else None
+        self.updates = not hasattr(pl_module, "average")
+        if self.updates:
+            self.restored = Average(pl_module, [p for p in pl_module.parameters() if p.requires_grad], self.window)
+            if restored:
+                self.restored.copy_from(restored.weights, restored.buffers)
+                self.restored.take_exact(restored.state_dict()["exact"])
+        else:
+            self.restored = pl_module.average  # type: ignore[assignment]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Average, after a step."""
-        if trainer.global_step > self.steps:
-            self.steps = trainer.global_step
-            self._tail.update(self.steps)
+        if trainer.global_step > self.steps and self.average and self.updates:
+            self.average.update(trainer.global_step)
+        self.steps = trainer.global_step
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take BatchNorm's statistics at the average, if it is the last epoch."""
+        """Compute BatchNorm's statistics at the average, if it is the last epoch."""
         if ends(trainer):
-            self._normalise(trainer, pl_module)
+            self._normalize(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the average into the module, with statistics of its own."""
-        if self.normalised != self.steps:  # stopped early: that is decided after the epoch's end
-            self._normalise(trainer, pl_module)
-        super().on_train_end(trainer, pl_module)
+        """Do so where the run was stopped early, which may be decided after the epoch's end."""
+        if self.normalized != self.steps:
+            self._normalize(trainer, pl_module)
 
-    def _normalise(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.normalised = self.steps
-        norms = [module for module in self._tail.network.modules() if isinstance(module, _BatchNorm)]
-        if not norms:
+    def _normalize(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.normalized = self.steps
+        norms = [module for module in pl_module.modules() if isinstance(module, _BatchNorm)]
+        if not norms or not self.average:
             return
         loader, precision = trainer.datamodule.train_dataloader(), trainer.precision_plugin  # type: ignore[attr-defined]
         inputs = (precision.convert_input(batch["train"][0]) for batch, *_ in loader)
-        with precision.forward_context():
-            update_bn(inputs, self._tail.network, device=pl_module.device)
-        statistics = [value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None]
-        torch._foreach_copy_(statistics, mean_over_processes(statistics))
+        with unchanged(pl_module), self.average.in_place():
+            with precision.forward_context():
+                update_bn(inputs, pl_module, device=pl_module.device)
+            statistics = [
+                value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None
+            ]
+            torch._foreach_copy_(statistics, mean_over_processes(statistics))
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save what is averaged of 16-bit weights too."""
-        super().on_save_checkpoint(trainer, pl_module, checkpoint)
-        if self.loaded or self.tail:
-            checkpoint["average"] = self.exact if self.loaded else self._tail.state_dict()["exact"]
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on with it."""
-        super().on_load_checkpoint(trainer, pl_module, checkpoint)
-        self.exact = checkpoint.get("average", [])
-
-    @property
-    def running(self) -> Average | None:
-        """The average; None before training."""
-        return self.tail
-
-    @property
-    def average(self) -> nn.Module | None:
-        """The averaged module; None before training."""
-        return self.tail.network if self.tail else None
-
-    @property
-    def _tail(self) -> Average:
-        assert self.tail is not None, "TailAverage begins with `fit`"
-        return self.tail
+    def reset(self, state: Mapping[str, Tensor]) -> None:
+        """Let the module's averaged weights be these, as after a divergence."""
+        if self.average:
+            with self.average.in_place():
+                self.module.load_state_dict(state)
+            self.average.copy_from(self.average.weights, self.average.buffers)

@@ -1,66 +1,80 @@
 """The whole rule inside an optimizer's own `step()`: whatever loop calls it, rate and weight decay are adapted.
 
-before the step    a look, where one is due, moves the rate; the decay shrinks the weights (`hypergradient.adaptation`)
+before the step    a look, where one is due, moves the rate; the decay shrinks the weights (`hypergradient.meta`)
 after it           the hypothetical step, on a part of the batches whose gradients made the step; the average
-
-A schedule composes (`hypergradient.rates`): a step's rate is the schedule's, times a scale that is learned.
 """
 
-import copy
-from collections.abc import Callable, Iterable
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from hypergradient.adaptation import Adaptation, require_state
-from hypergradient.average import Average
 from hypergradient.batches import endless, first, samples
-from hypergradient.copies import require_keys
-from hypergradient.rates import ScaledRates
-from hypergradient.settings import LEAST, Settings
+from hypergradient.meta import Meta
+from hypergradient.run import keep_state
+from hypergradient.settings import Settings
+from hypergradient.support import unwrapped
 
-STATE = ("steps", "skipped", "in_a_row", "began", "begun", "scale", "position", "told", "passes", "lowest", "highest")
+COUNTS = ("calls", "skipped", "in_a_row", "began", "position", "told", "passes", "lowest", "highest")
+NAME = "rate_adapter"  # of the adapter, in its optimizer, and of its state
+
+
+class NotFiniteError(RuntimeError):
+    """Too many steps in a row were not finite. The message says where it began, and what to look at."""
 
 
 def matrices(p: Tensor) -> bool:
-    """Return whether it is a weight matrix, and no bias and no norm's scale."""
+    """Return whether it is a weight matrix, not a bias or the scale of a norm."""
     return p.dim() > 1
 
 
-class RateAdapter(ScaledRates):
-    """Adapts learning rate and weight decay by the rule of `meta`, whenever `optimizer.step()` is called.
+class RateAdapter:
+    """Adapts learning rate and weight decay by the rule of `Meta`, whenever `optimizer.step()` is called.
 
-    The training batches are told to it: `adapter.loss(batch).backward()`, or `see`. The rate to start from follows from
-    the scale of the weights, unless `lr` is lower. Groups keep the ratios of their rates; more groups, and parameters
-    that are released, are taken in. In a process group, means are taken over the processes.
+    It needs the training batches: `adapter.loss(batch).backward()`, or `see`. The rate to start from follows from the
+    scale of the weights, unless `lr` is lower. `lr` in the parameter groups stays the user's, so schedules continue
+    from it; `used_lr` next to it is the rate of the last step. Groups keep the ratios of their rates. The state is
+    part of the optimizer's `state_dict()`. In a process group, means are taken over the processes. A step whose
+    gradients are not finite is skipped.
 
     Args:
         optimizer: any that `check_supported` takes. Its own weight decay stays, and then none is adapted.
-        network: what it moves; copied twice, for the hypothetical run and for the average.
-        loss: (network or a copy of it, batch) -> the mean loss, 0-d; of training and of validation batches.
+        network: what it moves.
+        loss: (network, batch) -> the mean loss, a scalar; of training and of validation batches.
         batches: validation batches, taken in turn, again and again.
         length: the steps of the whole run; 0 where it has no end.
         lr: a rate to start from; one that is higher than the method's own start is lowered to it, with a warning.
         settings: the constants.
-        window: the part of the run's end that `averaged` averages; 0: `averaged` is the network itself.
-        part: of each training batch, for the hypothetical step; at least 16 samples.
-        clip: the norm to which the loop clips its gradients; the hypothetical step's are clipped likewise.
+        clip: the norm to which the loop clips its gradients; those of hypothetical steps are clipped likewise.
         decays: whether the adapted weight decay shrinks a parameter.
         patience: so many steps in a row may be not finite; they are skipped and counted.
 
     Attributes:
-        averaged: the network at the averaged weights, which is what is looked at and what is to be used. BatchNorm's
-            statistics are averaged too; `torch.optim.swa_utils.update_bn` takes them anew.
         last: of the last step: `lr`, `decay`, and of the last look `hypergradient` and `lookahead_loss`.
+        meta: the rule, with the sets of tensors.
 
     Raises:
         ValueError: an argument is out of range, or the optimizer cannot be adapted, or moves more than the network.
-        RuntimeError: from `optimizer.step()`, where no training batch was told.
-        TypeError: from `optimizer.step()`, where the loss is no number that depends on weights.
+        RuntimeError: from `optimizer.step()`, where no training batch was seen, or the averaged weights are in place.
+        TypeError: from `optimizer.step()`, where the loss is not a scalar that depends on weights.
         NotFiniteError: from `optimizer.step()`, when patience is over.
+
+    Example:
+        >>> network = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.Adam(network.parameters())
+        >>> loss = lambda network, batch: (network(batch) - 1).square().mean()
+        >>> adapter = RateAdapter(optimizer, network, loss, [torch.ones(4, 2)], length=100)
+        >>> for _ in range(100):
+        ...     optimizer.zero_grad()
+        ...     adapter.loss(torch.randn(32, 2)).backward()
+        ...     optimizer.step()
+        >>> adapter.eval()
     """
 
     def __init__(
@@ -72,53 +86,80 @@ class RateAdapter(ScaledRates):
         length: int = 0,
         lr: float | None = None,
         settings: Settings | None = None,
-        window: float = 0.1,
-        part: float = 0.375,
         clip: float | None = None,
         decays: Callable[[Tensor], bool] = matrices,
         patience: int = 10,
     ) -> None:
-        super().__init__(optimizer, lr, patience)
-        self.require("window is 0 to 1", 0 <= window <= 1, window)
-        self.require("part is above 0, at most 1", 0 < part <= 1, part)
+        optimizer = unwrapped(optimizer)
+        if lr is not None and not 0 < lr < math.inf:
+            raise ValueError(f"RateAdapter: lr must be positive and finite, got {lr}.")
+        if patience < 1:
+            raise ValueError(f"RateAdapter: patience must be 1 or more, got {patience}.")
         own = {id(p) for p in network.parameters()}
-        foreign = sum(id(p) not in own for group in self.optimizer.param_groups for p in group["params"])
-        self.require("the optimizer moves parameters of the network alone", not foreign, f"{foreign} others")
-        if any(group.get("weight_decay") for group in self.optimizer.param_groups):
+        if foreign := sum(id(p) not in own for group in optimizer.param_groups for p in group["params"]):
+            raise ValueError(f"RateAdapter: the optimizer moves {foreign} parameters that are not the network's.")
+        if any(group.get("weight_decay") for group in optimizer.param_groups):
             settings = replace(settings or Settings(), weight_decay=0.0)
-        self.network, self.loss_of, self.part = network, loss, part
+        if older := getattr(optimizer, NAME, None):
+            warnings.warn("RateAdapter: this optimizer has one already, which this one replaces.", stacklevel=2)
+            older.remove()
+        self.optimizer, self.network, self.loss_of, self.patience = optimizer, network, loss, patience
         self.validation, self.batches = batches, endless(batches)
-        self.average = Average(network, window) if window else None
-        self.averaged = self.average.network if self.average else network
-        self.adaptation = Adaptation(network, self.optimizer, settings, self.averaged, window, length, clip, decays)
-        self.seen: list[Any] = []  # parts of the batches whose gradients make the step
+        self.meta = Meta(network, optimizer, settings, lr, length, clip, decays)
+        # parts of the batches whose gradients make the step, their losses, and the samples of the last batch
+        self.seen: list[Any] = []
         self.losses: list[Tensor] = []
-        self.live, self.position = False, 0  # whether this step is adapted; validation batches that were taken
-        self.told = self.size = 0  # training batches; samples of the last
-        self.passes = 0.0  # beside the plain ones
-        self.lowest, self.highest = float("inf"), 0.0
+        self.size = 0
+        # of nested steps: that of an optimizer which calls its base class's; whether the outermost one is adapted
+        self.depth, self.adapted, self.in_closure = 0, False, False
+        self.calls = self.skipped = self.in_a_row = self.began = self.position = self.told = 0
+        self.passes, self.lowest, self.highest = 0.0, math.inf, 0.0
         self.last: dict[str, float] = {}
-        self.attach()
+        self._hooks = [
+            optimizer.register_step_pre_hook(torch.compiler.disable(self._before)),
+            optimizer.register_step_post_hook(torch.compiler.disable(self._after)),
+            optimizer.register_state_dict_pre_hook(lambda _: self.meta.restore_rates()),
+            *keep_state(optimizer, NAME, self),
+        ]
+        setattr(optimizer, NAME, self)
 
     def loss(self, batch: Any) -> Tensor:
-        """Return the loss of a training batch, 0-d, and take note of the batch.
+        """Return the loss of a training batch, a scalar, and register the batch.
 
-        Of accumulated batches, call `backward()` on each loss before the next: a batch whose gradients are not there
-        when the next is told is taken for one of a step that a scaler dropped.
+        Call `backward()` on the loss of an accumulated batch before the next one: batches whose gradients are not
+        there by then are taken for those of a step that a scaler dropped.
         """
         loss = self.loss_of(self.network, batch)
         self.see(batch, loss)
         return loss
 
     def see(self, batch: Any, loss: Tensor) -> None:
-        """Take note of a training batch, and of its loss, whose gradients go into the next step."""
-        if self.seen and all(p.grad is None for p in self.adaptation.twin.real):
-            self._forget()  # of a step that was not taken, as a scaler's that overflowed
+        """Register a training batch, and its loss, whose gradients go into the next step."""
+        if self.depth and not self.in_closure:
+            # the last step raised an error
+            self.depth = 0
+            self.meta.restore_rates()
+        if self.seen and all(p.grad is None for p in self.meta.params):
+            self._forget()
+        options = self.meta.settings
         self.told, self.size = self.told + 1, samples(batch)
-        count = min(self.size, max(LEAST, int(self.part * self.size)))
+        count = min(self.size, max(options.least, int(options.part * self.size)))
         self.seen.append(first(batch, count) if self.size else batch)
         self.losses.append(loss.detach())
         self.passes += count / self.size if self.size else 1.0
+
+    def eval(self) -> None:
+        """Put the averaged weights into the network, and the network into evaluation mode."""
+        self.meta.prepare()
+        if not self.meta.average.exchanged:
+            self.meta.average.exchange()
+        self.network.eval()
+
+    def train(self) -> None:
+        """Put the weights of the run into the network, and the network into training mode."""
+        if self.meta.params and self.meta.average.exchanged:
+            self.meta.average.exchange()
+        self.network.train()
 
     def report(self) -> dict[str, float]:
         """Return what was looked at and what it cost.
@@ -126,86 +167,126 @@ class RateAdapter(ScaledRates):
         `steps` `looks` `skipped` `rewound`: how many. `lr` `lowest` `highest`: the rate, now and at its extremes.
         `passes`: forward-backward passes for each training batch, the plain one included.
         """
-        counts = {"steps": self.steps, "looks": self.adaptation.looks, "skipped": self.skipped}
+        counts = {"steps": self.calls, "looks": self.meta.looks, "skipped": self.skipped}
         rates = {"lr": self.last.get("lr", 0.0), "lowest": self.lowest, "highest": self.highest}
-        cost = {"rewound": self.adaptation.rewound, "passes": 1 + self.passes / max(1, self.told)}
-        return counts | rates | cost
+        return counts | rates | {"rewound": self.meta.guard.rewound, "passes": 1 + self.passes / max(1, self.told)}
+
+    def remove(self) -> None:
+        """Leave the optimizer and the network as they are without the adapter: at the user's own rates."""
+        self.meta.restore_rates()
+        for hook in self._hooks:
+            hook.remove()
+        if getattr(self.optimizer, NAME, None) is self:
+            delattr(self.optimizer, NAME)
+
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        self.depth += 1
+        if self.depth > 1:
+            return None
+        closure = kwargs.pop("closure", None) or (args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._prepare()
+            return None
+
+        # the gradients come from the closure
+        def closed() -> Any:
+            self.in_closure = True
+            loss = closure()
+            self.in_closure = False
+            self._prepare()
+            return loss
+
+        return (args[0], closed), kwargs
+
+    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.depth -= 1
+        if self.depth:
+            return
+        if self.adapted:
+            self.meta.after_step(torch.stack(self.losses).mean(), self._hypothetical_loss)
+        self._forget()
 
     def _prepare(self) -> None:
-        self.restore()
-        self.live = self.drop_unless_finite()
-        if not self.live:
+        """Skip a step that is not finite; else adapt, where it moves anything."""
+        self.calls += 1
+        self.adapted = False
+        if not self._finite():
             # one such step may be a bad batch, two in a row are bad weights; a scaler tries a smaller scale itself
-            if self.in_a_row > 1 and getattr(self.optimizer, "found_inf", None) is None:
-                self._rewind()
+            if self.in_a_row > 1 and self.meta.guard.good:
+                self.meta.rewind()
             self._forget()
             return
         self.in_a_row = 0
-        self.adaptation.renew()
-        moved = any(p.grad is not None for p in self.adaptation.twin.real)
-        self.live = moved and any(group["lr"] for group in self.optimizer.param_groups)  # a warm-up may begin at 0
-        if self.live:
-            if not self.seen:
-                raise RuntimeError("RateAdapter: no batch was told for this step: call adapter.loss(batch), or see().")
-            self.set_rates()
-            self._look()
-            self.adaptation.shrink()
+        # a warm-up may begin at 0
+        moves = any(group["lr"] for group in self.optimizer.param_groups)
+        self.meta.prepare()
+        if not moves or all(p.grad is None for p in self.meta.params):
+            return
+        if not self.seen:
+            raise RuntimeError(
+                "RateAdapter: no training batch is registered: call adapter.loss(batch), or see(), first."
+            )
+        if self.meta.average.exchanged:
+            raise RuntimeError("RateAdapter: the averaged weights are in the network: call adapter.train() first.")
+        self.last |= self.meta.before_step(self._validation_loss)
+        self.lowest, self.highest = min(self.last["lr"], self.lowest), max(self.last["lr"], self.highest)
+        self.adapted = True
 
-    def _rewind(self) -> None:
-        """Go back where the run was good, at half the rate."""
-        if self.begun and self.adaptation.good and any(group["lr"] for group in self.optimizer.param_groups):
-            self.set_rates()
-            self.adaptation.rewind()
-            self.leave_rates()
+    def _finite(self) -> bool:
+        """Return whether all gradients are finite; drop them where they are not: then the step does nothing."""
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if any(gradient.is_sparse for gradient in gradients):
+            raise ValueError("RateAdapter: sparse gradients cannot be adapted: use Embedding(sparse=False).")
+        filled = [gradient for gradient in gradients if gradient.numel()]
+        if bool(get_total_norm(filled, math.inf).isfinite()):
+            return True
+        self.optimizer.zero_grad(set_to_none=True)
+        if getattr(self.optimizer, "found_inf", None) is None:
+            # else a GradScaler knows
+            self.began = self.began if self.in_a_row else self.calls
+            self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+            if self.in_a_row >= self.patience:
+                raise NotFiniteError(
+                    f"{self.in_a_row} steps in a row were skipped, from step {self.began} on: their gradients are not "
+                    "finite. Look at the batches there, lower the optimizer's lr, or clip the gradients."
+                )
+        return False
 
-    def _look(self) -> None:
-        if self.adaptation.due:
-            self.position += 1
-            batch = next(self.batches)
-            self.last |= self.adaptation.look(lambda network: self._loss(network, batch))
-            self.passes += samples(batch) / self.size if self.size else 1.0
-        rate = self.adaptation.rate
-        self.last |= {"lr": rate, "decay": self.adaptation.decay}
-        self.lowest, self.highest = min(rate, self.lowest), max(rate, self.highest)
+    def _validation_loss(self) -> Tensor:
+        self.position += 1
+        batch = next(self.batches)
+        self.passes += samples(batch) / self.size if self.size else 1.0
+        return self._scalar(batch)
 
-    def _finish(self) -> None:
-        if self.live:
-            self.adaptation.step(torch.stack(self.losses).mean(), self._hypothetical_loss)
-            if self.average:
-                self.average.update(self.adaptation.steps)
-            self.leave_rates()
-        self._forget()
+    def _hypothetical_loss(self) -> Tensor:
+        return torch.stack([self._scalar(batch) for batch in self.seen]).mean()
 
-    def _hypothetical_loss(self, network: nn.Module) -> Tensor:
-        return torch.stack([self._loss(network, batch) for batch in self.seen]).mean()
-
-    def _loss(self, network: nn.Module, batch: Any) -> Tensor:
-        return self.require_loss(self.loss_of(network, batch), "loss")
+    def _scalar(self, batch: Any) -> Tensor:
+        loss = self.loss_of(self.network, batch)
+        if isinstance(loss, Tensor) and not loss.dim() and loss.requires_grad:
+            return loss
+        got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        detached = ", detached" if isinstance(loss, Tensor) and not loss.requires_grad else ""
+        raise TypeError(
+            f"RateAdapter: loss must return the mean loss, a scalar with requires_grad, got {got}{detached}."
+        )
 
     def _forget(self) -> None:
         self.seen, self.losses = [], []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a run needs to go on: tensors, numbers, lists and dictionaries alone."""
-        state = {name: getattr(self, name) for name in STATE} | {"adaptation": self.adaptation.state_dict()}
-        return copy.deepcopy(state | ({"average": self.average.state_dict()} if self.average else {}))
+        """Return what a run needs to resume; the optimizer's own `state_dict()` has it."""
+        return {name: getattr(self, name) for name in COUNTS} | {"meta": self.meta.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there, when network and optimizer have their own states again.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume from a state, when network and optimizer have theirs.
 
         Raises:
-            ValueError: it is the state of a run with an average, and this one has none, or the other way round; or
-                another version wrote it. Nothing is loaded.
+            ValueError: another version wrote it; nothing is loaded.
         """
-        require_keys(state, *STATE, "adaptation")
-        require_state(state["adaptation"])
-        of = {True: "a window", False: "window=0"}
-        ours, theirs = of[bool(self.average)], of["average" in state]
-        self.require(f"the state is of a run with {ours}", ours == theirs, theirs)
-        self.adaptation.renew()  # groups may have been added
-        for name in STATE:
+        if missing := [name for name in (*COUNTS, "meta") if state and name not in state]:
+            raise ValueError(f"the state has no {', no '.join(missing)}: another version wrote it")
+        self.meta.load_state_dict(state.get("meta", {}))
+        for name in COUNTS if state else ():
             setattr(self, name, state[name])
-        if self.average:
-            self.average.load_state_dict(state["average"])
-        self.adaptation.load_state_dict(state["adaptation"])
         self.batches = endless(self.validation, self.position)

@@ -1,40 +1,37 @@
 """The adapted rate in Hugging Face's Trainer. This file alone imports transformers."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hypergradient.adapter import RateAdapter
 
-STATE_FILE = "rate_adapter.pt"  # in each of the Trainer's checkpoints
-
 
 class AdaptLearningRate(TrainerCallback):
-    """Adapts rate and weight decay of a Trainer's optimizer by the rule of `meta`, and returns averaged weights.
+    """Adapts learning rate and weight decay of a Trainer's optimizer by the rule of `Meta`, and averages the weights.
 
         AdaptLearningRate(trainer)
         trainer.train()
 
-    The Trainer's schedule (linear decay to 0, by default) goes on and is scaled; lr_scheduler_type="constant" leaves
-    the rate to the rule. `learning_rate` in the logs is the adapted one. The model has the averaged weights when
-    training has ended; evaluations in between measure the current ones.
+    The Trainer's schedule (linear decay to 0, by default) stays and is scaled; lr_scheduler_type="constant" leaves the
+    rate to the rule. `learning_rate` in the logs is the adapted one. The state is in the Trainer's own checkpoints, as
+    part of the optimizer's. The model has the averaged weights when training has ended; evaluations before that measure
+    the current ones.
 
     Args:
         trainer: its loss, `compute_loss`, is what is looked at.
         batches: validation batches, taken in turn, again and again; default: the Trainer's evaluation set.
-        options: of `RateAdapter`: lr, settings, window, part, decays, patience.
+        options: of `RateAdapter`: lr, settings, decays, patience.
 
     Attributes:
         adapter: the `RateAdapter`, when training has begun.
 
     Raises:
-        ValueError: no evaluation set and no batches; in `train`, what `RateAdapter` refuses, weights that are cut up
-            (FSDP, DeepSpeed), or a checkpoint that was saved without this callback.
+        ValueError: no evaluation set and no batches; in `train`, what `RateAdapter` refuses, or weights that are cut up
+            (FSDP, DeepSpeed).
     """
 
     adapter: RateAdapter
@@ -50,46 +47,41 @@ class AdaptLearningRate(TrainerCallback):
                 "as trainer.get_eval_dataloader(NAME)."
             )
         self.trainer, self.batches, self.options = trainer, batches, options
-        self.compute_loss = trainer.compute_loss
-        self.train, self.folder = trainer.train, ""
-        vars(trainer)["train"] = self._train
-        trainer.callback_handler.callbacks.insert(0, self)  # before those that print and log
+        self.compute_loss, self.create_optimizer = trainer.compute_loss, trainer.create_optimizer
+        # as soon as there is an optimizer: the Trainer loads its state before `on_train_begin`
+        vars(trainer)["create_optimizer"] = self._create_optimizer
+        # before those that print and log
+        trainer.callback_handler.callbacks.insert(0, self)
 
-    def _train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train as the Trainer does, and take note of where it goes on."""
-        self.folder = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else ""
-        return self.train(resume_from_checkpoint, *args, **kwargs)
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Attach to the optimizer, and go on from the checkpoint, if there is one."""
+    def _create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
+        """Create the Trainer's optimizer, and attach to it."""
         trainer = self.trainer
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise ValueError(
                 "AdaptLearningRate needs the weights in one piece: it cannot be used under FSDP or DeepSpeed."
             )
-        self.model = cast(nn.Module, trainer.model)  # here: `model_init` makes it in `train`
+        optimizer = self.create_optimizer(*args, **kwargs)
+        # here: `model_init` makes it in `train`
+        model = cast(nn.Module, trainer.model)
         batches = trainer.get_eval_dataloader() if self.batches is None else self.batches
-        known = {"length": state.max_steps, "clip": args.max_grad_norm or None}
-        self.adapter = RateAdapter(
-            cast(Optimizer, trainer.optimizer), self.model, self._loss, batches, **known | self.options
-        )
-        if state.global_step:
-            folder = self.folder or Path(str(args.output_dir), f"checkpoint-{state.global_step}")
-            file = Path(folder, STATE_FILE)
-            if not file.exists():
-                raise ValueError(f"AdaptLearningRate cannot go on: there is no {file}.")
-            self.adapter.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-        vars(trainer)["compute_loss"] = self._told
+        known = {"clip": trainer.args.max_grad_norm or None}
+        self.adapter = RateAdapter(optimizer, model, self._loss, batches, **known | self.options)
+        return optimizer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Register the training batches from now on."""
+        self.adapter.meta.length = self.options.get("length", state.max_steps)
+        vars(self.trainer)["compute_loss"] = self._compute_loss
 
     def _loss(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         device = self.trainer.args.device
         moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
         return cast(Tensor, self.compute_loss(model, moved))
 
-    def _told(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Compute the loss as the Trainer does, and tell the adapter the batch."""
+    def _compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Compute the loss as the Trainer does, and register a training batch."""
         batch = dict(inputs)
         found = self.compute_loss(model, inputs, *args, **kwargs)
         if model.training:
@@ -112,17 +104,13 @@ class AdaptLearningRate(TrainerCallback):
             for log in (logs, state.log_history[-1]):
                 log.update({name: value for name, value in seen.items() if name != "lr"})
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save the state of the adapter, the average in it, beside the Trainer's."""
-        if state.is_world_process_zero:
-            folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
-            torch.save(self.adapter.state_dict(), folder / STATE_FILE)
-
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Put the average into the model, unless the best checkpoint is in it, and leave the optimizer as it was."""
         vars(self.trainer)["compute_loss"] = self.compute_loss
         if not args.load_best_model_at_end:
-            self.model.load_state_dict(self.adapter.averaged.state_dict())
+            mode = self.adapter.network.training
+            self.adapter.eval()
+            self.adapter.network.train(mode)
         self.adapter.remove()

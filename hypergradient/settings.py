@@ -1,46 +1,69 @@
-"""The constants of the adapted learning rate."""
+"""The constants of the method, each written here alone."""
 
 import math
 from dataclasses import dataclass
-
-from torch.optim import Optimizer
-
-LEAST = 16  # samples of a hypothetical step
 
 
 @dataclass(frozen=True)
 class Settings:
     """The constants of the method; the defaults were chosen over many tasks (docs/method.md).
 
+    Example:
+        >>> Settings(meta_lr=0.0, weight_decay=0.0)  # holds the rate, and adapts no weight decay
+        Settings(meta_lr=0.0, ...)
+
+    Args:
+        meta_lr: κ, how far the logarithm of the rate moves while the number of steps grows e-fold; 0 holds the rate.
+        start: c, the length of the first step over that of the weights.
+        weight_decay: λ at the start, in units of rms(Δ(1)) / rms(θ); 0 for none.
+        factor: the hypothetical rate over the real one.
+        pull: the fraction of the way that the hypothetical run is pulled back to the real one after each step.
+        window: the fraction of the run, at its end, over which weights and differences are averaged; 0: A is θ.
+        part: the fraction of each training batch that a hypothetical step uses.
+        least: the samples that it uses at least.
+        every: steps from look to look, where the rate does not move more often.
+        spacing: a move is due when the number of steps has grown by this fraction.
+        delay: steps that the hypothetical run needs before it means anything, in the clock of the moves.
+        memory: moves whose mean square normalizes a hypergradient.
+        cut: the largest normalized hypergradient.
+        beginning: steps whose mean loss is the first loss, and over which losses are smoothed afterwards.
+        good: weights are kept as good while the smoothed loss is not above the first by this fraction.
+        bad: the run goes back to them when it is above the first by this one.
+
     Raises:
-        ValueError: one is out of range.
+        ValueError: a value is out of range.
     """
 
-    meta_lr: float = 2.0  # κ; 0 holds the rate
-    start: float = 0.03  # c
-    weight_decay: float = 0.005  # λ at first, in units of rms(Δ(1)) / rms(θ); 0 for none
-    factor: float = 2.0  # of the hypothetical rate over the real one
-    pull: float = 0.1  # the part of the way back to the real run, after each hypothetical step
+    meta_lr: float = 2.0
+    start: float = 0.03
+    weight_decay: float = 0.005
+    factor: float = 2.0
+    pull: float = 0.1
+    window: float = 0.1
+    part: float = 0.375
+    least: int = 16
+    every: int = 16
+    spacing: float = 0.1
+    delay: int = 20
+    memory: int = 10
+    cut: float = 2.0
+    beginning: int = 10
+    good: float = 0.1
+    bad: float = 0.2
 
     def __post_init__(self) -> None:
-        for name, what, true in (
-            ("meta_lr", "0 or more, and finite", 0 <= self.meta_lr < math.inf),
-            ("start", "positive and finite", 0 < self.start < math.inf),
-            ("weight_decay", "0 or more, and finite", 0 <= self.weight_decay < math.inf),
-            ("factor", "positive, finite, and not 1", 0 < self.factor < math.inf and self.factor != 1),
-            ("pull", "between 0 and 1", 0 <= self.pull <= 1),
-        ):
-            if not true:
-                raise ValueError(f"{name} must be {what}, got {getattr(self, name)}.")
-
-    def check(self, optimizer: Optimizer) -> None:
-        """Refuse a second weight decay.
-
-        Raises:
-            ValueError: the optimizer has one of its own.
-        """
-        if self.weight_decay and any(group.get("weight_decay") for group in optimizer.param_groups):
-            raise ValueError(
-                f"{type(optimizer).__name__} has a weight decay of its own, beside the one that is adapted. Give it "
-                "weight_decay=0, or the method weight_decay 0."
-            )
+        fractions, counts = ("pull", "window"), ("least", "every", "memory", "beginning")
+        positive = ("start", "factor", "spacing", "cut")
+        for name, value in vars(self).items():
+            if name in fractions:
+                what, valid = "between 0 and 1", 0 <= value <= 1
+            elif name == "part":
+                what, valid = "above 0 and at most 1", 0 < value <= 1
+            elif name in counts:
+                what, valid = "1 or more", 1 <= value < math.inf
+            elif name in positive:
+                what, valid = "positive and finite", 0 < value < math.inf
+            else:
+                what, valid = "0 or more, and finite", 0 <= value < math.inf
+            if not valid or (name == "factor" and value == 1):
+                raise ValueError(f"{name} must be {what}{', and not 1' * (name == 'factor')}, got {value}.")

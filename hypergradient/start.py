@@ -7,13 +7,13 @@ Below s a longer first step lowers the validation loss, above it a shorter one w
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hypergradient.copies import copy_onto, unwrapped
+from hypergradient.hypothetical import copied_attributes, plain_step, with_attributes
 
 LOWEST, HIGHEST = 1e-7, 1e3
 SETTLING = 100  # equal gradients after which an optimizer's step has its final length; 10 times the first for 0.9
@@ -28,7 +28,6 @@ def starting_rate(validation_loss: Callable[[], Tensor], optimizer: Optimizer) -
     Raises:
         ValueError: the validation loss does not depend on the parameters, or falls however far the step reaches.
     """
-    optimizer = unwrapped(optimizer)
     params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     start = [p.detach().clone() for p in params]
     direction = _settled_step(optimizer, params, _gradient(validation_loss, params))
@@ -89,21 +88,24 @@ def _gradient(loss: Callable[[], Tensor], params: list[Tensor]) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def _settled_step(optimizer: Optimizer, params: list[Tensor], gradient: tuple[Tensor, ...]) -> list[Tensor]:
+def _settled_step(optimizer: Optimizer, params: list[Tensor], gradient: Sequence[Tensor]) -> list[Tensor]:
+    """Return Δ(1) of each parameter, after SETTLING equal gradients."""
     probes = [torch.zeros_like(p) for p in params]
-    probe_optimizer = copy_onto(optimizer, dict(zip(params, probes, strict=True)))
     first = next((float(group["lr"]) for group in optimizer.param_groups if group["lr"]), 1.0)
-    for group in probe_optimizer.param_groups:
-        group.update(lr=group["lr"] / first, weight_decay=0.0)
-    for _ in range(SETTLING):
-        before = [probe.clone() for probe in probes]
-        for probe, g in zip(probes, gradient, strict=True):
-            probe.grad = g.clone()  # Nesterov's step may add to it
-        probe_optimizer.step()
+    with with_attributes(optimizer, copied_attributes(optimizer, dict(zip(params, probes, strict=True)))):
+        for group in optimizer.param_groups:
+            group.update(lr=group["lr"] / first, weight_decay=0.0)
+        for _ in range(SETTLING):
+            before = [probe.clone() for probe in probes]
+            for probe, g in zip(probes, gradient, strict=True):
+                # a copy: Nesterov's step may add to it
+                probe.grad = g.clone()
+            plain_step(optimizer)
     return [probe - b for probe, b in zip(probes, before, strict=True)]
 
 
 @torch.no_grad()
 def _place(params: list[Tensor], start: list[Tensor], direction: list[Tensor], rate: float) -> None:
     for p, s, d in zip(params, start, direction, strict=True):
-        p.copy_(s + rate * d if rate else s)  # back to every bit, where the direction is not finite too
+        # back to every bit, where the direction is not finite too
+        p.copy_(s + rate * d if rate else s)

@@ -6,45 +6,60 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hypergradient.copies import clear_state, copy_onto, unwrapped
+from hypergradient.hypothetical import clear_state, copied_attributes, plain_step, with_attributes
 
 SUPPORTED = "SGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, Adadelta, Adamax, Muon"
-WARM_UP = 19  # steps: RAdam is SGD for its first five; what estimates the rate itself takes some to begin
-SEEN = 6  # steps after them: some optimizers do something else in each fifth or sixth
-FACTORS = {2.0: 1e-3, 100.0: 0.2}  # by which one step is made longer -> how exactly it must be
-RUN = 0.1  # how exactly the run must be, all of it at twice the rate; trust ratios and decay see other weights
+# steps before it is measured: RAdam is SGD for its first five, and what estimates the rate itself takes some to begin
+WARM_UP = 19
+# steps that are measured: some optimizers do something else in each fifth or sixth
+MEASURED = 6
+# how many times longer one step is made -> how exactly it must be
+FACTORS = {2.0: 1e-3, 100.0: 0.2}
+# how exactly the run must be, all of it at twice the rate: trust ratios and weight decay see other weights
+RUN = 0.1
+
+
+def unwrapped(optimizer: Any) -> Optimizer:
+    """Return torch's optimizer inside of what Accelerate, Fabric or Lightning wrap around it."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer  # type: ignore[no-any-return]
 
 
 def check_supported(optimizer: Optimizer) -> None:
     """Refuse, before training, an optimizer whose step is not proportional to its learning rate.
 
-    Measured, not looked up, so optimizers from anywhere are covered. A copy of the optimizer takes steps on small
-    slices of the parameters, in float64 and at its own rates; with twice the rate a step must double, and all of them
-    together nearly: else what the rate was is in its state, and a later step is not proportional to it.
+    Measured, not looked up, so optimizers from anywhere are covered. The optimizer takes steps on small slices of the
+    parameters, in float64 and at its own rates, which leave it as it was: with twice the rate a step must double, and
+    all of them together nearly; else its state depends on the rate, and a later step is not proportional to it.
 
     Raises:
         ValueError: what was measured, why that matters and what to use instead.
+
+    Example:
+        >>> check_supported(torch.optim.Adam([torch.ones(2, requires_grad=True)]))
     """
     optimizer = unwrapped(optimizer)
     name = type(optimizer).__name__
     try:
-        steps, longer, run, twice = _measured(optimizer)
+        steps, longer, run, twice = _measure(optimizer)
     except Exception as error:
         raise ValueError(
             f"{name} cannot be adapted: a step with plain gradients and no closure failed ({error}). "
             f"Use one of {SUPPORTED}."
         ) from error
-    for (factor, exactly), step in ((pair, number) for pair in FACTORS.items() for number in range(SEEN)):
-        if not _near(longer[factor][step], factor * steps[step], exactly):
-            times = longer[factor][step].norm() / steps[step].norm()
-            raise ValueError(
-                f"{name} cannot be adapted: {factor:g} times the lr multiplied its step by {times:.3g}, so the "
-                f"hypergradient would be wrong. Use one of {SUPPORTED}."
-            )
+    for factor, exactly in FACTORS.items():
+        for step, longer_step in zip(steps, longer[factor], strict=True):
+            if not _near(longer_step, factor * step, exactly):
+                times = longer_step.norm() / step.norm()
+                raise ValueError(
+                    f"{name} cannot be adapted: {factor:g} times the lr multiplied its step by {times:.3g}, so the "
+                    f"hypergradient would be wrong. Use one of {SUPPORTED}."
+                )
     if not _near(twice, 2 * run, RUN):
         raise ValueError(
-            f"{name} cannot be adapted: at twice the lr {WARM_UP + SEEN} steps went {twice.norm() / run.norm():.3g} "
-            f"times as far, not 2: it adapts the rate itself. Use one of {SUPPORTED}."
+            f"{name} cannot be adapted: at twice the lr {WARM_UP + MEASURED} steps went "
+            f"{twice.norm() / run.norm():.3g} times as far, not 2: it adapts the rate itself. Use one of {SUPPORTED}."
         )
 
 
@@ -52,54 +67,61 @@ def _near(found: Tensor, wanted: Tensor, exactly: float) -> bool:
     return bool((found - wanted).norm() <= exactly * wanted.norm() + 1e-12)
 
 
-def _measured(optimizer: Optimizer) -> tuple[list[Tensor], dict[float, list[Tensor]], Tensor, Tensor]:
-    """Return the last SEEN steps, each as it would be if it were longer, and a whole run, at its rate and at twice."""
-    probe, double, draw = _probe(optimizer, 1.0), _probe(optimizer, 2.0), torch.Generator().manual_seed(0)
-    start = _weights(probe)
-    steps: list[Tensor] = []
+class _Probe:
+    """The optimizer on slices of its parameters, in float64, at `factor` times its rates, from its first step."""
+
+    def __init__(self, optimizer: Optimizer, factor: float) -> None:
+        self.optimizer = optimizer
+        params = [p for group in optimizer.param_groups for p in group["params"]]
+        self.values = [_slice(p) for p in params]
+        self.attributes = copied_attributes(optimizer, dict(zip(params, self.values, strict=True)))
+        with with_attributes(optimizer, self.attributes):
+            # of the whole parameters
+            clear_state(optimizer)
+            for group in optimizer.param_groups:
+                # a schedule may begin at 0
+                group["lr"] = factor * (float(group["lr"]) if 0 < float(group["lr"]) < float("inf") else 1e-3)
+
+    def step(self, gradients: list[Tensor], factor: float = 1.0, keep: bool = True) -> Tensor:
+        """Take a step at `factor` times the rates, and return it; without `keep`, only to see what it is."""
+        before, attributes, values = _flat(self.values), self.attributes, self.values
+        if not keep:
+            values = [value.detach().clone().requires_grad_() for value in self.values]
+            with with_attributes(self.optimizer, self.attributes):
+                attributes = copied_attributes(self.optimizer, dict(zip(self.values, values, strict=True)))
+        with with_attributes(self.optimizer, attributes):
+            for group in self.optimizer.param_groups:
+                group["lr"] = factor * group["lr"]
+            for value, g in zip(values, gradients, strict=True):
+                # a copy: Nesterov's step may add to it
+                value.grad = g.to(value, copy=True)
+            plain_step(self.optimizer)
+        return _flat(values) - before
+
+
+def _measure(optimizer: Optimizer) -> tuple[list[Tensor], dict[float, list[Tensor]], Tensor, Tensor]:
+    """Return the last steps, each as it would be if it were longer, and a whole run, at its rate and at twice."""
+    probe, double, draw = _Probe(optimizer, 1.0), _Probe(optimizer, 2.0), torch.Generator().manual_seed(0)
+    start, steps = _flat(probe.values), list[Tensor]()
     longer: dict[float, list[Tensor]] = {factor: [] for factor in FACTORS}
-    for number in range(WARM_UP + SEEN):
+    for number in range(WARM_UP + MEASURED):
         # with a common part: what estimates the rate from how steps agree begins to
-        gradients = [1 + torch.randn(p.shape, generator=draw, dtype=torch.float64) for p in _parameters(probe)]
+        gradients = [1 + torch.randn(value.shape, generator=draw, dtype=torch.float64) for value in probe.values]
         if number >= WARM_UP:
-            for factor, seen in longer.items():
-                seen.append(_step(_probe(probe, factor, begun=True), gradients))
-        steps.append(_step(probe, gradients))
-        _step(double, gradients)
-    return steps[-SEEN:], longer, _weights(probe) - start, _weights(double) - start
+            for factor, found in longer.items():
+                found.append(probe.step(gradients, factor, keep=False))
+        steps.append(probe.step(gradients))
+        double.step(gradients)
+    return steps[-MEASURED:], longer, _flat(probe.values) - start, _flat(double.values) - start
 
 
-def _probe(optimizer: Optimizer, factor: float, begun: bool = False) -> Optimizer:
-    """Return a copy on slices, in float64, at `factor` times its rates; from the first step, where it has not begun."""
-    probe = copy_onto(optimizer, {p: _slice(p).requires_grad_() for p in _parameters(optimizer)})
-    if not begun:
-        clear_state(probe)  # of the whole parameters
-    for group in probe.param_groups:
-        group["lr"] = factor * _positive(group["lr"])
-    return probe
-
-
-def _step(probe: Optimizer, gradients: list[Tensor]) -> Tensor:
-    before = _weights(probe)
-    for p, g in zip(_parameters(probe), gradients, strict=True):
-        p.grad = g.to(p, copy=True)  # Nesterov's step may add to it
-    probe.step()
-    return _weights(probe) - before
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def _weights(optimizer: Optimizer) -> Tensor:
-    return torch.cat([p.detach().flatten().double().cpu() for p in _parameters(optimizer)])
-
-
-def _positive(lr: Any) -> float:
-    """Return the rate, or a usual one where a schedule begins at 0."""
-    return float(lr) if 0 < float(lr) < float("inf") else 1e-3
+def _flat(values: list[Tensor]) -> Tensor:
+    """Return the values as one vector on the CPU, in float64."""
+    return torch.cat([value.detach().flatten().double().cpu() for value in values])
 
 
 def _slice(tensor: Tensor) -> Tensor:
     part = tensor.detach()[tuple(slice(3) for _ in tensor.shape)].clone()
-    return part.double() if part.is_floating_point() else part
+    return (part.double() if part.is_floating_point() else part).requires_grad_(
+        part.is_floating_point() or part.is_complex()
+    )

@@ -1,6 +1,7 @@
-"""A look that leaves no trace."""
+"""Evaluate a network without side effects."""
 
 import copy
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -8,59 +9,81 @@ from typing import Any
 import torch
 from torch import nn
 
-from hypergradient.copies import set_mode
+
+@contextmanager
+def unchanged(network: nn.Module) -> Iterator[None]:
+    """Leave the network's modules and torch's random stream as they were: attributes, modes, replaced buffers.
+
+    Values that are changed in place, as BatchNorm's statistics, are the caller's: see `hypergradient.sets`.
+    """
+    modules = list(network.modules())
+    modes = [module.training for module in modules]
+    attributes = [dict(vars(module)) for module in modules]
+    containers = [
+        (value, copy.copy(value))
+        for own in attributes
+        for name, value in own.items()
+        if name == "_buffers" or (name[0] != "_" and isinstance(value, list | dict | set | deque))
+    ]
+    # a metric of torchmetrics adds to its states in place
+    metrics = [own for own in attributes if "_update_count" in own]
+    states = [copy.deepcopy({name: own[name] for name in own["_defaults"]}) for own in metrics]
+    try:
+        with torch.random.fork_rng(devices=gpus(network)):
+            yield
+    finally:
+        for own, state in zip(metrics, states, strict=True):
+            own |= state
+        for value, kept in containers:
+            value.clear()
+            (value.extend if isinstance(value, list | deque) else value.update)(kept)
+        for module, own, mode in zip(modules, attributes, modes, strict=True):
+            now = vars(module)
+            if len(now) != len(own) or any(now.get(name, now) is not value for name, value in own.items()):
+                now.clear()
+                now.update(own)
+            # the mode of a scripted module is not in its dictionary
+            if module.training != mode:
+                module.training = mode
 
 
 @contextmanager
 def no_trace(network: nn.Module, batch_statistics: bool = False) -> Iterator[None]:
-    """Evaluate `network` as validation does, then leave it and the random stream as if nothing had happened.
+    """Evaluate `network` as validation does, then leave it and the random stream as they were.
 
     In evaluation mode BatchNorm reads its statistics without updating them and dropout draws nothing: the
-    hypergradient is that of the validation loss as validation measures it. Each submodule's own mode comes back.
-    Metrics of torchmetrics among the submodules forget what they were told.
+    hypergradient is that of the validation loss as validation measures it.
 
-    batch_statistics: let BatchNorm normalise by the batch, and put its buffers back: where it has no statistics yet, or
-    none of these weights. What is frozen, in evaluation mode before, stays so; one value is no batch.
+    Args:
+        network: whose modules are put into evaluation mode here.
+        batch_statistics: let BatchNorm normalize by the batch, where it has no statistics of these weights. This
+            updates its buffers. Layers that were in evaluation mode before stay frozen, and a batch of one value per
+            channel, which has no variance, is normalized by the statistics.
     """
-    modules = list(network.modules())
-    modes = [module.training for module in modules]
-    buffers = {buffer: buffer.detach().clone() for buffer in network.buffers()} if batch_statistics else {}
-    metrics = [module for module in modules if "_update_count" in vars(module)]  # torchmetrics: no buffers
-    counted = [{name: copy.deepcopy(getattr(metric, name)) for name in _states(metric)} for metric in metrics]
-    recurrent = any(isinstance(module, nn.RNNBase) for module in modules)  # cuDNN's have no backward in evaluation mode
+    # cuDNN's recurrent layers have no backward pass in evaluation mode
+    recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
+    backend = torch.backends.cudnn
+    cudnn = backend.flags(enabled=False, deterministic=backend.deterministic) if recurrent else nullcontext()
     hooks = []
-    for module, mode in zip(modules, modes, strict=True):
-        set_mode(module, False)
-        if batch_statistics and mode and isinstance(module, nn.modules.batchnorm._BatchNorm):  # else it is frozen
-            hooks.append(module.register_forward_pre_hook(_normalise_by_the_batch))
-    try:
-        backend = torch.backends.cudnn
-        cudnn = backend.flags(enabled=False, deterministic=backend.deterministic) if recurrent else nullcontext()
-        # some networks draw in evaluation mode too (a VAE, functional dropout)
-        with cudnn, torch.random.fork_rng(devices=gpus(network)):
+    with unchanged(network), cudnn:
+        for module in network.modules():
+            if batch_statistics and module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
+                hooks.append(module.register_forward_pre_hook(_normalize_by_the_batch))
+            if module.training:
+                module.training = False
+        try:
             yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in zip(modules, modes, strict=True):
-            set_mode(module, mode)
-        for metric, states in zip(metrics, counted, strict=True):
-            vars(metric).update(states)
-        with torch.no_grad():
-            for buffer, value in buffers.items():
-                buffer.copy_(value)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def gpus(network: nn.Module) -> list[int]:
-    """Return the CUDA devices that the network lies on, whose random streams it may draw from."""
+    """Return the CUDA devices of the network's parameters, whose random streams it may draw from."""
     if not torch.cuda.is_initialized():
         return []
     return list({p.device.index for p in network.parameters() if p.is_cuda})
 
 
-def _normalise_by_the_batch(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
+def _normalize_by_the_batch(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
     norm.training = inputs[0].numel() > inputs[0].shape[1]
-
-
-def _states(metric: Any) -> list[str]:
-    return [*metric._defaults, "_update_count", "_computed"]

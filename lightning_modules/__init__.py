@@ -4,8 +4,7 @@ from lightning_modules.hypergradient_descent import HypergradientDescentModule
 from lightning_modules.meta import MetaModule
 from lightning_modules.networks import GRU, MLP, ConvNet, PostLayerNorm
 from lightning_modules.one_step import OneStepModule
-from lightning_modules.rivals import Mechanic, Momo
-from lightning_modules.schedules import Replay, linear, one_cycle, plateau, warmup_cosine
+from lightning_modules.schedules import warmup_cosine
 from lightning_modules.search import SearchModule
 from lightning_modules.search_decay import SearchDecayModule
 from lightning_modules.supervised import SupervisedModule
@@ -17,18 +16,12 @@ __all__ = [
     "ByteTransformer",
     "ConvNet",
     "HypergradientDescentModule",
-    "Mechanic",
     "MetaModule",
-    "Momo",
     "OneStepModule",
     "PostLayerNorm",
-    "Replay",
     "SearchDecayModule",
     "SearchModule",
     "SupervisedModule",
     "VisionTransformer",
-    "linear",
-    "one_cycle",
-    "plateau",
     "warmup_cosine",
 ]

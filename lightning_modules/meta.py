@@ -1,4 +1,4 @@
-"""The learning rate adapted during the run: a hypothetical step beside each real one, looks at the validation loss."""
+"""The learning rate adapted during the run, by manual optimization."""
 
 import math
 from typing import Any, cast
@@ -6,31 +6,27 @@ from typing import Any, cast
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from hypergradient import Adaptation, Settings, check_supported
-from hypergradient.settings import LEAST
-from lightning_modules.supervised import Batch, OptimizerFactory, Pair, SupervisedModule, objective
+from hypergradient import Average, Meta, Settings
+from hypergradient.run import keep_state
+from lightning_modules.supervised import Batch, OptimizerFactory, Pair, SupervisedModule
+
+NAME = "meta"  # of the rule's state, in that of the optimizer
 
 
 class MetaModule(SupervisedModule):
-    """Training whose learning rate and weight decay follow their hypergradients (`hypergradient.adaptation`).
+    """Training whose learning rate and weight decay follow their hypergradients (`hypergradient.Meta`).
 
-    Meant to return averaged weights: A is that of `callbacks.TailAverage`. Without it, A is θ.
+    `callbacks.TailAverage` validates and returns the averaged weights that the rule keeps.
 
     Args:
         network: (batch, ...) inputs -> (batch, classes) logits, or (batch, 1) values.
         lr: the learning rate to start from, where it is lower than the method's own start; None for that one.
-        meta_lr: κ, how far the logarithm of the rate moves while the number of steps grows e-fold; 0 holds the rate.
-        start: c, the first step's length over that of the weights.
-        weight_decay: λ at first, in units of rms(Δ(1)) / rms(θ); 0 for none.
-        factor: of the hypothetical rate over the real one.
-        pull: the part of the way that the hypothetical run goes back to the real one after each step.
-        part: of a batch, for the hypothetical step; at least 16 samples.
         optimizer: makes it from the parameters and the rate; Adam by default. Without a weight decay of its own.
         gradient_clip_val: the norm to which gradients are clipped, those of hypothetical steps too; None for none.
         accumulate_grad_batches: batches whose gradients make a step. Under manual optimization Lightning leaves both to
             the module; on the command line, the Trainer's options go here.
+        settings: the constants of the method: the fields of `hypergradient.Settings`.
 
     Raises:
         ValueError: an argument is out of range, or the optimizer's step is not proportional to its rate.
@@ -42,113 +38,83 @@ class MetaModule(SupervisedModule):
         self,
         network: nn.Module,
         lr: float | None = None,
-        meta_lr: float = 2.0,
-        start: float = 0.03,
-        weight_decay: float = 0.005,
-        factor: float = 2.0,
-        pull: float = 0.1,
-        part: float = 0.375,
         optimizer: OptimizerFactory | None = None,
         gradient_clip_val: float | None = None,
         accumulate_grad_batches: int = 1,
+        **settings: Any,
     ) -> None:
         super().__init__(network, 1.0 if lr is None else lr, optimizer)
-        self.settings = Settings(meta_lr, start, weight_decay, factor, pull)
-        if not 0 < part <= 1:
-            raise ValueError(f"--model.part must be above 0 and at most 1, got {part}.")
         if accumulate_grad_batches < 1:
             raise ValueError(f"--model.accumulate_grad_batches must be 1 or more, got {accumulate_grad_batches}.")
-        check_supported(self.inner_optimizer())
-        self.settings.check(self.inner_optimizer())
-        self.given_lr, self.part = lr, part
+        self.settings, self.given_lr = Settings(**settings), lr
         self.gradient_clip_val, self.accumulate_grad_batches = gradient_clip_val, accumulate_grad_batches
         self.parts: list[Batch] = []  # of the batches whose gradients make the step
-        self.adaptation: Adaptation | None = None
-        self.kept: dict[str, Any] = {}
+        self.meta = Meta(self.network, self.inner_optimizer(), self.settings)
         self.automatic_optimization = False
 
-    def setup(self, stage: str) -> None:
-        """Forget, before a fit, what a checkpoint brought that was loaded for something else."""
-        super().setup(stage)
-        if stage == "fit":
-            self.kept = {}
-            self.parts.clear()  # of a fit that broke off
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer; an adaptation that was there belongs to another."""
-        self.adaptation = None
-        return super().configure_optimizers()
+        """Build the optimizer, which keeps the rule's state in its own."""
+        optimizer = self.inner_optimizer()
+        for group in optimizer.param_groups:
+            # what moves is the rate itself, not a factor on the one that was given
+            group["lr"] = 1.0
+        self.meta = Meta(self.network, optimizer, self.settings, self.given_lr)
+        keep_state(optimizer, NAME, self.meta, required=True)
+        return optimizer
+
+    @property
+    def average(self) -> Average | None:
+        """The averaged weights; None where there is no window."""
+        self.meta.prepare()
+        return self.meta.average if self.settings.window else None
+
+    def on_train_start(self) -> None:
+        """Tell the rule what the Trainer knows now: the length of the run, and how it clips gradients."""
+        super().on_train_start()
+        self.parts.clear()
+        batches = (self.trainer.max_epochs or -1) * self.trainer.num_training_batches
+        ends = (self.trainer.max_steps, batches / self.accumulate_grad_batches)
+        self.meta.length = int(min((end for end in ends if 0 < end < math.inf), default=0))
+        clips_norm = self.trainer.gradient_clip_algorithm in (None, "norm")
+        self.meta.clip = self.gradient_clip_val if clips_norm else None
 
     def training_step(self, batch: Pair, batch_idx: int) -> dict[str, Tensor | float]:
-        """Add to the gradient; where the step is due, take it, and return what was seen."""
+        """Look at the validation loss, move the rate, take the real step, then the hypothetical one.
+
+        Returns the loss of the batch and what was seen. Where gradients are accumulated, most batches only add theirs.
+        """
         optimizer = cast(Any, self.optimizers())
-        loss = self.loss(batch["train"])
+        loss, rewound = self.loss(batch["train"]), self.meta.guard.rewound
         if not self.parts:
-            self.zero_grad()  # not the optimizer's, which records itself for a profiler: 2 % of a step
-        several = self.accumulate_grad_batches > 1  # else nothing is divided, averaged or joined: it costs kernels
-        self.manual_backward(loss / self.accumulate_grad_batches if several else loss)
+            # not the optimizer's, which records itself for a profiler: 2 % of a step
+            self.zero_grad()
+        self.manual_backward(loss / self.accumulate_grad_batches if self.accumulate_grad_batches > 1 else loss)
         self.losses.append(loss.detach())
         self.parts.append(self._part(batch["train"]))
         if len(self.parts) < self.accumulate_grad_batches and not self.trainer.is_last_batch:
             return {"loss": loss.detach()}
         if self.gradient_clip_val is not None:
             self.clip_gradients(optimizer, self.gradient_clip_val)
-        mean = torch.stack(self.losses[-len(self.parts) :]).mean() if several else loss.detach()
-        return {"loss": loss.detach()} | self._step(optimizer, batch, mean)
 
-    def _step(self, optimizer: Any, batch: Pair, loss: Tensor) -> dict[str, Tensor | float]:
-        """Move the rate, if it is time; take the real step and the hypothetical one; return what was seen."""
-        adaptation = self.adaptation or self._begin(optimizer.optimizer)
-        seen: dict[str, Any] = {}
-        if adaptation.due:
-            seen |= adaptation.look(lambda network: _loss(network, batch["val"]))
-            self.passes += len(batch["val"][1]) / len(batch["train"][1]) / self.accumulate_grad_batches
-        seen |= {"lr": adaptation.rate, "decay": adaptation.decay}
-        adaptation.shrink()
+        looks = self.meta.looks
+        seen: dict[str, Any] = self.meta.before_step(lambda: self.loss(batch["val"]))
+        self.passes += (
+            (self.meta.looks - looks) * len(batch["val"][1]) / len(batch["train"][1]) / self.accumulate_grad_batches
+        )
         optimizer.step()
-        rewound, parts = adaptation.rewound, self.parts.copy()
+        parts = self.parts[0] if len(self.parts) == 1 else tuple(map(torch.cat, zip(*self.parts, strict=True)))
+        losses = self.losses[-len(self.parts) :]
+        self.meta.after_step(torch.stack(losses).mean(), lambda: self.loss(cast(Batch, parts)))
         self.parts.clear()
-        x, y = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-        adaptation.step(loss, lambda network: _loss(network, (x, y)))
-        if adaptation.rewound > rewound:  # mended: what watches for divergence is not to see it
-            seen["loss"] = self.losses[-1] = torch.full_like(loss, adaptation.losses.first)
-        return seen
+        if self.meta.guard.rewound > rewound:
+            # what watches for divergence is not to see it
+            self.losses[-1] = torch.full_like(loss, self.meta.guard.first)
+        return {"loss": self.losses[-1]} | seen
 
     def _part(self, batch: Batch) -> Batch:
         x, y = batch
-        least = -(-LEAST // self.trainer.world_size)  # of all processes together
-        samples = min(len(y), max(least, int(self.part * len(y))))
+        # of all processes together
+        least = -(-self.settings.least // self.trainer.world_size)
+        samples = min(len(y), max(least, int(self.settings.part * len(y))))
         self.passes += samples / len(y) / self.accumulate_grad_batches
         return x[:samples], y[:samples]
-
-    def _begin(self, optimizer: Optimizer) -> Adaptation:
-        """Start from the first batch's gradients, or go on from the checkpoint."""
-        averaging = self.averaging()
-        average, window = (averaging.average.network, averaging.window) if averaging else (self.network, 0.0)
-        batches = (self.trainer.max_epochs or -1) * self.trainer.num_training_batches
-        ends = (self.trainer.max_steps, batches / self.accumulate_grad_batches)
-        length = int(min((end for end in ends if 0 < end < math.inf), default=0))
-        clips_norm = self.trainer.gradient_clip_algorithm in (None, "norm")  # the hypothetical run clips by it alone
-        clip = self.gradient_clip_val if clips_norm else None
-        self.adaptation = Adaptation(self.network, optimizer, self.settings, average, window, length, clip)
-        if self.kept:
-            self.adaptation.load_state_dict(self.kept)
-            self.kept = {}
-        elif self.adaptation.begin(self.given_lr) and self.trainer.is_global_zero:
-            print(f"--model.lr {self.given_lr:g} is lowered to {self.adaptation.rate:.3g}, where this method starts")
-        return self.adaptation
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the state of the adaptation too."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["adaptation"] = self.adaptation.state_dict() if self.adaptation else self.kept
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with it."""
-        super().on_load_checkpoint(checkpoint)
-        self.kept = checkpoint["adaptation"]
-
-
-def _loss(network: nn.Module, batch: Batch) -> Tensor:
-    x, y = batch
-    return objective(network(x), y)

@@ -1,5 +1,6 @@
 """The rate found before the first step, the decay of the weights adapted during the run."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -99,10 +100,10 @@ class SearchDecayModule(SearchModule):
 
     def _hypergradient(self, batch: Batch) -> Tensor:
         averaging = self.averaging()
-        average = averaging.average if averaging else self
-        params = [p for p in average.network.parameters() if p.requires_grad]
-        with torch.enable_grad(), no_trace(average.network, batch_statistics=True):
-            gradient = torch.autograd.grad(average.loss(batch), params, materialize_grads=True)
-        weights = (p.detach() for p in self.network.parameters() if p.requires_grad)
+        place = averaging.average.in_place(keep=False) if averaging and averaging.average else nullcontext()
+        weights = [p.detach() for p in self.network.parameters() if p.requires_grad]
+        params = [p for p in self.network.parameters() if p.requires_grad]
+        with torch.enable_grad(), no_trace(self.network, batch_statistics=True), place:
+            gradient = torch.autograd.grad(self.loss(batch), params, materialize_grads=True)
         pairs = zip(gradient, weights, strict=True)
         return -self.decay() * sum((torch.sum(g * p) for g, p in pairs), torch.zeros_like(self.k))

@@ -1,0 +1,183 @@
+"""A hypothetical run at another learning rate, inside the network and the optimizer of the real one."""
+
+import copy
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hypergradient.processes import mean_over_processes
+from hypergradient.sets import TensorSet
+from hypergradient.settings import Settings
+from hypergradient.trace import unchanged
+
+# of a parameter group, what schedules change: it follows the real run
+SCHEDULED = ("momentum", "betas", "weight_decay")
+# of an optimizer: what a scheduler patches, and what a GradScaler sets during a step
+TEMPORARY = ("step", "grad_scale", "found_inf")
+# what else is copied of it
+PLAIN = (Tensor, int, float, complex, list, tuple, dict, set, deque)
+
+
+class HypotheticalRun(TensorSet):
+    """What the run would be at another learning rate: weights, buffers, and the state of its optimizer.
+
+    Args:
+        network: of the real run.
+        optimizer: of the real run; the hypothetical run takes its steps by it.
+        params: what the optimizer moves.
+        decays: whether the weight decay shrinks each parameter.
+    """
+
+    def __init__(
+        self, network: nn.Module, optimizer: Optimizer, params: Sequence[Tensor], decays: Sequence[bool]
+    ) -> None:
+        super().__init__(network, params)
+        self.optimizer, self.decays = optimizer, decays
+        self.attributes = copied_attributes(optimizer)
+
+    @contextmanager
+    def in_place(self, keep: bool = True) -> Iterator[None]:
+        """Have the values, and the optimizer's state, in the real run's objects here."""
+        with super().in_place(keep), with_attributes(self.optimizer, self.attributes):
+            yield
+
+    def step(self, loss: Callable[[], Tensor], settings: Settings, decay: float, clip: float | None) -> list[Tensor]:
+        """Take the hypothetical step after the real one, pull the run back, and return θ' - θ.
+
+            θ' ← (1 - αλ) θ' + Δ'(2α; g')       θ' ← θ' + .1 (θ - θ')
+
+        Args:
+            loss: of a part of the real step's batch, a scalar; computed by the network, which has θ' then.
+            settings: the factor of the rate, and the pull of weights and optimizer state.
+            decay: αλ, the fraction of each weight that the real step took away.
+            clip: the norm to which gradients are clipped; None or 0 for none.
+        """
+        real = self.optimizer.param_groups
+        with unchanged(self.network), self.in_place():
+            with torch.enable_grad():
+                gradients = mean_over_processes(gradients_of(loss(), self.params))
+            with torch.no_grad():
+                kept = [p.grad for p in self.params]
+                for p, before, g in zip(self.params, kept, gradients, strict=True):
+                    # what the real step left alone
+                    p.grad = None if before is None else g
+                if clip:
+                    nn.utils.clip_grad_norm_(self.params, clip)
+                for group, own in zip(real, self.optimizer.param_groups, strict=True):
+                    own.update(
+                        {name: group[name] for name in SCHEDULED if name in group}, lr=settings.factor * group["lr"]
+                    )
+                shrink(self.params, self.decays, decay)
+                plain_step(self.optimizer)
+                for p, before in zip(self.params, kept, strict=True):
+                    p.grad = before
+        with torch.no_grad():
+            torch._foreach_lerp_(self.weights, self.params, settings.pull)
+            averages, real_averages = self._paired_states()
+            if averages:
+                torch._foreach_lerp_(averages, real_averages, settings.pull)
+            return list(torch._foreach_sub(self.weights, self.params))
+
+    def _paired_states(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return what both runs' optimizers keep in a parameter's shape, as their moments."""
+        pairs = [
+            (value, self.optimizer.state[p][name])
+            for p in self.params
+            for name, value in self.attributes["state"].get(p, {}).items()
+            if isinstance(value, Tensor)
+            and value.dim()
+            and value.shape == p.shape
+            and name in self.optimizer.state.get(p, {})
+        ]
+        return [own for own, _ in pairs], [real for _, real in pairs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the values, and the state of the optimizer."""
+        with self.in_place():
+            optimizer = self.optimizer.state_dict()
+        return super().state_dict() | {"optimizer": optimizer}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the values and the optimizer's state."""
+        super().load_state_dict(state)
+        with self.in_place():
+            self.optimizer.load_state_dict(state["optimizer"])
+
+
+def copied_attributes(optimizer: Optimizer, replaced: Mapping[Tensor, Tensor] | None = None) -> dict[str, Any]:
+    """Return copies of an optimizer's attributes, its state and its parameter groups among them, without its hooks.
+
+    What is not plain data, as a lock or a process group, is shared.
+
+    replaced: parameter -> the tensor that takes its place; the others stay.
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    memo: dict[int, Any] = {id(p): (replaced or {}).get(p, p) for p in params}
+    return {
+        name: OrderedDict()
+        if name.endswith("_hooks")
+        else copy.deepcopy(value, memo)
+        if isinstance(value, PLAIN)
+        else value
+        for name, value in vars(optimizer).items()
+        if name not in TEMPORARY
+    }
+
+
+@contextmanager
+def with_attributes(optimizer: Optimizer, attributes: dict[str, Any]) -> Iterator[None]:
+    """Let an optimizer have other attributes here; they are what it makes of them, afterwards."""
+    own, now = dict(vars(optimizer)), vars(optimizer)
+    now.clear()
+    now.update(attributes)
+    try:
+        yield
+    finally:
+        attributes.clear()
+        attributes.update(now)
+        now.clear()
+        now.update(own)
+
+
+def plain_step(optimizer: Optimizer) -> None:
+    """Take the step of the optimizer's class: a scheduler counts the calls of the instance's."""
+    with torch.no_grad():
+        type(optimizer).step(optimizer)
+
+
+def trained(network: nn.Module, optimizer: Optimizer) -> list[Tensor]:
+    """Return the parameters of the network that the optimizer moves."""
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return [p for p in network.parameters() if p.requires_grad and id(p) in moved]
+
+
+@torch.no_grad()
+def shrink(params: Sequence[Tensor], decays: Sequence[bool], decay: float) -> None:
+    """Take the fraction `decay` away from each weight that decays."""
+    if shrunk := [p for p, decays_ in zip(params, decays, strict=True) if decays_]:
+        torch._foreach_mul_(shrunk, 1 - decay)
+
+
+def clear_state(optimizer: Optimizer) -> None:
+    """Forget what the optimizer keeps for each parameter, and not what it keeps for itself."""
+    for key in [key for key in optimizer.state if isinstance(key, Tensor)]:
+        del optimizer.state[key]
+
+
+def gradients_of(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradient of a loss along the parameters, zeros where it does not depend on one.
+
+    Raises:
+        ValueError: it depends on none of them, so that nothing could be adapted.
+    """
+    gradients = torch.autograd.grad(loss, list(params), allow_unused=True)
+    if params and all(g is None for g in gradients):
+        raise ValueError(
+            "The loss does not depend on the weights that the optimizer moves: compute it with the given network."
+        )
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, params, strict=True)]

@@ -1,0 +1,187 @@
+"""What an adapted run consists of: its sets of tensors, the rates of its steps, and what is saved of it."""
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hypergradient.guard import Guard
+from hypergradient.hypothetical import HypotheticalRun, clear_state, trained
+from hypergradient.sets import Average
+from hypergradient.settings import Settings
+from hypergradient.support import check_supported
+
+COUNTS = ("steps", "looks", "moves", "moved_at", "clock", "before", "count", "rate", "peak", "weight_decay")
+STATE = (*COUNTS, "sums", "squares", "guard", "average", "hypothetical", "difference")
+
+
+class AdaptedRun:
+    """The network, the optimizer and the sets of tensors of one run.
+
+    `lr` in the optimizer's parameter groups stays the user's. During a step it is α times the part of its highest value
+    that a schedule leaves; `used_lr`, next to it, keeps the rate that was used.
+
+    Args:
+        network: of the run.
+        optimizer: any that `check_supported` takes; with a weight decay of its own only where `settings` have none.
+        settings: the constants.
+        lr: a learning rate to start from, where it is lower than the method's own start; None for that one.
+        length: T, the steps of the whole run; 0 where it has no end.
+        clip: the norm to which the run clips its gradients; those of hypothetical steps are clipped likewise.
+        decays: whether the weight decay shrinks a parameter; None: all are shrunk.
+
+    Attributes:
+        rate: α; 0 before the first step. weight_decay: λ.
+        average: A. hypothetical: the run at θ'. difference: Z, a tensor for each parameter.
+        steps, looks, moves: their numbers so far.
+
+    Raises:
+        ValueError: the optimizer's step is not proportional to its learning rate, or it has a weight decay of its own.
+    """
+
+    average: Average
+    hypothetical: HypotheticalRun
+    difference: list[Tensor]
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Optimizer,
+        settings: Settings | None = None,
+        lr: float | None = None,
+        length: int = 0,
+        clip: float | None = None,
+        decays: Callable[[Tensor], bool] | None = None,
+    ) -> None:
+        check_supported(optimizer)
+        self.network, self.optimizer, self.settings = network, optimizer, settings or Settings()
+        if self.settings.weight_decay and any(group.get("weight_decay") for group in optimizer.param_groups):
+            raise ValueError(
+                f"{type(optimizer).__name__} has a weight decay of its own, and the method adapts one. Give the "
+                "optimizer weight_decay=0, or the method weight_decay 0."
+            )
+        self.lr, self.length, self.clip, self.decays = lr, length, clip, decays
+        self.guard, self.loaded = Guard(self.settings), dict[str, Any]()
+        self.params: list[Tensor] = []
+        self.groups = 0
+        self.rates: list[Any] = []
+        self.steps = self.looks = self.moves = self.moved_at = self.clock = self.count = 0
+        self.before, self.rate, self.peak, self.schedule, self.weight_decay = 1, 0.0, 0.0, 1.0, 0.0
+        # since the last move, the sums of what looks saw: the loss, the hypergradients of the rate and of the decay
+        self.sums, self.squares = torch.zeros(3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+
+    def prepare(self) -> None:
+        """Make the sets of tensors, or make them again where the optimizer moves other parameters now."""
+        params = trained(self.network, self.optimizer)
+        groups = len(self.optimizer.param_groups)
+        if [*map(id, params)] != [*map(id, self.params)] or groups != self.groups:
+            averages = dict(zip(self.params, self.average.weights, strict=True)) if self.params else {}
+            buffers = self.average.buffers if self.params else list(self.network.buffers())
+            self.params, self.groups, self.guard.good = params, groups, []
+            self.shrinks = [self.decays is None or self.decays(p) for p in params]
+            self.average = Average(self.network, params, self.settings.window)
+            self.average.copy_from([averages.get(p, p) for p in params], buffers)
+            self.begin_hypothetical_run()
+        if self.loaded:
+            self._load()
+        self.read_rates()
+
+    def begin_hypothetical_run(self) -> None:
+        """Let the hypothetical run begin where the real one is."""
+        self.hypothetical = HypotheticalRun(self.network, self.optimizer, self.params, self.shrinks)
+        # the part of a step would be rounded away in 16 bits
+        self.difference = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in self.params]
+
+    def rewind(self) -> None:
+        """Go back to the last good average, at half the rate."""
+        weights, buffers = self.guard.good
+        self.average.copy_from(weights, buffers)
+        with torch.no_grad():
+            for tensor, value in zip([*self.params, *self.network.buffers()], [*weights, *buffers], strict=True):
+                tensor.copy_(value)
+        clear_state(self.optimizer)
+        self.begin_hypothetical_run()
+        self.rate = self.guard.rewind(self.rate)
+
+    def read_rates(self) -> None:
+        """Note the user's learning rates, and which part of its highest value a schedule leaves now."""
+        groups = self.optimizer.param_groups
+        self.rates = [group["lr"] for group in groups]
+        # the other groups keep their ratio to the first one that has a rate
+        lead = next((group for group in groups if group["lr"]), groups[0])
+        self.peak = max(self.peak, *(float(lead.get(name, 0.0)) for name in ("lr", "initial_lr", "max_lr")))
+        self.schedule = float(lead["lr"]) / self.peak if self.peak else 0.0
+
+    def set_rates(self) -> None:
+        """Give the optimizer the rates of this step."""
+        for group, lr in zip(self.optimizer.param_groups, self.rates, strict=True):
+            # not in place: groups may share a tensor
+            group["lr"] = lr * (self.rate / self.peak)
+            group["used_lr"] = float(group["lr"])
+
+    def restore_rates(self) -> None:
+        """Give the optimizer the user's rates: a schedule continues from them."""
+        for group, lr in zip(self.optimizer.param_groups, self.rates, strict=False):
+            group["lr"] = lr
+        self.rates = []
+
+    @property
+    def used_rate(self) -> float:
+        """The rate of this step: α, or what a schedule leaves of it."""
+        return self.rate * self.schedule
+
+    @property
+    def decay(self) -> float:
+        """αλ, the fraction of each weight that this step takes away."""
+        return self.used_rate * self.weight_decay
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run needs to resume: tensors, numbers, lists and dictionaries; empty before the first step."""
+        if self.loaded or not self.params:
+            return self.loaded
+        parts = {name: getattr(self, name).state_dict() for name in ("guard", "average", "hypothetical")}
+        return {name: getattr(self, name) for name in STATE if name not in parts} | parts
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume from a state at the next step, when network and optimizer have theirs.
+
+        Raises:
+            ValueError: another version wrote it.
+        """
+        if missing := [name for name in STATE if state and name not in state]:
+            raise ValueError(f"the state has no {', no '.join(missing)}: another version wrote it")
+        self.loaded = dict(state)
+
+    def _load(self) -> None:
+        state, self.loaded = copy.deepcopy(self.loaded), {}
+        for name in (*COUNTS, "sums", "squares"):
+            setattr(self, name, state[name])
+        vars(self.guard).update(state["guard"])
+        self.average.load_state_dict(state["average"])
+        self.hypothetical.load_state_dict(state["hypothetical"])
+        self.difference = state["difference"]
+
+
+def keep_state(optimizer: Optimizer, name: str, owner: Any, required: bool = False) -> list[Any]:
+    """Keep the owner's state in the optimizer's own `state_dict()`, under `name`; return the hooks.
+
+    A plain optimizer loads such a state, and leaves out what is under `name`.
+
+    required: whether to refuse, by a ValueError, a state without it.
+    """
+
+    def save(_: Optimizer, state: dict[str, Any]) -> None:
+        state[name] = owner.state_dict()
+
+    def load(_: Optimizer, state: dict[str, Any]) -> None:
+        if required and name not in state:
+            raise ValueError(f"the optimizer's state has no {name!r}: another method wrote it")
+        if name not in state:
+            warnings.warn(f"The loaded state has no {name!r}: the adaptation starts here.", stacklevel=4)
+        owner.load_state_dict(state.pop(name, {}))
+
+    return [optimizer.register_state_dict_post_hook(save), optimizer.register_load_state_dict_pre_hook(load)]

@@ -1,0 +1,148 @@
+"""Sets of tensors that take the place of a network's weights and buffers.
+
+A hypothetical run and an average are not copies of objects: to use them, their tensors are exchanged with those in the
+user's own network and optimizer, and exchanged back. So they have its trainer, hooks, layers and attributes of now.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+class TensorSet:
+    """Values for some parameters and all buffers of a network.
+
+    Args:
+        network: whose tensors it can take the place of.
+        params: the parameters; each (...).
+
+    Attributes:
+        weights: a value for each parameter. buffers: one for each buffer.
+        exchanged: whether the network holds them, and this set holds the network's.
+    """
+
+    def __init__(self, network: nn.Module, params: Sequence[Tensor]) -> None:
+        self.network, self.params, self.exchanged = network, list(params), False
+        self.weights: list[Tensor] = [p.detach().clone() for p in self.params]
+        self.buffers: list[Tensor] = [buffer.detach().clone() for buffer in network.buffers()]
+
+    @torch.no_grad()
+    def copy_from(self, weights: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
+        """Take over these values."""
+        for own, value in zip([*self.weights, *self.buffers], [*weights, *buffers], strict=True):
+            own.copy_(value)
+
+    def exchange(self) -> None:
+        """Exchange the values with those in the network."""
+        live = [*self.params, *self.network.buffers()]
+        values = [tensor.data for tensor in live]
+        for tensor, value in zip(live, [*self.weights, *self.buffers], strict=True):
+            tensor.data = value
+        self.weights, self.buffers = values[: len(self.params)], values[len(self.params) :]
+        self.exchanged = not self.exchanged
+        # which holds casts of the weights that were there
+        torch.clear_autocast_cache()
+        for module in self.network.modules():
+            if isinstance(module, nn.RNNBase) and any(p.is_cuda for p in module.parameters()):
+                # cuDNN wants all weights of a layer in one piece
+                module.flatten_parameters()
+
+    @contextmanager
+    def in_place(self, keep: bool = True) -> Iterator[None]:
+        """Have the values in the network here.
+
+        keep: whether what is done to the buffers, as BatchNorm's statistics, stays in the set.
+        """
+        before, buffers = list(self.network.buffers()), self.buffers
+        if not keep:
+            self.buffers = [buffer.clone() for buffer in buffers]
+        self.exchange()
+        try:
+            yield
+        finally:
+            self.exchange()
+            for buffer, now in zip(before, self.network.buffers(), strict=False):
+                # where the forward pass replaced a buffer; `unchanged` puts the module's own one back
+                buffer.data = now.data
+            if not keep:
+                self.buffers = buffers
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the values, as lists of tensors."""
+        return {"weights": list(self.weights), "buffers": list(self.buffers)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the values of a state."""
+        self.copy_from(state["weights"], state["buffers"])
+
+
+class Average(TensorSet):
+    """The average of about the last tenth of a run's weights, however many steps the run has.
+
+        A ← A + (θ - A) / max(1, window · t)       after step t
+
+    A polynomial-decay average (Shamir & Zhang 2013, arXiv 1212.1824). 16-bit weights are averaged in float32.
+
+    Args:
+        network: whose weights are averaged; the average begins where they are.
+        params: the parameters that are averaged; the others are shared with the network.
+        window: the fraction of the run that is averaged.
+    """
+
+    def __init__(self, network: nn.Module, params: Sequence[Tensor], window: float = 0.1) -> None:
+        super().__init__(network, params)
+        self.window = window
+        self.exact = [w.float() if w.dtype in HALF else w for w in self.weights]
+
+    @torch.no_grad()
+    def update(self, steps: int) -> None:
+        """Average the weights after that many steps; counters, as BatchNorm's, are copied."""
+        weight = 1 / max(1.0, self.window * steps)
+        if self.params:
+            torch._foreach_lerp_(
+                self.exact, [p.to(a.dtype) for a, p in zip(self.exact, self.params, strict=True)], weight
+            )
+        for own, exact in zip(self.weights, self.exact, strict=True):
+            if own is not exact:
+                own.copy_(exact)
+        for average, value in zip(self.buffers, self.network.buffers(), strict=True):
+            if value.is_floating_point():
+                # a mask of -inf has no mean
+                average.copy_(torch.where(average == value, value, average.lerp(value, weight)))
+            else:
+                average.copy_(value)
+
+    def copy_from(self, weights: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
+        """Take over these values."""
+        super().copy_from(weights, buffers)
+        self.exact = [w.float() if w.dtype in HALF else w for w in self.weights]
+
+    def take_exact(self, exact: Sequence[Tensor]) -> None:
+        """Take over what is averaged of 16-bit weights."""
+        kept = iter(exact)
+        self.exact = [next(kept).to(w.device, copy=True) if w.dtype in HALF else w for w in self.weights]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average; where it is in the network at present, `current` holds the weights of the run."""
+        state: dict[str, Any] = {"exact": [e for e, p in zip(self.exact, self.params, strict=True) if p.dtype in HALF]}
+        if self.exchanged:
+            live = [*self.params], [*self.network.buffers()]
+            weights, buffers = ([tensor.detach() for tensor in part] for part in live)
+            return state | {"weights": weights, "buffers": buffers, "current": super().state_dict()}
+        return state | super().state_dict()
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the average of a state; weights that it has as `current` go into the network."""
+        super().load_state_dict(state)
+        if current := state.get("current"):
+            for tensor, value in zip(
+                [*self.params, *self.network.buffers()], [*current["weights"], *current["buffers"]], strict=True
+            ):
+                tensor.copy_(value)
+        self.take_exact(state["exact"])
