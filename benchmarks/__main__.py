@@ -13,11 +13,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.accelerator import accelerator
-from benchmarks.growth import growth
 from benchmarks.measure import ROOT, machine
-from benchmarks.run import experiment, runs, starts, tracking
-from benchmarks.step import LIMIT, META, RULE, steps
+from benchmarks.run import experiment, growth, runs, starts, tracking
+from benchmarks.step import LIMIT, META, RULE, accelerator, steps
 from reporting.tables import markdown, write_between_markers
 
 
@@ -77,7 +75,7 @@ def main(args: list[str] | None = None) -> None:
         parser.error("accelerator needs a CUDA device; with --quick it runs on the CPU, in small")
     for name in ("mlflow", "pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    warnings.simplefilter("ignore")
     # as the commands do after their imports
     gc.freeze()
     torch.set_num_threads(1)

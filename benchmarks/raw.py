@@ -1,7 +1,7 @@
 """The reference implementation of the arms `adam`, `cosine`, `meta_onestep` and `meta`, in plain PyTorch.
 
-Written independently of the package; a test compares the two to the last digit. No Lightning, no MLflow, no
-checkpoint: the arithmetic, and the record of rate and loss of every step, so it is also the lower limit of a run's time.
+Independent of the package; a test compares the two to the last digit. Also the lower limit of a run's time: without
+Lightning, MLflow and checkpoints, only the arithmetic remains, and the record of rate and loss of every step.
 """
 
 import copy

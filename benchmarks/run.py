@@ -1,4 +1,7 @@
-"""What commands cost: a start, a run next to a raw loop of the same arithmetic, its points, the whole experiment."""
+"""What commands cost: a start, a run next to a raw loop of the same arithmetic, its points, the whole experiment.
+
+And whether time and memory grow, over the steps of one loop and the runs of one process in one store.
+"""
 
 import math
 import os
@@ -8,15 +11,18 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
 import optuna
+import psutil
 from pytorch_lightning import Callback, Trainer
 
 import tune
 from benchmarks import raw
-from benchmarks.measure import QUIET, ROOT, cpu_seconds, ratio
+from benchmarks.measure import QUIET, ROOT, Step, cpu_seconds, ratio, time_a_call
+from benchmarks.step import MLPS, meta, mlp
 from callbacks import TailAverage
 from data import MNIST1DDataModule
 from experiment.training import train
@@ -161,3 +167,26 @@ def experiment(quick: bool) -> dict[str, dict[str, float]]:
         raise RuntimeError(f"Not the same experiment: the commands end at {ours}, the script at {theirs}.")
     seconds = {"plain script": their_seconds, "ours, one core": our_seconds, "ratio": our_seconds / their_seconds}
     return {"CPU seconds": seconds}
+
+
+PARTS = 5
+
+
+def growth(quick: bool) -> dict[str, dict[str, dict[str, float]]]:
+    """Return, of many steps and of many runs, the CPU time of one in each fifth of the work, and the memory after it."""
+    seeds = count()
+
+    def run() -> None:
+        options = ["--trainer.max_epochs=1", "--data.batch_size=400", f"--seed_everything={next(seeds)}"]
+        train(["--optimizer", "meta", *options, QUIET])
+
+    def course(work: Step, total: int) -> dict[str, dict[str, float]]:
+        rows = {}
+        for part in range(1, PARTS + 1):
+            milliseconds = 1000 * time_a_call(work, total // PARTS)
+            rows[f"fifth {part}"] = {"ms": milliseconds, "MiB": psutil.Process().memory_info().rss / 2**20}
+        return rows
+
+    steps, runs = (100, 5) if quick else (200_000, 500)
+    step = meta(mlp(next(iter(MLPS))))
+    return {f"{steps:,} adapted steps": course(step, steps), f"{runs} runs": course(run, runs)}

@@ -1,4 +1,4 @@
-"""What an adapted step costs: four kinds of step over Adam, plain and fused, on two networks.
+"""What an adapted step costs: four kinds of step over Adam, on two networks, and on a CUDA device on a large one.
 
 plain Adam      a step of `torch.optim.Adam`
 limit           the same, and one validation gradient, forward and backward: the least that a hypergradient can cost
@@ -7,6 +7,7 @@ the plain rule  lookahead, hypergradient, real step
 """
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +21,12 @@ from torch.optim import Adam, Optimizer
 
 from benchmarks.measure import Step, compare
 from hypergradient import RateAdapter, hypergradient, lookahead, no_trace, real_step
+from lightning_modules import ByteTransformer
 
 Batch = tuple[Tensor, Tensor]
 LR, META_LR = 1e-3, 1e-2
 # widths of the layers, samples in a batch
-NETWORKS = {
+MLPS = {
     "MLP 40-100-10, batch 128": ((40, 100, 10), 128),
     "MLP 784-1024-1024-10, batch 256": ((784, 1024, 1024, 10), 256),
 }
@@ -98,14 +100,19 @@ def meta(problem: Problem) -> Step:
     return step
 
 
-BASE, LIMIT, RULE, META = "plain Adam", "limit: plain + a validation gradient", "the plain rule", "`meta`"
-KINDS: dict[str, Callable[[Problem], Step]] = {BASE: plain, LIMIT: limit, RULE: plain_rule, META: meta}
+LIMIT, RULE, META = "limit: plain + a validation gradient", "the plain rule", "`meta`"
+KINDS: dict[str, Callable[[Problem], Step]] = {"plain Adam": plain, LIMIT: limit, RULE: plain_rule, META: meta}
 
 
-def build(title: str, **options: Any) -> Problem:
-    """Return the problem of that title, the same at each call; options: of Adam."""
+def each_kind(build: Callable[..., Problem], suffix: str = "", **options: Any) -> dict[str, Callable[[], Step]]:
+    """Return, by name, what builds a step of each kind; options: of Adam."""
+    return {name + suffix: partial(lambda kind: kind(build(**options)), kind) for name, kind in KINDS.items()}
+
+
+def mlp(title: str, **options: Any) -> Problem:
+    """Return an MLP with ReLU and random batches, the same at each call."""
     torch.manual_seed(0)
-    widths, samples = NETWORKS[title]
+    widths, samples = MLPS[title]
     layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
     network = nn.Sequential(*layers[:-1])
     train, look = ((torch.randn(samples, widths[0]), torch.randint(10, (samples,))) for _ in range(2))
@@ -113,17 +120,50 @@ def build(title: str, **options: Any) -> Problem:
 
 
 def steps(quick: bool) -> dict[str, Any]:
-    """Measure every kind of step, plain and fused, in one process."""
+    """Measure the CPU time and the memory of each kind, plain and fused, in one process."""
     # flush subnormals: the gradients of a fixed batch underflow, and such arithmetic is slow on some processors
     torch.set_flush_denormal(True)
     found = {}
-    for title in list(NETWORKS)[: 1 if quick else None]:
-        plain = {name: partial(_make, step, title) for name, step in KINDS.items()}
-        fused = {f"{name}, fused": partial(_make, step, title, fused=True) for name, step in KINDS.items()}
-        found[title] = compare(plain | fused, *((0, 2) if quick else (45, 9)))
+    for title in list(MLPS)[: 1 if quick else None]:
+        build = partial(mlp, title)
+        makes = each_kind(build) | each_kind(build, ", fused", fused=True)
+        found[title] = compare(makes, *((0, 2) if quick else (45, 9)))
     torch.set_flush_denormal(False)
     return found
 
 
-def _make(step: Callable[[Problem], Step], title: str, **options: Any) -> Step:
-    return step(build(title, **options))
+# tokens, width, layers, heads, samples in a batch; the first has 117 million weights
+LARGE, SMALL = (256, 768, 16, 12, 16), (16, 32, 1, 2, 4)
+OPTIONS: dict[str, dict[str, bool]] = {"Adam": {}, "fused": {"fused": True}, "capturable": {"capturable": True}}
+
+
+def language_model(size: tuple[int, ...], device: str, bf16: bool, **options: Any) -> Problem:
+    """Return a Transformer on random bytes, its batches (batch, tokens) int64."""
+
+    def loss(network: nn.Module, batch: Batch) -> Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            return cross_entropy(network(batch[0]).flatten(0, 1), batch[1].flatten())
+
+    torch.manual_seed(0)
+    tokens, width, layers, heads, samples = size
+    network = ByteTransformer(tokens, width, layers, heads).to(device)
+    train, look = ((x[:, :-1], x[:, 1:]) for x in torch.randint(256, (2, samples, tokens + 1), device=device))
+    return Problem(network, Adam(network.parameters(), lr=LR, **options), train, look, loss)
+
+
+def accelerator(quick: bool) -> dict[str, Any]:
+    """Measure wall time and memory on a CUDA device; quickly, a small network where there is none."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def clock() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    found = {}
+    for precision in ("fp32", "bf16"):
+        for name, options in list(OPTIONS.items())[: 1 if quick else None]:
+            build = partial(language_model, SMALL if quick else LARGE, device, precision == "bf16")
+            makes = each_kind(build, **options)
+            found[f"{precision}, {name}"] = compare(makes, *((0, 2) if quick else (20, 5)), clock=clock)
+    return found
