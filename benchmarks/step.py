@@ -1,10 +1,4 @@
-"""What an adapted step costs: four kinds of step over Adam, on two networks, and on a CUDA device on a large one.
-
-plain Adam      a step of `torch.optim.Adam`
-limit           the same, and one validation gradient, forward and backward: the least that a hypergradient can cost
-the plain rule  lookahead, hypergradient, real step
-`meta`          `RateAdapter`: the whole rule
-"""
+"""What an adapted step costs: four kinds of step over Adam, on two networks, and on a CUDA device on a large one."""
 
 import math
 import time
@@ -60,7 +54,7 @@ def plain(problem: Problem) -> Step:
 
 
 def limit(problem: Problem) -> Step:
-    """Return a plain step that also computes one validation gradient."""
+    """Return a plain step with one validation gradient, forward and backward: no hypergradient can cost less."""
     plain_step, params = plain(problem), list(problem.network.parameters())
 
     def step() -> None:
@@ -134,7 +128,7 @@ def steps(quick: bool) -> dict[str, Any]:
 
 # tokens, width, layers, heads, samples in a batch; the first has 117 million weights
 LARGE, SMALL = (256, 768, 16, 12, 16), (16, 32, 1, 2, 4)
-OPTIONS: dict[str, dict[str, bool]] = {"Adam": {}, "fused": {"fused": True}, "capturable": {"capturable": True}}
+OPTIONS: dict[str, dict[str, Any]] = {"Adam": {}, "fused": {"fused": True}, "capturable": {"capturable": True}}
 
 
 def language_model(size: tuple[int, ...], device: str, bf16: bool, **options: Any) -> Problem:
