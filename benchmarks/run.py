@@ -23,7 +23,7 @@ from benchmarks.measure import QUIET, ROOT, Step, cpu_seconds, ratio, time_a_cal
 from benchmarks.step import MLPS, meta, mlp
 from callbacks import TailAverage
 from data import MNIST1DDataModule
-from experiment.training import train
+from experiment.run import train
 from lightning_modules import MLP, MetaModule, SupervisedModule
 from tracking.logger import Tracker
 

@@ -5,7 +5,7 @@ from benchmarks import raw, step
 from benchmarks.__main__ import SECTIONS, main, table
 from benchmarks.measure import QUIET
 from benchmarks.run import ARMS, LR
-from experiment.training import train
+from experiment.run import train
 from tests.store import history, schedule
 
 SMALL, *_ = step.MLPS
