@@ -39,6 +39,7 @@ class Meta(AdaptedRun):
         validation_loss: of the network on a validation batch, a scalar; called where a look is due.
         """
         self.prepare()
+        self.read_schedule()
         if self.steps == 0:
             self._begin()
         seen = {}

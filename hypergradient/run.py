@@ -88,7 +88,6 @@ class AdaptedRun:
             self.begin_hypothetical_run()
         if self.loaded:
             self._load()
-        self.read_rates()
 
     def begin_hypothetical_run(self) -> None:
         """Let the hypothetical run begin where the real one is."""
@@ -107,20 +106,20 @@ class AdaptedRun:
         self.begin_hypothetical_run()
         self.rate = self.guard.rewind(self.rate)
 
-    def read_rates(self) -> None:
-        """Note the user's learning rates, and which part of its highest value a schedule leaves now."""
+    def read_schedule(self) -> None:
+        """Note which part of its highest value a schedule leaves of the user's rate now."""
         groups = self.optimizer.param_groups
-        self.rates = [group["lr"] for group in groups]
         # the other groups keep their ratio to the first one that has a rate
-        lead = next((group for group in groups if group["lr"]), groups[0])
+        lead = next(group for group in groups if group["lr"])
         self.peak = max(self.peak, *(float(lead.get(name, 0.0)) for name in ("lr", "initial_lr", "max_lr")))
-        self.schedule = float(lead["lr"]) / self.peak if self.peak else 0.0
+        self.schedule = float(lead["lr"]) / self.peak
 
     def set_rates(self) -> None:
         """Give the optimizer the rates of this step."""
-        for group, lr in zip(self.optimizer.param_groups, self.rates, strict=True):
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        for group in self.optimizer.param_groups:
             # not in place: groups may share a tensor
-            group["lr"] = lr * (self.rate / self.peak)
+            group["lr"] = group["lr"] * (self.rate / self.peak)
             group["used_lr"] = float(group["lr"])
 
     def restore_rates(self) -> None:
@@ -157,13 +156,14 @@ class AdaptedRun:
         self.loaded = dict(state)
 
     def _load(self) -> None:
-        state, self.loaded = copy.deepcopy(self.loaded), {}
+        state, self.loaded = self.loaded, {}
         for name in (*COUNTS, "sums", "squares"):
-            setattr(self, name, state[name])
+            setattr(self, name, copy.copy(state[name]))
         vars(self.guard).update(state["guard"])
         self.average.load_state_dict(state["average"])
         self.hypothetical.load_state_dict(state["hypothetical"])
-        self.difference = state["difference"]
+        for z, value in zip(self.difference, state["difference"], strict=True):
+            z.copy_(value)
 
 
 def keep_state(optimizer: Optimizer, name: str, owner: Any, required: bool = False) -> list[Any]:

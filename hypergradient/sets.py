@@ -47,8 +47,8 @@ class TensorSet:
         self.exchanged = not self.exchanged
         # which holds casts of the weights that were there
         torch.clear_autocast_cache()
-        for module in self.network.modules():
-            if isinstance(module, nn.RNNBase) and any(p.is_cuda for p in module.parameters()):
+        for module in self.network.modules() if torch.cuda.is_initialized() else ():
+            if isinstance(module, nn.RNNBase):
                 # cuDNN wants all weights of a layer in one piece
                 module.flatten_parameters()
 
@@ -131,9 +131,9 @@ class Average(TensorSet):
         """Return the average; where it is in the network at present, `current` holds the weights of the run."""
         state: dict[str, Any] = {"exact": [e for e, p in zip(self.exact, self.params, strict=True) if p.dtype in HALF]}
         if self.exchanged:
-            live = [*self.params], [*self.network.buffers()]
-            weights, buffers = ([tensor.detach() for tensor in part] for part in live)
-            return state | {"weights": weights, "buffers": buffers, "current": super().state_dict()}
+            live = {"weights": self.params, "buffers": self.network.buffers()}
+            average = {name: [tensor.detach() for tensor in tensors] for name, tensors in live.items()}
+            return state | average | {"current": super().state_dict()}
         return state | super().state_dict()
 
     @torch.no_grad()
@@ -141,8 +141,7 @@ class Average(TensorSet):
         """Take over the average of a state; weights that it has as `current` go into the network."""
         super().load_state_dict(state)
         if current := state.get("current"):
-            for tensor, value in zip(
-                [*self.params, *self.network.buffers()], [*current["weights"], *current["buffers"]], strict=True
-            ):
+            live = [*self.params, *self.network.buffers()]
+            for tensor, value in zip(live, [*current["weights"], *current["buffers"]], strict=True):
                 tensor.copy_(value)
         self.take_exact(state["exact"])
