@@ -75,8 +75,8 @@ class HypotheticalRun(TensorSet):
                     shrink(self.params, self.decays, decay)
                     plain_step(self.optimizer)
                 finally:
-                    for p, g in zip(self.params, kept, strict=True):
-                        p.grad = g
+                    for p, grad in zip(self.params, kept, strict=True):
+                        p.grad = grad
         with torch.no_grad():
             torch._foreach_lerp_(self.weights, self.params, settings.pull)
             # and what the optimizers keep in a parameter's shape, as their moments

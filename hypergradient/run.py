@@ -151,8 +151,9 @@ class AdaptedRun:
         Raises:
             ValueError: another version wrote it.
         """
-        if missing := [name for name in STATE if state and name not in state]:
-            raise ValueError(f"the state has no {', no '.join(missing)}: another version wrote it")
+        if state:
+            require_keys(state, *STATE)
+            require_keys(state["guard"], *self.guard.state_dict())
         self.loaded = dict(state)
 
     def _load(self) -> None:
@@ -164,6 +165,12 @@ class AdaptedRun:
         self.hypothetical.load_state_dict(state["hypothetical"])
         for z, value in zip(self.difference, state["difference"], strict=True):
             z.copy_(value)
+
+
+def require_keys(state: Mapping[str, Any], *names: str) -> None:
+    """Raise a ValueError where a state that is to be loaded lacks one of the names."""
+    if missing := [name for name in names if name not in state]:
+        raise ValueError(f"the state has no {', no '.join(missing)}: another version wrote it")
 
 
 def keep_state(optimizer: Optimizer, name: str, owner: Any, required: bool = False) -> list[Any]:
