@@ -66,9 +66,7 @@ class AdaptedRun:
             )
         self.lr, self.length, self.clip, self.decays = lr, length, clip, decays
         self.guard, self.loaded = Guard(self.settings), dict[str, Any]()
-        self.params: list[Tensor] = []
-        self.groups = 0
-        self.rates: list[Any] = []
+        self.params, self.rates, self.groups = list[Tensor](), list[Any](), list[list[int]]()
         self.steps = self.looks = self.moves = self.moved_at = self.clock = self.count = 0
         self.before, self.rate, self.peak, self.schedule, self.weight_decay = 1, 0.0, 0.0, 1.0, 0.0
         # since the last move, the sums of what looks saw: the loss, the hypergradients of the rate and of the decay
@@ -76,9 +74,9 @@ class AdaptedRun:
 
     def prepare(self) -> None:
         """Make the sets of tensors, or make them again where the optimizer moves other parameters now."""
-        params = trained(self.network, self.optimizer)
-        groups = len(self.optimizer.param_groups)
-        if [*map(id, params)] != [*map(id, self.params)] or groups != self.groups:
+        groups = [[id(p) for p in group["params"] if p.requires_grad] for group in self.optimizer.param_groups]
+        if groups != self.groups:
+            params = trained(self.network, self.optimizer)
             averages = dict(zip(self.params, self.average.weights, strict=True)) if self.params else {}
             buffers = self.average.buffers if self.params else list(self.network.buffers())
             self.params, self.groups, self.guard.good = params, groups, []

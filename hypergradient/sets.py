@@ -37,9 +37,12 @@ class TensorSet:
         for own, value in zip([*self.weights, *self.buffers], [*weights, *buffers], strict=True):
             own.copy_(value)
 
-    def exchange(self) -> None:
-        """Exchange the values with those in the network."""
-        live = [*self.params, *self.network.buffers()]
+    def exchange(self, buffers: Sequence[Tensor] | None = None) -> None:
+        """Exchange the values with those in the network.
+
+        buffers: of the network, where the caller has collected them.
+        """
+        live = [*self.params, *(self.network.buffers() if buffers is None else buffers)]
         values = [tensor.data for tensor in live]
         for tensor, value in zip(live, [*self.weights, *self.buffers], strict=True):
             tensor.data = value
@@ -58,19 +61,20 @@ class TensorSet:
 
         keep: whether what is done to the buffers, as BatchNorm's statistics, stays in the set.
         """
-        before, buffers = list(self.network.buffers()), self.buffers
+        before, kept = list(self.network.buffers()), self.buffers
         if not keep:
-            self.buffers = [buffer.clone() for buffer in buffers]
-        self.exchange()
+            self.buffers = [buffer.clone() for buffer in kept]
+        self.exchange(before)
         try:
             yield
         finally:
-            self.exchange()
-            for buffer, now in zip(before, self.network.buffers(), strict=False):
+            now = list(self.network.buffers())
+            self.exchange(now)
+            for buffer, replaced in zip(before, now, strict=False):
                 # where the forward pass replaced a buffer; `unchanged` puts the module's own one back
-                buffer.data = now.data
+                buffer.data = replaced.data
             if not keep:
-                self.buffers = buffers
+                self.buffers = kept
 
     def state_dict(self) -> dict[str, Any]:
         """Return the values, as lists of tensors."""
