@@ -1,0 +1,121 @@
+"""The hypothetical run and the averages, which are sets of tensors, against copies of objects, and against calculus."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hypergradient import RateAdapter, Settings
+from hypergradient.batches import first
+from hypergradient.hypothetical import HypotheticalRun
+from tests.hypergradient.kinds import KINDS, Kind, attributes
+from tests.hypergradient.optimizers import SUPPORTED, Factory
+from tests.hypergradient.problem import VALIDATION, Batch, backward, batch, equal, groups, loss, network, warm_up
+
+everything = pytest.mark.parametrize("factory", SUPPORTED.values(), ids=SUPPORTED.keys())
+
+
+class Copies:
+    """The slow reference: a run, its hypothetical run and its average, as networks and optimizers of their own."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.net, self.other, self.mean = (kind.network() for _ in range(3))
+        self.optimizer, self.own = (groups(net, kind.factory) for net in (self.net, self.other))
+        self.params, self.others, self.means = (
+            [p for p in net.parameters() if p.requires_grad] for net in (self.net, self.other, self.mean)
+        )
+        self.difference, self.steps, self.h = [torch.zeros_like(p) for p in self.params], 0, math.nan
+
+    def step(self, data: Batch, look: Batch | None, rates: list[float], decay: float) -> None:
+        """Look where a batch for it is given, take a step at the rates of the groups, and the hypothetical one."""
+        self.optimizer.zero_grad()
+        loss(self.net, data).backward()
+        if self.steps == 0:
+            # the hypothetical run and the average begin where the first step does
+            for net in (self.other, self.mean):
+                for b, now in zip(net.buffers(), self.net.buffers(), strict=True):
+                    b.copy_(now)
+        if look is not None:
+            self._look(look)
+        self._move(self.optimizer, rates, decay)
+        self._take_attributes(self.other)
+        self.own.zero_grad()
+        with torch.random.fork_rng(devices=[]):
+            loss(self.other, first(data, 16)).backward()
+        self._move(self.own, [2 * rate for rate in rates], decay)
+        self.steps += 1
+        part = 1 / max(1.0, 0.1 * self.steps)
+        with torch.no_grad():
+            for a, z, p, q in zip(self.means, self.difference, self.params, self.others, strict=True):
+                own, real = self.own.state.get(q, {}), self.optimizer.state.get(p, {})
+                for value, towards in [(q, p), *((own[name], real[name]) for name in own)]:
+                    if isinstance(value, Tensor) and value.shape == p.shape:
+                        value.lerp_(towards, 0.1)
+                a.lerp_(p, part)
+                z.lerp_(q - p, part)
+            for b, now in zip(self.mean.buffers(), self.net.buffers(), strict=True):
+                b.copy_(b.lerp(now, part) if b.is_floating_point() else now)
+
+    def _look(self, data: Batch) -> None:
+        buffers = [b.clone() for b in self.mean.buffers()]
+        self._take_attributes(self.mean)
+        for module in self.mean.modules():
+            module.training &= isinstance(module, nn.BatchNorm1d)
+        with torch.random.fork_rng(devices=[]):
+            gradients = torch.autograd.grad(loss(self.mean, data), self.means)
+        self.h = sum(float((g * z).sum()) for g, z in zip(gradients, self.difference, strict=True))
+        for b, before in zip(self.mean.buffers(), buffers, strict=True):
+            b.copy_(before)
+
+    def _take_attributes(self, net: nn.Module) -> None:
+        for module, own in zip(net.modules(), attributes(self.net), strict=True):
+            for name, value in own.items():
+                setattr(module, name, copy.copy(value))
+
+    @torch.no_grad()
+    def _move(self, optimizer: torch.optim.Optimizer, rates: list[float], decay: float) -> None:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+            for p in group["params"]:
+                p.mul_(1 - decay if p.dim() > 1 and p.requires_grad else 1)
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, id=name, marks=[pytest.mark.slow] * ("compile" in name)) for name, kind in KINDS.items()],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm. is deprecated")
+def test_a_run_its_hypothetical_run_and_its_average_are_those_of_copies_bit_for_bit(kind: Kind) -> None:
+    net, copies = kind.network(), Copies(kind)
+    optimizer = groups(net, kind.factory)
+    adapter = RateAdapter(optimizer, net, loss, VALIDATION)
+    meta, rates = adapter.meta, set()
+    for step in range(14):
+        torch.manual_seed(step)
+        looks = meta.looks
+        optimizer.zero_grad()
+        adapter.loss(batch(step)).backward()
+        optimizer.step()
+        stream = torch.get_rng_state()
+        torch.manual_seed(step)
+        look = VALIDATION[looks % 3] if meta.looks > looks else None
+        copies.step(batch(step), look, [group["used_lr"] for group in optimizer.param_groups], adapter.last["decay"])
+        assert torch.equal(stream, torch.get_rng_state())
+        rates.add(adapter.last["lr"])
+        if look:
+            assert adapter.last["hypergradient"] == pytest.approx(copies.h, rel=1e-9)
+    assert len(rates) > 8
+    assert equal(net, copies.net)
+    assert equal([p.grad for p in net.parameters()], [p.grad for p in copies.net.parameters()])
+    assert equal(attributes(net), attributes(copies.net))
+    assert equal([*optimizer.state.values()], [*copies.optimizer.state.values()])
+    assert equal(meta.hypothetical.weights, copies.others)
+    assert equal(meta.hypothetical.buffers, list(copies.other.buffers()))
+    assert equal([*meta.hypothetical.attributes["state"].values()], [*copies.own.state.values()])
+    assert equal(meta.average.weights, copies.means)
+    assert equal(meta.average.buffers, list(copies.mean.buffers()))
+    assert equal(meta.difference, copies.difference)
