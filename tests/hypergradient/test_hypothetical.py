@@ -119,3 +119,98 @@ def test_a_run_its_hypothetical_run_and_its_average_are_those_of_copies_bit_for_
     assert equal(meta.average.weights, copies.means)
     assert equal(meta.average.buffers, list(copies.mean.buffers()))
     assert equal(meta.difference, copies.difference)
+
+
+class Quadratic(nn.Module):
+    """L(θ) = ½ Σ a θ²."""
+
+    def __init__(self, theta: list[float]) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor(theta, dtype=torch.float64))
+
+    def forward(self, curvature: Tensor) -> Tensor:
+        return 0.5 * (curvature * self.theta**2).sum()
+
+
+def test_on_a_quadratic_the_difference_is_the_closed_form() -> None:
+    a, theta, alpha, pull = np.array([0.1, 1.0, 3.0]), np.array([1.0, -2.0, 0.5]), 0.2, 0.3
+    net, curvature, difference = Quadratic(theta.tolist()), torch.tensor(a), np.zeros(3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=alpha)
+    run = HypotheticalRun(net, optimizer, [net.theta], [False])
+    for _ in range(11):
+        optimizer.zero_grad()
+        net(curvature).backward()
+        optimizer.step()
+        [found] = run.step(lambda: net(curvature), Settings(pull=pull), 0.0, None)
+        difference = (1 - pull) * ((1 - 2 * alpha * a) * difference - alpha * a * theta)
+        theta = (1 - alpha * a) * theta
+        assert found.detach().numpy() == pytest.approx(difference, rel=1e-12)
+
+
+def end(factory: Factory, scale: float = 1.0) -> list[Tensor]:
+    """The weights after six steps at `scale` times the rate."""
+    net = network()
+    optimizer = factory(net.parameters())
+    optimizer.param_groups[0]["lr"] *= scale
+    for step in range(6):
+        backward(net, optimizer, step)
+        optimizer.step()
+    return list(net.parameters())
+
+
+@everything
+def test_near_the_real_rate_and_without_pull_it_is_the_derivative_of_the_whole_run(factory: Factory) -> None:
+    """Forward-mode differentiation, against central differences of whole runs, in log α."""
+    net, factor, epsilon = network(), 1 + 1e-6, 1e-4
+    optimizer = factory(net.parameters())
+    run = HypotheticalRun(net, optimizer, list(net.parameters()), [False, False])
+    for step in range(6):
+        backward(net, optimizer, step)
+        optimizer.step()
+        found = run.step(lambda: loss(net, batch(step)), Settings(factor=factor, pull=0.0), 0.0, None)  # noqa: B023
+    ours = torch.cat([step.flatten() for step in found]) / math.log(factor)
+    up, down = (end(factory, math.exp(sign * epsilon)) for sign in (1, -1))
+    truth = torch.cat([(u - d).flatten() for u, d in zip(up, down, strict=True)]) / (2 * epsilon)
+    assert torch.linalg.vector_norm(ours - truth) < 1e-4 * torch.linalg.vector_norm(truth)
+
+
+@everything
+def test_pulled_back_almost_whole_it_points_along_the_last_step(factory: Factory) -> None:
+    """Then h has the sign of the one-step rule's."""
+    net = network()
+    optimizer = factory(net.parameters())
+    warm_up(net, optimizer)
+    run = HypotheticalRun(net, optimizer, list(net.parameters()), [False, False])
+    before = [p.detach().clone() for p in net.parameters()]
+    optimizer.step()
+    found = run.step(lambda: loss(net, batch(0)), Settings(pull=1 - 1e-6), 0.0, None)
+    step = torch.cat([(p.detach() - b).flatten() for p, b in zip(net.parameters(), before, strict=True)])
+    assert torch.cosine_similarity(torch.cat([f.flatten() for f in found]) / 1e-6, step, dim=0) > 1 - 1e-4
+
+
+def test_its_gradients_are_clipped_as_those_of_the_run() -> None:
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+    backward(net, optimizer)
+    run = HypotheticalRun(net, optimizer, list(net.parameters()), [False, False])
+    found = run.step(lambda: loss(net, batch(0)), Settings(pull=0.0), 0.0, 0.01)
+    assert torch.cat([f.flatten() for f in found]).norm().item() == pytest.approx(2 * 0.5 * 0.01, rel=1e-3)
+
+
+def test_parameters_without_a_gradient_or_of_no_optimizer_stay_where_they_are() -> None:
+    torch.manual_seed(0)
+    net = nn.ModuleDict({part: nn.Linear(3, 3) for part in ("used", "unused", "frozen", "apart")})
+    net["frozen"].requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for part in ("used", "unused", "frozen") for p in net[part].parameters()])
+    x, before = torch.ones(4, 3), copy.deepcopy(net.state_dict())
+    adapter = RateAdapter(optimizer, net, lambda net, x: net["used"](x).square().mean(), [x])
+    for _ in range(4):
+        optimizer.zero_grad()
+        adapter.loss(x).backward()
+        optimizer.step()
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key]) == (not key.startswith("used")), key
+    hypothetical = dict(zip(map(id, adapter.meta.params), adapter.meta.hypothetical.weights, strict=True))
+    assert hypothetical.keys() == {id(p) for part in ("used", "unused") for p in net[part].parameters()}
+    assert all(torch.equal(hypothetical[id(p)], p) for p in net["unused"].parameters())
+    assert adapter.report()["looks"] > 1
