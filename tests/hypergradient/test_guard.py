@@ -123,6 +123,7 @@ def test_a_fused_step_under_a_scaler_is_the_plain_one(name: str) -> None:
             optimizer.zero_grad()
             scaler.scale(adapter.loss(batch(step, dtype=torch.float32))).backward()
             scaler.step(optimizer)
+            scaler.update()
         ends.append([*adapter.meta.hypothetical.weights, torch.tensor(adapter.last["lr"])])
     for other in ends[1:]:
         torch.testing.assert_close(other, ends[0], rtol=1e-3, atol=1e-4)
