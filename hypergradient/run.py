@@ -17,6 +17,11 @@ from hypergradient.support import check_supported
 
 COUNTS = ("steps", "looks", "moves", "moved_at", "clock", "before", "count", "rate", "peak", "weight_decay")
 STATE = (*COUNTS, "sums", "squares", "guard", "average", "hypothetical", "difference")
+PARTS = {
+    "guard": tuple(Guard(Settings()).state_dict()),
+    "average": ("exact", "weights", "buffers"),
+    "hypothetical": ("weights", "buffers", "optimizer"),
+}
 
 
 class AdaptedRun:
@@ -152,7 +157,9 @@ class AdaptedRun:
         Raises:
             ValueError: another version wrote it.
         """
-        if missing := [name for name in STATE if state and name not in state]:
+        missing = [name for name in STATE if name not in state]
+        missing += [name for part, names in PARTS.items() for name in names if name not in state.get(part, names)]
+        if state and missing:
             raise ValueError(f"the state has no {', no '.join(missing)}: another version wrote it")
         self.loaded = dict(state)
 
