@@ -129,6 +129,9 @@ class RateAdapter:
         Call `backward()` on the loss of an accumulated batch before the next one: batches whose gradients are not
         there by then are taken for those of a step that a scaler dropped.
         """
+        if self.meta.loaded:
+            # a state that was saved in evaluation has the weights of the run, and the network those of the average
+            self.meta.prepare()
         loss = self.loss_of(self.network, batch)
         self.see(batch, loss)
         return loss
@@ -157,7 +160,8 @@ class RateAdapter:
 
     def train(self) -> None:
         """Put the weights of the run into the network, and the network into training mode."""
-        if self.meta.params and self.meta.average.exchanged:
+        self.meta.prepare()
+        if self.meta.average.exchanged:
             self.meta.average.exchange()
         self.network.train()
 
