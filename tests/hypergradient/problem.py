@@ -1,39 +1,50 @@
-"""A small problem in float64, and the meta and the plain step on it."""
+"""A small problem in float64, plain and under a `RateAdapter`."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from hypergradient import hypergradient, lookahead, no_trace, real_step
-from tests.hypergradient.optimizers import Factory
+from hypergradient import RateAdapter, Settings
+from tests.hypergradient.optimizers import SUPPORTED, Factory
 
-TRAIN, VAL = 0, 1
+Batch = tuple[Tensor, Tensor]
+HELD = Settings(meta_lr=0.0, weight_decay=0.0)
 
 
-def network(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)  # no bias: Muon takes matrices alone
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    # no bias: Muon takes matrices alone
     return nn.Sequential(nn.Linear(5, 8, bias=False), nn.Tanh(), nn.Linear(8, 3, bias=False)).double()
 
 
-def loss(net: nn.Module, part: int, step: int = 0) -> Tensor:
-    draw = torch.Generator().manual_seed(100 * step + part)
-    x = torch.randn(32, 5, generator=draw, dtype=torch.float64).to(next(net.parameters()))
-    return cross_entropy(net(x), x[:, :3].argmax(1))
+def batch(number: int, size: int = 32, dtype: torch.dtype = torch.float64) -> Batch:
+    x = torch.randn(size, 5, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+    return x.to(dtype), x[:, :3].argmax(1)
 
 
-def groups(net: nn.Sequential, factory: Factory) -> Optimizer:
+VALIDATION = [batch(1000 + number) for number in range(3)]
+
+
+def loss(net: Callable[[Tensor], Tensor], data: Batch) -> Tensor:
+    return cross_entropy(net(data[0]), data[1])
+
+
+def groups(net: nn.Module, factory: Factory) -> Optimizer:
     """Two parameter groups; the second at a third of the first one's rate."""
-    optimizer = factory([{"params": [p]} for p in net.parameters()])
+    first, *rest = net.parameters()
+    optimizer = factory([{"params": [first]}, {"params": rest}])
     optimizer.param_groups[1]["lr"] /= 3
     return optimizer
 
 
 def backward(net: nn.Module, optimizer: Optimizer, step: int = 0) -> None:
     optimizer.zero_grad()
-    loss(net, TRAIN, step).backward()
+    loss(net, batch(step, dtype=next(net.parameters()).dtype)).backward()
 
 
 def warm_up(net: nn.Module, optimizer: Optimizer, steps: int = 7) -> None:
@@ -43,21 +54,36 @@ def warm_up(net: nn.Module, optimizer: Optimizer, steps: int = 7) -> None:
     backward(net, optimizer)
 
 
-def meta_step(net: nn.Module, optimizer: Optimizer, log_scale: Tensor, meta: Optimizer, step: int) -> Tensor:
-    backward(net, optimizer, step)
-    scale = log_scale.detach().exp()
-    update = lookahead(optimizer, scale)
-    with no_trace(net):
-        h = hypergradient(loss(net, VAL, step), update)
-    log_scale.grad = (h if log_scale.dim() else h.sum()).to(log_scale)
-    meta.step()
-    real_step(update, log_scale.detach().exp() / scale)
-    return h
-
-
-def twin(net: nn.Sequential, optimizer: Optimizer) -> tuple[nn.Sequential, Optimizer]:
+def copied(net: nn.Sequential, optimizer: Optimizer) -> tuple[nn.Sequential, Optimizer]:
     """An independent copy of both, gradients included."""
     pair = copy.deepcopy((net, optimizer))
     for p, q in zip(net.parameters(), pair[0].parameters(), strict=True):
         q.grad = None if p.grad is None else p.grad.clone()
     return pair
+
+
+def adapted(factory: Factory = SUPPORTED["Adam"], **options: Any) -> tuple[nn.Sequential, Optimizer, RateAdapter]:
+    net = network()
+    optimizer = groups(net, factory)
+    return net, optimizer, RateAdapter(optimizer, net, loss, VALIDATION, **options)
+
+
+def train(optimizer: Optimizer, adapter: RateAdapter, steps: range, factor: float = 1.0) -> None:
+    """Train at losses multiplied by `factor`."""
+    for step in steps:
+        optimizer.zero_grad()
+        (factor * adapter.loss(batch(step))).backward()
+        optimizer.step()
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two structures, or the states of two networks, have the same bits."""
+    if isinstance(one, nn.Module):
+        one, other = one.state_dict(), other.state_dict()
+    if isinstance(one, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return bool(one == other)

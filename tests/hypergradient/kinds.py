@@ -1,0 +1,174 @@
+"""Networks and optimizers that a copy of objects has difficulties with: one list."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout
+from torch.utils.checkpoint import checkpoint
+
+from tests.hypergradient.optimizers import SUPPORTED, Factory
+from tests.hypergradient.problem import network
+
+
+class Layers(nn.Module):
+    """Two layers, and what a subclass does between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(5, 8).double(), nn.Linear(8, 3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.between(self.first(x).tanh()))  # type: ignore[no-any-return]
+
+    def between(self, x: Tensor) -> Tensor:
+        return x
+
+
+class OldWeightNorm(Layers):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.weight_norm(self.first)
+
+
+class NewWeightNorm(Layers):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.parametrizations.weight_norm(self.first)
+
+
+class Locks(Layers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def between(self, x: Tensor) -> Tensor:
+        with self.lock:
+            return x
+
+
+class StoresItsActivation(Layers):
+    def between(self, x: Tensor) -> Tensor:
+        self.activation = x
+        return x
+
+
+class SetsAttributes(Layers):
+    """Counts its calls, notes what it saw in a list and a dictionary, and anneals a temperature by them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.seen, self.noted = 0, list[float](), dict[str, float]()
+
+    def between(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.seen.append(x.mean().item())
+        self.noted[str(self.calls)] = self.seen[-1]
+        return x / (1 + 0.1 * len(self.seen) + 0.01 * len(self.noted) + self.calls)
+
+
+class ReplacesItsBuffer(Layers):
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8, dtype=torch.float64))
+
+    def between(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return x - self.mean
+
+
+class Recurrent(Layers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 8, batch_first=True).double()
+
+    def between(self, x: Tensor) -> Tensor:
+        return self.lstm(x.unsqueeze(1).expand(-1, 3, -1))[0][:, -1]  # type: ignore[no-any-return]
+
+
+class Ties(Layers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(8, 8).double(), nn.Linear(8, 8).double()
+        self.other.weight = self.one.weight
+
+    def between(self, x: Tensor) -> Tensor:
+        return self.other(self.one(x).tanh())  # type: ignore[no-any-return]
+
+
+class HasAHook(Layers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.called = [0]
+        self.first.weight.register_hook(self.halve)
+
+    def halve(self, gradient: Tensor) -> Tensor:
+        self.called[0] += 1
+        return gradient / 2
+
+
+class Checkpoints(Layers):
+    def between(self, x: Tensor) -> Tensor:
+        return checkpoint(torch.tanh, x, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+class DrawsAlways(Layers):
+    """In evaluation mode too, as a variational autoencoder does."""
+
+    def between(self, x: Tensor) -> Tensor:
+        return dropout(x, 0.5, training=True)
+
+
+class Normalizes(Layers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.frozen, self.dropout = nn.BatchNorm1d(8).double(), nn.BatchNorm1d(8).double(), nn.Dropout()
+        self.frozen.eval()
+
+    def between(self, x: Tensor) -> Tensor:
+        return self.dropout(self.norm(self.frozen(x)))  # type: ignore[no-any-return]
+
+
+def frozen_in_part() -> nn.Module:
+    net = Layers()
+    net.first.requires_grad_(False)
+    return net
+
+
+def compiled(backend: str) -> Callable[[], nn.Module]:
+    return lambda: torch.compile(network(), backend=backend)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Makes a network, and an optimizer of its parameters."""
+
+    network: Callable[[], nn.Module] = network
+    factory: Factory = SUPPORTED["Adam"]
+
+
+KINDS: dict[str, Kind] = {
+    **{name: Kind(factory=factory) for name, factory in SUPPORTED.items()},
+    "fused Adam": Kind(factory=lambda params: torch.optim.Adam(params, lr=0.02, fused=True)),
+    "fused SGD": Kind(factory=lambda params: torch.optim.SGD(params, lr=0.02, momentum=0.9, fused=True)),
+    "frozen layer": Kind(frozen_in_part),
+    "torch.compile, eager": Kind(compiled("eager")),
+    "torch.compile, aot_eager": Kind(compiled("aot_eager")),
+    **{kind.__name__: Kind(kind) for kind in Layers.__subclasses__()},
+}
+
+
+def attributes(net: nn.Module) -> list[dict[str, Any]]:
+    """What modules keep that is neither a weight nor a buffer."""
+    kept = int, float, list, dict, Tensor
+    return [
+        {name: value for name, value in vars(module).items() if name[0] != "_" and isinstance(value, kept)}
+        for module in net.modules()
+    ]

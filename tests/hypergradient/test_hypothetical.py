@@ -1,0 +1,216 @@
+"""The hypothetical run and the averages, which are sets of tensors, against copies of objects, and against calculus."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hypergradient import RateAdapter, Settings
+from hypergradient.batches import first
+from hypergradient.hypothetical import HypotheticalRun
+from tests.hypergradient.kinds import KINDS, Kind, attributes
+from tests.hypergradient.optimizers import SUPPORTED, Factory
+from tests.hypergradient.problem import VALIDATION, Batch, backward, batch, equal, groups, loss, network, warm_up
+
+everything = pytest.mark.parametrize("factory", SUPPORTED.values(), ids=SUPPORTED.keys())
+
+
+class Copies:
+    """The slow reference: a run, its hypothetical run and its average, as networks and optimizers of their own."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.net, self.other, self.mean = (kind.network() for _ in range(3))
+        self.optimizer, self.own = (groups(net, kind.factory) for net in (self.net, self.other))
+        self.params, self.others, self.means = (
+            [p for p in net.parameters() if p.requires_grad] for net in (self.net, self.other, self.mean)
+        )
+        self.difference, self.steps, self.h = [torch.zeros_like(p) for p in self.params], 0, math.nan
+
+    def step(self, data: Batch, look: Batch | None, rates: list[float], decay: float) -> None:
+        """Look where a batch for it is given, take a step at the rates of the groups, and the hypothetical one."""
+        self.optimizer.zero_grad()
+        loss(self.net, data).backward()
+        if self.steps == 0:
+            # the hypothetical run and the average begin where the first step does
+            for net in (self.other, self.mean):
+                for b, now in zip(net.buffers(), self.net.buffers(), strict=True):
+                    b.copy_(now)
+        if look is not None:
+            self._look(look)
+        self._move(self.optimizer, rates, decay)
+        self._take_attributes(self.other)
+        self.own.zero_grad()
+        with torch.random.fork_rng(devices=[]):
+            loss(self.other, first(data, 16)).backward()
+        self._move(self.own, [2 * rate for rate in rates], decay)
+        self.steps += 1
+        part = 1 / max(1.0, 0.1 * self.steps)
+        with torch.no_grad():
+            for a, z, p, q in zip(self.means, self.difference, self.params, self.others, strict=True):
+                own, real = self.own.state.get(q, {}), self.optimizer.state.get(p, {})
+                for value, towards in [(q, p), *((own[name], real[name]) for name in own)]:
+                    if isinstance(value, Tensor) and value.shape == p.shape:
+                        value.lerp_(towards, 0.1)
+                a.lerp_(p, part)
+                z.lerp_(q - p, part)
+            for b, now in zip(self.mean.buffers(), self.net.buffers(), strict=True):
+                b.copy_(b.lerp(now, part) if b.is_floating_point() else now)
+
+    def _look(self, data: Batch) -> None:
+        buffers = [b.clone() for b in self.mean.buffers()]
+        self._take_attributes(self.mean)
+        for module in self.mean.modules():
+            module.training &= isinstance(module, nn.BatchNorm1d)
+        with torch.random.fork_rng(devices=[]):
+            gradients = torch.autograd.grad(loss(self.mean, data), self.means)
+        self.h = sum(float((g * z).sum()) for g, z in zip(gradients, self.difference, strict=True))
+        for b, before in zip(self.mean.buffers(), buffers, strict=True):
+            b.copy_(before)
+
+    def _take_attributes(self, net: nn.Module) -> None:
+        for module, own in zip(net.modules(), attributes(self.net), strict=True):
+            for name, value in own.items():
+                setattr(module, name, copy.copy(value))
+
+    @torch.no_grad()
+    def _move(self, optimizer: torch.optim.Optimizer, rates: list[float], decay: float) -> None:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+            for p in group["params"]:
+                p.mul_(1 - decay if p.dim() > 1 and p.requires_grad else 1)
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, id=name, marks=[pytest.mark.slow] * ("compile" in name)) for name, kind in KINDS.items()],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm. is deprecated")
+def test_a_run_its_hypothetical_run_and_its_average_are_those_of_copies_bit_for_bit(kind: Kind) -> None:
+    net, copies = kind.network(), Copies(kind)
+    optimizer = groups(net, kind.factory)
+    adapter = RateAdapter(optimizer, net, loss, VALIDATION)
+    meta, rates = adapter.meta, set()
+    for step in range(14):
+        torch.manual_seed(step)
+        looks = meta.looks
+        optimizer.zero_grad()
+        adapter.loss(batch(step)).backward()
+        optimizer.step()
+        stream = torch.get_rng_state()
+        torch.manual_seed(step)
+        look = VALIDATION[looks % 3] if meta.looks > looks else None
+        copies.step(batch(step), look, [group["used_lr"] for group in optimizer.param_groups], adapter.last["decay"])
+        assert torch.equal(stream, torch.get_rng_state())
+        rates.add(adapter.last["lr"])
+        if look:
+            assert adapter.last["hypergradient"] == pytest.approx(copies.h, rel=1e-9)
+    assert len(rates) > 8
+    assert equal(net, copies.net)
+    assert equal([p.grad for p in net.parameters()], [p.grad for p in copies.net.parameters()])
+    assert equal(attributes(net), attributes(copies.net))
+    assert equal([*optimizer.state.values()], [*copies.optimizer.state.values()])
+    assert equal(meta.hypothetical.weights, copies.others)
+    assert equal(meta.hypothetical.buffers, list(copies.other.buffers()))
+    assert equal([*meta.hypothetical.attributes["state"].values()], [*copies.own.state.values()])
+    assert equal(meta.average.weights, copies.means)
+    assert equal(meta.average.buffers, list(copies.mean.buffers()))
+    assert equal(meta.difference, copies.difference)
+
+
+class Quadratic(nn.Module):
+    """L(θ) = ½ Σ a θ²."""
+
+    def __init__(self, theta: list[float]) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor(theta, dtype=torch.float64))
+
+    def forward(self, curvature: Tensor) -> Tensor:
+        return 0.5 * (curvature * self.theta**2).sum()
+
+
+def test_on_a_quadratic_the_difference_is_the_closed_form() -> None:
+    a, theta, alpha, pull = np.array([0.1, 1.0, 3.0]), np.array([1.0, -2.0, 0.5]), 0.2, 0.3
+    net, curvature, difference = Quadratic(theta.tolist()), torch.tensor(a), np.zeros(3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=alpha)
+    run = HypotheticalRun(net, optimizer, [net.theta], [False])
+    for _ in range(11):
+        optimizer.zero_grad()
+        net(curvature).backward()
+        optimizer.step()
+        [found] = run.step(lambda: net(curvature), Settings(pull=pull), 0.0, None)
+        difference = (1 - pull) * ((1 - 2 * alpha * a) * difference - alpha * a * theta)
+        theta = (1 - alpha * a) * theta
+        assert found.detach().numpy() == pytest.approx(difference, rel=1e-12)
+
+
+def end(factory: Factory, scale: float = 1.0) -> list[Tensor]:
+    """The weights after six steps at `scale` times the rate."""
+    net = network()
+    optimizer = factory(net.parameters())
+    optimizer.param_groups[0]["lr"] *= scale
+    for step in range(6):
+        backward(net, optimizer, step)
+        optimizer.step()
+    return list(net.parameters())
+
+
+@everything
+def test_near_the_real_rate_and_without_pull_it_is_the_derivative_of_the_whole_run(factory: Factory) -> None:
+    """Forward-mode differentiation, against central differences of whole runs, in log α."""
+    net, factor, epsilon = network(), 1 + 1e-6, 1e-4
+    optimizer = factory(net.parameters())
+    run = HypotheticalRun(net, optimizer, list(net.parameters()), [False, False])
+    for step in range(6):
+        backward(net, optimizer, step)
+        optimizer.step()
+        found = run.step(lambda: loss(net, batch(step)), Settings(factor=factor, pull=0.0), 0.0, None)  # noqa: B023
+    ours = torch.cat([step.flatten() for step in found]) / math.log(factor)
+    up, down = (end(factory, math.exp(sign * epsilon)) for sign in (1, -1))
+    truth = torch.cat([(u - d).flatten() for u, d in zip(up, down, strict=True)]) / (2 * epsilon)
+    assert torch.linalg.vector_norm(ours - truth) < 1e-4 * torch.linalg.vector_norm(truth)
+
+
+@everything
+def test_pulled_back_almost_whole_it_points_along_the_last_step(factory: Factory) -> None:
+    """Then h has the sign of the one-step rule's."""
+    net = network()
+    optimizer = factory(net.parameters())
+    warm_up(net, optimizer)
+    run = HypotheticalRun(net, optimizer, list(net.parameters()), [False, False])
+    before = [p.detach().clone() for p in net.parameters()]
+    optimizer.step()
+    found = run.step(lambda: loss(net, batch(0)), Settings(pull=1 - 1e-6), 0.0, None)
+    step = torch.cat([(p.detach() - b).flatten() for p, b in zip(net.parameters(), before, strict=True)])
+    assert torch.cosine_similarity(torch.cat([f.flatten() for f in found]) / 1e-6, step, dim=0) > 1 - 1e-4
+
+
+def test_its_gradients_are_clipped_as_those_of_the_run() -> None:
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+    backward(net, optimizer)
+    run = HypotheticalRun(net, optimizer, list(net.parameters()), [False, False])
+    found = run.step(lambda: loss(net, batch(0)), Settings(pull=0.0), 0.0, 0.01)
+    assert torch.cat([f.flatten() for f in found]).norm().item() == pytest.approx(2 * 0.5 * 0.01, rel=1e-3)
+
+
+def test_parameters_without_a_gradient_or_of_no_optimizer_stay_where_they_are() -> None:
+    torch.manual_seed(0)
+    net = nn.ModuleDict({part: nn.Linear(3, 3) for part in ("used", "unused", "frozen", "apart")})
+    net["frozen"].requires_grad_(False)
+    optimizer = torch.optim.AdamW([p for part in ("used", "unused", "frozen") for p in net[part].parameters()])
+    x, before = torch.ones(4, 3), copy.deepcopy(net.state_dict())
+    adapter = RateAdapter(optimizer, net, lambda net, x: net["used"](x).square().mean(), [x])
+    for _ in range(4):
+        optimizer.zero_grad()
+        adapter.loss(x).backward()
+        optimizer.step()
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key]) == (not key.startswith("used")), key
+    hypothetical = dict(zip(map(id, adapter.meta.params), adapter.meta.hypothetical.weights, strict=True))
+    assert hypothetical.keys() == {id(p) for part in ("used", "unused") for p in net[part].parameters()}
+    assert all(torch.equal(hypothetical[id(p)], p) for p in net["unused"].parameters())
+    assert adapter.report()["looks"] > 1

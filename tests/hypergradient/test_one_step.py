@@ -1,0 +1,148 @@
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hypergradient import hypergradient, lookahead, no_trace, real_step, scaled
+from tests.hypergradient import problem
+from tests.hypergradient.optimizers import SUPPORTED, Factory
+
+VALIDATION = problem.batch(1000)
+everything = pytest.mark.parametrize("factory", SUPPORTED.values(), ids=SUPPORTED.keys())
+
+
+def tied() -> nn.Sequential:
+    torch.manual_seed(0)
+    shared = nn.Linear(5, 5, bias=False)
+    return nn.Sequential(shared, nn.Tanh(), shared, nn.Linear(5, 3, bias=False)).double()
+
+
+def loss_after_real_step(net: nn.Sequential, optimizer: Optimizer, log_scale: Tensor) -> float:
+    """The truth: an ordinary `optimizer.step()` of a copy, at the rates `lr * exp(log_scale)`."""
+    net, optimizer = problem.copied(net, optimizer)
+    for group, factor in zip(optimizer.param_groups, log_scale.exp().tolist(), strict=True):
+        group["lr"] *= factor
+    optimizer.step()
+    return problem.loss(net, VALIDATION).item()
+
+
+@pytest.mark.parametrize("net", [problem.network, tied])
+@everything
+def test_hypergradient_is_the_finite_difference_of_the_real_step(factory: Factory, net: type[nn.Sequential]) -> None:
+    network = net()
+    optimizer = problem.groups(network, factory)
+    problem.warm_up(network, optimizer)
+    step = 1e-5 * torch.eye(2, dtype=torch.float64)
+    difference = [
+        (loss_after_real_step(network, optimizer, e) - loss_after_real_step(network, optimizer, -e)) / 2e-5
+        for e in step
+    ]
+    gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]
+    update = lookahead(optimizer, torch.ones((), dtype=torch.float64))
+    h = hypergradient(problem.loss(network, VALIDATION), update)
+    torch.testing.assert_close(h, torch.tensor(difference, dtype=torch.float64), rtol=1e-7, atol=1e-11)
+    assert problem.equal([p.grad for p in network.parameters()], gradients)
+
+
+@everything
+def test_real_step_is_the_plain_step_at_the_new_rates(factory: Factory) -> None:
+    net = problem.network()
+    optimizer = problem.groups(net, factory)
+    problem.warm_up(net, optimizer)
+    plain_net, plain = problem.copied(net, optimizer)
+    old, new = torch.tensor([1.3, 0.4]).double(), torch.tensor([0.7, 0.9]).double()
+    real_step(lookahead(optimizer, old), new / old)
+    for group, factor in zip(plain.param_groups, new.tolist(), strict=True):
+        group["lr"] *= factor
+    plain.step()
+    torch.testing.assert_close(list(net.parameters()), list(plain_net.parameters()), rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@everything
+def test_at_an_unchanged_rate_training_is_the_plain_one_bit_for_bit(factory: Factory, dtype: torch.dtype) -> None:
+    net = problem.network().to(dtype)
+    optimizer = problem.groups(net, factory)
+    plain_net, plain = problem.copied(net, optimizer)
+    for step in range(20):
+        problem.backward(net, optimizer, step)
+        update = lookahead(optimizer, torch.ones(2))
+        with no_trace(net):
+            assert hypergradient(problem.loss(net, problem.batch(step, dtype=dtype)), update).all()
+        real_step(update, torch.ones(()))
+        problem.backward(plain_net, plain, step)
+        plain.step()
+    assert problem.equal(net, plain_net)
+    assert problem.equal(optimizer.state_dict(), plain.state_dict())
+
+
+def test_quadratic_has_the_closed_form() -> None:
+    """L = a θ²/2 under SGD: θ' = (1 - α a) θ, so dL/d log α = -α a² θ² (1 - α a)."""
+    a, rate = 3.0, 0.1
+    theta = torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([theta], lr=rate)
+    (a * theta**2 / 2).sum().backward()
+    update = lookahead(optimizer, torch.ones(()))
+    h = hypergradient((a * theta**2 / 2).sum(), update)
+    assert h.item() == pytest.approx(-rate * a**2 * 4 * (1 - rate * a), rel=1e-14)
+
+
+def test_frozen_parameters_stay_and_their_group_has_the_hypergradient_0() -> None:
+    net = problem.network()
+    frozen = next(net.parameters()).requires_grad_(False)
+    start = frozen.clone()
+    optimizer = problem.groups(net, SUPPORTED["AdamW"])
+    problem.backward(net, optimizer)
+    update = lookahead(optimizer, torch.ones(()))
+    h = hypergradient(problem.loss(net, VALIDATION), update)
+    real_step(update, torch.tensor(2.0))
+    assert torch.equal(frozen, start)
+    assert h[0] == 0 != h[1]
+
+
+def test_the_rates_come_back_also_where_the_step_raises() -> None:
+    optimizer = torch.optim.SGD(problem.network().parameters(), lr=0.1)
+    with pytest.raises(ZeroDivisionError), scaled(optimizer, 3.0):
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.3)
+        raise ZeroDivisionError
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_looking_ahead_without_gradients_is_refused() -> None:
+    optimizer = torch.optim.SGD(problem.network().parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="call backward"):
+        lookahead(optimizer, torch.ones(()))
+
+
+@pytest.mark.parametrize("name", ["SGD-momentum", "Adam", "AdamW"])
+def test_float32_hypergradient_is_right_down_to_rates_of_1e_6(name: str) -> None:
+    h = []
+    for dtype in (torch.float64, torch.float32):
+        net = problem.network().to(dtype)
+        optimizer = SUPPORTED[name](net.parameters())
+        optimizer.param_groups[0]["lr"] = 1e-6
+        problem.backward(net, optimizer)
+        update = lookahead(optimizer, torch.ones(()))
+        h.append(hypergradient(problem.loss(net, problem.batch(1000, dtype=dtype)), update).item())
+    assert h[1] == pytest.approx(h[0], rel=0.02)
+
+
+def test_of_complex_weights_it_is_the_finite_difference_too() -> None:
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(3, 4, dtype=torch.complex128))
+    x = torch.randn(4, dtype=torch.complex128)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+
+    def loss() -> Tensor:
+        return (weight @ x).abs().square().sum()
+
+    loss().backward()
+    update = lookahead(optimizer, 1.0)
+    h = hypergradient(loss(), update)
+    [[(_, [step])]] = [update]
+    with torch.no_grad():
+        values = []
+        for part in (1e-6, -2e-6):
+            weight.add_(part * step)
+            values.append(loss())
+    assert h.item() == pytest.approx(float((values[0] - values[1]) / 2e-6), rel=1e-6)

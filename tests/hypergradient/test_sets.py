@@ -1,0 +1,123 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from hypergradient import Average
+from hypergradient.sets import TensorSet
+from tests.hypergradient.kinds import Normalizes, ReplacesItsBuffer
+from tests.hypergradient.problem import batch, equal
+
+
+def averaged(net: nn.Module) -> Average:
+    return Average(net, [p for p in net.parameters() if p.requires_grad], 0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_weights_of_any_precision_are_averaged_to_the_end(dtype: torch.dtype) -> None:
+    """Of a ramp from 0 to 1: in 16 bits, an average would stop where a step's part is rounded away."""
+    net = nn.Linear(1, 1, bias=False).to(dtype)
+    average, steps = averaged(net), 4000
+    for step in range(1, steps + 1):
+        net.weight.data.fill_(step / steps)
+        average.update(step)
+    [weight] = average.weights
+    assert weight.dtype == dtype
+    assert weight.item() == pytest.approx(10 / 11, abs=0.01)
+    again = averaged(net)
+    again.load_state_dict(average.state_dict())
+    for one in (average, again):
+        one.update(steps + 1)
+    assert equal(average.state_dict(), again.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_an_average_of_weights_that_were_put_back_continues_from_them(dtype: torch.dtype) -> None:
+    net = nn.Linear(2, 2, bias=False).to(dtype)
+    average, good = averaged(net), [net.weight.detach().clone()]
+    net.weight.data.fill_(torch.nan)
+    average.update(1)
+    net.weight.data.copy_(good[0])
+    average.copy_from(good, [])
+    average.update(2)
+    assert equal(average.weights, good)
+
+
+def test_buffers_that_are_replaced_are_averaged_and_counters_are_copied() -> None:
+    net = nn.Sequential(ReplacesItsBuffer(), nn.Linear(3, 5).double(), Normalizes())
+    average = averaged(net)
+    for step in range(1, 51):
+        net(batch(step)[0])
+        average.update(step)
+    for mean, now in zip(average.buffers, net.buffers(), strict=True):
+        torch.testing.assert_close(mean, now, rtol=0.3, atol=0.3)
+        assert equal(mean, now) is (not now.is_floating_point() or now.unique().numel() == 1)
+
+
+class Unusual(nn.Module):
+    """A causal mask, and parameters that are not trained: quantised, infinite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+        self.register_buffer("mask", torch.full((2, 2), float("-inf")).triu(1))
+        self.quantised = nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
+        self.frozen = nn.Parameter(torch.full((2,), float("inf")), requires_grad=False)
+
+
+def test_what_has_no_mean_stays() -> None:
+    net = Unusual()
+    average, before = averaged(net), copy.deepcopy(net.state_dict())
+    for step in range(1, 30):
+        net.linear.weight.data.add_(0.1)
+        average.update(step)
+    with average.in_place():
+        state = net.state_dict()
+        assert all(equal(state[name], before[name]) for name in ("mask", "quantised", "frozen"))
+        assert state["linear.weight"].isfinite().all()
+        assert not equal(state["linear.weight"], before["linear.weight"])
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_set_is_in_the_network_within_the_context_and_given_back_after_an_exception(keep: bool) -> None:
+    net = nn.Sequential(nn.Linear(5, 8).double(), nn.BatchNorm1d(8).double())
+    own = TensorSet(net, list(net.parameters()))
+    for value in own.weights:
+        value.add_(1)
+    before, values, objects = copy.deepcopy(net.state_dict()), copy.deepcopy(own.state_dict()), [*net.parameters()]
+    with pytest.raises(ZeroDivisionError), own.in_place(keep):
+        assert equal([p.detach() for p in net.parameters()], values["weights"])
+        net(batch(0)[0])
+        raise ZeroDivisionError
+    assert equal(dict(net.state_dict()), dict(before))
+    assert all(p is q for p, q in zip(net.parameters(), objects, strict=True))
+    assert equal(own.weights, values["weights"])
+    # the statistics of the forward pass
+    assert equal(own.buffers, values["buffers"]) is not keep
+
+
+def test_the_state_of_an_average_in_the_network_has_the_weights_of_the_run_too() -> None:
+    net = nn.Linear(2, 2)
+    average = averaged(net)
+    net.weight.data += 1
+    own, current = copy.deepcopy(average.weights), [p.detach().clone() for p in net.parameters()]
+    assert equal(average.state_dict()["weights"], own)
+    average.exchange()
+    state = average.state_dict()
+    assert equal((state["weights"], state["current"]["weights"]), (own, current))
+    other = nn.Linear(2, 2)
+    again = averaged(other)
+    again.load_state_dict(state)
+    assert equal(([p.detach() for p in other.parameters()], again.weights), (current, own))
+
+
+def test_casts_of_other_weights_are_forgotten_at_each_exchange() -> None:
+    net, x = nn.Linear(2, 2, bias=False), torch.ones(1, 2)
+    average = averaged(net)
+    net.weight.data += 1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        run = net(x)
+        with average.in_place():
+            assert (net(x) < run).all()
+        assert torch.equal(net(x), run)
