@@ -84,7 +84,7 @@ class OneStepModule(SupervisedModule):
         optimizer.zero_grad()  # done with: the validation gradient takes its memory
         with no_trace(self.network):
             lookahead_loss = self.loss(batch)
-            h = hypergradient(lookahead_loss, update).sum()
+            h = hypergradient(lookahead_loss, update)
         h = self.trainer.strategy.reduce(h, reduce_op="mean")  # over processes: one rate for all
         if h.isfinite():  # else the rate stays: a NaN in the meta-optimizer's state would stay too
             self._move(h, meta_optimizer.optimizer)  # unwrapped: a second Lightning step would count this batch twice
