@@ -20,14 +20,19 @@ COLUMNS = ["step", "lr", "decay", "hypergradient"]
 class Trajectory(Callback):
     """Record what `training_step` returns besides the loss: the rate, and hypergradient and lookahead loss if present.
 
-    If a module returns no `lr`, its optimizer's rate is recorded. The loggers get every `log_every_n_steps`-th step and
-    the last one. With MLflow, every step is a row of `schedule.csv`, next to the run's checkpoints; in the end it is
-    logged as an artifact, as is a figure of it unless the run is one of many.
+    If a module returns no `lr`, its optimizer's rate is recorded. The loggers get every `log_every_n_steps`-th step,
+    the last one, and between them what the step before did not return, such as the hypergradient of a rare look. With
+    MLflow, every step is a row of `schedule.csv`, next to the run's checkpoints; in the end it is logged as an artifact,
+    as is a figure of it unless the run is one of many.
     """
+
+    def __init__(self) -> None:
+        self.points: list[tuple[int, dict[str, Any]]] = []
+        self.steps = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the schedule, or continue that of the checkpoint's run."""
-        self.points: list[tuple[int, dict[str, Any]]] = []
+        self.points.clear()
         self.steps = trainer.global_step
         if file := schedule_file(trainer):
             begun = Path(trainer.ckpt_path).parents[1] / file.name if trainer.ckpt_path and not file.exists() else file
@@ -67,13 +72,16 @@ class Trajectory(Callback):
 
     def _hand_over(self, trainer: Trainer) -> None:
         every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
-        rows, last = [], trainer.global_step if ends(trainer) else -1
+        last = trainer.global_step if ends(trainer) else -1
+        rows, before = [], self.points[0][1].keys() if self.points else set()
         for step, outputs in self.points:
             seen = {name: float(value) for name, value in outputs.items() if name != "loss"}
             rows.append([step, seen["lr"], seen.get("decay", 0.0), seen.get("hypergradient", "")])
-            if step % every == 0 or step == last:
-                for logger in trainer.loggers:
-                    logger.log_metrics(seen, step)
+            whole = step % every == 0 or step == last
+            logged = seen if whole else {name: value for name, value in seen.items() if name not in before}
+            before = outputs.keys()
+            for logger in trainer.loggers if logged else ():
+                logger.log_metrics(logged, step)
         self.points.clear()
         if rows and (file := schedule_file(trainer)):
             with file.open("a", newline="") as out:

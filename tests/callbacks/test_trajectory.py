@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from callbacks import LastCheckpoint, Trajectory
 from data import MNIST1DDataModule
-from lightning_modules import MLP, OneStepModule, SupervisedModule
+from lightning_modules import MLP, MetaModule, OneStepModule, SupervisedModule
 from tests.store import artifacts, history, schedule
 from tracking.logger import Tracker
 from tracking.store import client
@@ -42,6 +42,13 @@ def test_every_step_is_in_the_schedule_and_every_seventh_and_the_last_in_mlflow(
     assert schedule(run)[-1][1] == pytest.approx(0.001 * module.scale().item())
     assert "trajectory.png" in artifacts(run)
     assert float(client().get_run(run).data.tags["passes"]) == pytest.approx(1 + 128 / 400)
+
+
+def test_the_hypergradient_of_a_rare_look_is_in_mlflow_where_it_was_taken() -> None:
+    run = fit(MetaModule(MLP()))
+    looks = [step for step, _ in history(run, "hypergradient")]
+    assert any(step % 7 for step in looks[:-1])
+    assert [step for step, _ in history(run, "lr")] == [7, 14, 21, 28, 30]
 
 
 def test_a_schedule_is_recorded_as_the_optimizer_used_it() -> None:
