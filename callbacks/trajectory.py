@@ -22,8 +22,8 @@ class Trajectory(Callback):
 
     If a module returns no `lr`, its optimizer's rate is recorded. The loggers get every `log_every_n_steps`-th step,
     the last one, and between them what the step before did not return, such as the hypergradient of a rare look. With
-    MLflow, every step is a row of `schedule.csv`, next to the run's checkpoints; in the end it is logged as an artifact,
-    as is a figure of it unless the run is one of many.
+    MLflow, every step is a row of `schedule.csv`, next to the run's checkpoints. In the end that is logged as an
+    artifact, as is a figure of it unless the run is one of many.
     """
 
     def __init__(self) -> None:

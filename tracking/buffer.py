@@ -37,22 +37,22 @@ class Buffer:
 
     def add(self, *records: Record) -> None:
         """Keep the records; they are sent within seconds."""
-        lines = "".join(json.dumps(record) + "\n" for record in records)
         with self.changed:
             self.records += records
             # in one piece: a process that is killed leaves no half line
             with self.file.open("ab", buffering=0) as out:
-                out.write(lines.encode())
+                out.write("".join(json.dumps(record) + "\n" for record in records).encode())
             self._start()
 
     def add_file(self, path: Path, folder: str | None) -> None:
         """Keep an artifact: a copy, unless it is in the run's own folder."""
+        path = path.resolve()
         with self.changed:
-            if self.file.parent.resolve() not in path.resolve().parents:
+            if self.file.parent.resolve() not in path.parents:
                 copies = self.file.with_name(COPIES)
                 copies.mkdir(exist_ok=True)
-                path = Path(shutil.copy(path, tempfile.mkdtemp(dir=copies)))
-            self.add(("artifact", (str(path.resolve()), folder)))
+                path = Path(shutil.copy(path, tempfile.mkdtemp(dir=copies))).resolve()
+            self.add(("artifact", (str(path), folder)))
 
     def wait(self) -> bool:
         """Send now, and return whether the store has everything; give up when it takes nothing for seconds."""
@@ -72,15 +72,15 @@ class Buffer:
             threading.Thread(target=self._send, daemon=True).start()
 
     def _send(self) -> None:
-        sent = 0
-        while True:
+        sent, more = 0, True
+        while more:
             with self.changed:
                 if not sent:
                     self.changed.wait_for(lambda: self.due, PATIENCE)
                 first = self.records[:LARGEST]
             try:
                 sent = send(self.store, self.run_id, first)
-            # whatever a store or a proxy raises: the records stay
+            # whatever a store, or a proxy in between, raises: the records stay
             except Exception as error:
                 sent, self.error = 0, cause(error)
                 time.sleep(1)
@@ -88,12 +88,10 @@ class Buffer:
             with self.changed:
                 del self.records[:sent]
                 self.failing = False
-                if not self.records:
-                    self.sending = False
+                self.sending = more = bool(self.records)
+                if not more:
                     remove(self.file)
                 self.changed.notify_all()
-                if not self.sending:
-                    return
 
 
 class BufferedClient(MlflowClient):

@@ -56,21 +56,21 @@ def remove(file: Path) -> None:
 
 
 def main() -> None:
-    """Send the records of the files named on the command line, in their order, and remove the files."""
+    """Send what the MLflow store did not take of a run, and remove the file."""
     parser = argparse.ArgumentParser(prog="python -m tracking.deliver", description=main.__doc__)
-    parser.add_argument("files", type=Path, nargs="+", metavar="mlruns/EXPERIMENT/RUN/undelivered.jsonl")
-    for file in parser.parse_args().files:
-        if file.name != "undelivered.jsonl" or not file.is_file():
-            parser.error(f"{file} is not an existing undelivered.jsonl: was it sent already?")
-        try:
-            with FileLock(file.with_name(LOCK), timeout=0):
-                left = records = read(file)
-                while left:
-                    left = left[send(client(), file.resolve().parent.name, left) :]
-                remove(file)
-        except FAULTS as error:
-            parser.error(f"{cause(error)}. What was not sent stays in {file}.")
-        print(f"sent {len(records)} records of run {file.resolve().parent.name}")
+    parser.add_argument("file", type=Path, help="mlruns/EXPERIMENT/RUN/undelivered.jsonl")
+    file = parser.parse_args().file.resolve()
+    if file.name != "undelivered.jsonl" or not file.is_file():
+        parser.error(f"{file} is not an existing undelivered.jsonl: was it sent already?")
+    try:
+        with FileLock(file.with_name(LOCK), timeout=0):
+            left = records = read(file)
+            while left:
+                left = left[send(client(), file.parent.name, left) :]
+            remove(file)
+    except FAULTS as error:
+        parser.error(f"{cause(error)}. What was not sent stays in {file}.")
+    print(f"sent {len(records)} records of run {file.parent.name}")
 
 
 if __name__ == "__main__":

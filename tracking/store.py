@@ -126,14 +126,6 @@ Best first: order by test/loss, ascending. In the charts: val/loss by step, and 
 
 def _create_experiment(name: str) -> Experiment:
     # a server has a place of its own for artifacts
-    served = tracking_uri().startswith("http")
-    try:
-        tags = {"mlflow.note.content": ABOUT}
-        made = client().create_experiment(name, None if served else str(artifact_dir() / name), tags)
-    except MlflowException as error:
-        # another machine may have made it in this moment
-        found = client().get_experiment_by_name(name)
-        if found is None:
-            raise error
-        return found
+    place = None if tracking_uri().startswith("http") else str(artifact_dir() / name)
+    made = client().create_experiment(name, place, {"mlflow.note.content": ABOUT})
     return client().get_experiment(made)
