@@ -88,10 +88,6 @@ class TailAverage(ValidatesAverage, Callback):
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         self.exact = checkpoint.get("average", [])
 
-    def reset(self, state_dict: dict[str, Any]) -> None:
-        """LOCAL ONLY."""
-        self._tail.network.load_state_dict(state_dict)
-
     @property
     def running(self) -> Average | None:
         """The average; None before training."""
