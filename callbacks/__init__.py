@@ -5,7 +5,6 @@ from callbacks.checkpoint import LastCheckpoint
 from callbacks.config import LogInputs
 from callbacks.divergence import DivergenceError, StopOnDivergence, not_finite
 from callbacks.lr_find import FindLearningRate
-from callbacks.record import LogModel, LogSearch
 from callbacks.schedule_free import ScheduleFree
 from callbacks.trajectory import Trajectory
 
@@ -14,8 +13,6 @@ __all__ = [
     "FindLearningRate",
     "LastCheckpoint",
     "LogInputs",
-    "LogModel",
-    "LogSearch",
     "ScheduleFree",
     "StopOnDivergence",
     "TailAverage",

@@ -1,4 +1,4 @@
-"""What goes into a run, kept with the run: its configuration, and which data."""
+"""The configuration of a run and digests of its data, logged with the run."""
 
 from typing import Any
 
@@ -12,16 +12,14 @@ from pytorch_lightning.loggers import MLFlowLogger
 
 
 class LogInputs(SaveConfigCallback):
-    """Log the configuration, whole as `config.yaml` and what defines the run as MLflow params; and digests of the data.
-
-    It leaves the Trainer when the fit starts: Lightning would call it some six times a step, for nothing.
-    """
+    """Log the whole configuration as `config.yaml`, what defines the run as MLflow params, and digests of the data."""
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
-        super().__init__(parser, config, save_to_log_dir=False)  # with MLflow on SQL there is no such directory
+        # with MLflow on SQL there is no such directory
+        super().__init__(parser, config, save_to_log_dir=False)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Send both to MLflow; another logger gets nothing."""
+        """Send configuration and params to MLflow; another logger gets nothing."""
         if not isinstance(trainer.logger, MLFlowLogger):
             return
         text = self.parser.dump(self.config, skip_none=False)
@@ -33,6 +31,7 @@ class LogInputs(SaveConfigCallback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Send name, shape and digest of the training, the validation and the test samples to MLflow."""
+        # its work is done, and Lightning would call it some six times a step
         own = trainer.callbacks  # type: ignore[attr-defined]
         trainer.callbacks = [callback for callback in own if callback is not self]  # type: ignore[attr-defined]
         if not isinstance(trainer.logger, MLFlowLogger) or not trainer.is_global_zero:

@@ -1,24 +1,26 @@
-"""Lightning's learning rate finder before the run: a rival of `meta`, as its users run it."""
+"""Lightning's learning rate finder before the run: a rival of `meta`, used as its documentation says."""
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateFinder
 
 
 class FindLearningRate(LearningRateFinder):
-    """Raise the rate over 100 steps, take it where the training loss falls most steeply, and start anew at that rate.
+    """Raise the rate over 100 steps, take it where the training loss falls most steeply, and start over at that rate.
 
-    Optimizer and schedule are built again, so a schedule whose peak is the rate has the one found. What the steps cost
-    counts in the module's `passes`. A run that goes on from a checkpoint has its rate.
+    Optimizer and schedule are built again, so that a schedule peaks at the rate found. The cost of the steps counts in
+    the module's `passes`. A run that resumes from a checkpoint has its rate.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the rate."""
         if trainer.ckpt_path:
             return
-        typed = dict(pl_module.hparams)
+        given = dict(pl_module.hparams)
         super().on_fit_start(trainer, pl_module)
-        pl_module.hparams.update(typed)  # the rate that was found is not the configuration's
-        if self.optimal_lr is not None:  # none in a fast_dev_run
+        # the rate that was found does not belong to the configuration
+        pl_module.hparams.update(given)
+        # none in a fast_dev_run
+        if self.optimal_lr is not None:
             trainer.strategy.setup_optimizers(trainer)
-            taken = len(self.optimal_lr.results["lr"])
-            pl_module.passes = getattr(pl_module, "passes", 0.0) + taken  # type: ignore[assignment]
+            steps = len(self.optimal_lr.results["lr"])
+            pl_module.passes = getattr(pl_module, "passes", 0.0) + steps  # type: ignore[assignment]

@@ -1,8 +1,6 @@
-"""The learning rate of every step, in the logger."""
+"""The learning rate of every step, in a file and in the logger."""
 
 import csv
-from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +8,22 @@ import pandas as pd
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import MLFlowLogger
 
+from callbacks.checkpoint import ends
 from reporting.curves import courses, read_schedule
 from reporting.figures import evolution
 
-MOST = 100  # points that wait to be handed over
+# steps whose scalars may wait on the device
+MOST = 1_000
 COLUMNS = ["step", "lr", "decay", "hypergradient"]
-Point = tuple[int, dict[str, float]]
-"""A step, and what was seen there, by name."""
 
 
 class Trajectory(Callback):
-    """Record what `training_step` returns beside the loss: rate, and hypergradient and lookahead loss where there are.
+    """Record what `training_step` returns besides the loss: the rate, and hypergradient and lookahead loss if present.
 
-    A module that returns no `lr` is asked for its optimizer's. The points go to the loggers every hundred steps, at the
-    end of an epoch, and when the run ends, however it ends; those between two equal ones stay out, as a line through
-    the others runs through them. With MLflow, `schedule.csv` (a row a step) grows beside the run's checkpoints, and is
-    kept as its artifact in the end, as is a figure of it, where the run is not one of many.
+    If a module returns no `lr`, its optimizer's rate is recorded. The loggers get every `log_every_n_steps`-th step,
+    the last one, and between them what the step before did not return, such as the hypergradient of a rare look. With
+    MLflow, every step is a row of `schedule.csv`, next to the run's checkpoints. In the end that is logged as an
+    artifact, as is a figure of it unless the run is one of many.
     """
 
     def __init__(self) -> None:
@@ -33,102 +31,78 @@ class Trajectory(Callback):
         self.steps = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the schedule, or go on after the steps that the run has, or the one whose checkpoint it was."""
+        """Begin the schedule, or continue that of the checkpoint's run."""
+        self.points.clear()
         self.steps = trainer.global_step
-        if file := _schedule(trainer):
-            waiting = self.points[0][0] if self.points else self.steps + 1
-            source = file if file.exists() or not trainer.ckpt_path else Path(trainer.ckpt_path).parents[1] / file.name
-            rows = [row for row in _read(source) if int(row[0]) < waiting]
+        if file := schedule_file(trainer):
+            begun = Path(trainer.ckpt_path).parents[1] / file.name if trainer.ckpt_path and not file.exists() else file
+            lines = begun.read_text().splitlines(keepends=True)[1:] if begun.exists() else []
             file.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("w", newline="") as out:
-                csv.writer(out).writerows([COLUMNS, *rows])
+            file.write_text(",".join(COLUMNS) + "\n" + "".join(lines[: self.steps]))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note the optimizer's rate before a schedule moves it."""
-        self._lr = trainer.optimizers[0].param_groups[0]["lr"]
+        """Note the optimizer's rate before a schedule changes it."""
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the step's scalars as they are: reading them here would wait for the device."""
-        if trainer.global_step == self.steps:  # gradients are accumulated
-            return
-        self.steps = trainer.global_step
-        seen = {"lr": self._lr} | (outputs if isinstance(outputs, dict) else {})
-        seen.pop("loss", None)
-        self.points.append((self.steps, seen))
-        if len(self.points) == MOST:
-            self._hand_over(trainer)
+        """Keep the scalars of a step as they are: to read them here would wait for the device."""
+        # else gradients are accumulated
+        if trainer.global_step > self.steps:
+            self.steps = trainer.global_step
+            self.points.append((self.steps, {"lr": self.lr} | (outputs if isinstance(outputs, dict) else {})))
+            if len(self.points) == MOST:
+                self._hand_over(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hand over the points of the epoch."""
+        """Hand over the points of the epoch, before a checkpoint is written."""
         self._hand_over(trainer)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the points that wait."""
-        return {"points": self.points}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with them."""
-        self.points = state_dict["points"]
-
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Hand over what there is."""
+        """Keep what there is."""
         self._keep(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hand over the rest, and draw the rate against the step."""
+        """Keep the whole schedule, and draw it."""
         file = self._keep(trainer, pl_module)
         if file and "mlflow.parentRunId" not in getattr(trainer.logger, "tags", {}):
             figure = evolution(courses(pd.DataFrame([{"arm": "", "val_losses": []} | read_schedule(file)])))
             trainer.logger.experiment.log_figure(trainer.logger.run_id, figure, "trajectory.png")  # type: ignore[union-attr]
 
+    def _hand_over(self, trainer: Trainer) -> None:
+        every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        last = trainer.global_step if ends(trainer) else -1
+        rows, before = [], self.points[0][1].keys() if self.points else set()
+        for step, outputs in self.points:
+            seen = {name: float(value) for name, value in outputs.items() if name != "loss"}
+            rows.append([step, seen["lr"], seen.get("decay", 0.0), seen.get("hypergradient", "")])
+            whole = step % every == 0 or step == last
+            logged = seen if whole else {name: value for name, value in seen.items() if name not in before}
+            before = outputs.keys()
+            for logger in trainer.loggers if logged else ():
+                logger.log_metrics(logged, step)
+        self.points.clear()
+        if rows and (file := schedule_file(trainer)):
+            with file.open("a", newline="") as out:
+                csv.writer(out, lineterminator="\n").writerows(rows)
+
     def _keep(self, trainer: Trainer, pl_module: LightningModule) -> Path | None:
-        """Keep the schedule, and the cost as the tag `passes`: of a batch, a step."""
-        self._hand_over(trainer)
-        file = _schedule(trainer) if trainer.global_step else None  # before a step MLflow has no run
-        if not file or not _read(file):
+        """Log the schedule, and the cost as the tag `passes`: 1 is that of plain training."""
+        # before the first step there is nothing to keep
+        file = schedule_file(trainer) if trainer.global_step else None
+        if not file or not file.exists():
             return None
+        self._hand_over(trainer)
         client, run_id = trainer.logger.experiment, trainer.logger.run_id  # type: ignore[union-attr]
         client.set_tag(run_id, "passes", 1 + getattr(pl_module, "passes", 0.0) / trainer.global_step)
         client.log_artifact(run_id, str(file))
         return file
 
-    def _hand_over(self, trainer: Trainer) -> None:
-        points, self.points = [(step, {k: float(v) for k, v in seen.items()}) for step, seen in self.points], []
-        for step, seen in needed(points):
-            for logger in trainer.loggers:
-                logger.log_metrics(seen, step)
-        if points and (file := _schedule(trainer)):
-            with file.open("a", newline="") as out:
-                csv.writer(out).writerows(
-                    [step, repr(seen["lr"]), repr(seen.get("decay", 0.0)), seen.get("hypergradient", "")]
-                    for step, seen in points
-                )
 
-
-def needed(points: list[Point]) -> Iterator[Point]:
-    """Yield the points without the values that equal the one before and the one after, of the same name."""
-    kept: list[dict[str, float]] = [{} for _ in points]
-    for name in dict.fromkeys(name for _, seen in points for name in seen):
-        values = {index: seen[name] for index, (_, seen) in enumerate(points) if name in seen}
-        for _, equal in groupby(values, values.__getitem__):
-            first, *rest = equal
-            for index in (first, *rest[-1:]):
-                kept[index][name] = values[index]
-    return ((step, seen) for (step, _), seen in zip(points, kept, strict=True) if seen)
-
-
-def _schedule(trainer: Trainer) -> Path | None:
-    """Return the file, beside the run's checkpoints; None without MLflow, and in other processes than the first."""
+def schedule_file(trainer: Trainer) -> Path | None:
+    """Return the file, next to the run's checkpoints; None without MLflow, and in other processes than the first."""
     logger = trainer.logger
     if not trainer.is_global_zero or not isinstance(logger, MLFlowLogger):
         return None
     return Path(str(logger.save_dir), str(logger.name), str(logger.run_id), "schedule.csv")
-
-
-def _read(file: Path) -> list[list[str]]:
-    if not file.exists():
-        return []
-    with file.open(newline="") as lines:
-        return list(csv.reader(lines))[1:]

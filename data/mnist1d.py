@@ -16,26 +16,29 @@ from torch import Tensor
 from data.tensors import Samples, TensorDataModule, require
 
 TRAIN, TEST = 4_000, 1_000
-PUBLISHED = 42  # seed of the generator: the paper's; data seed k is 42 + 2 k, and its validation set 43 + 2 k
+# seed of the generator: the paper's; data seed k is 42 + 2 k, and its validation set 43 + 2 k
+PUBLISHED = 42
 
 
 def cache() -> Path:
     """Return the folder that keeps generated data: HYPERGRADIENT_CACHE, or hypergradient in ~/.cache."""
     own = os.environ.get("HYPERGRADIENT_CACHE")
-    home = Path(os.environ.get("HOME") or tempfile.gettempdir())  # a user may have none
+    # a user may have no home
+    home = Path(os.environ.get("HOME") or tempfile.gettempdir())
     return Path(own) if own else home / ".cache" / "hypergradient"
 
 
 def arrays(seed: int, generator: str) -> dict[str, Any]:
-    """Generate them, about a second.
+    """Generate the arrays, which takes about a second.
 
-    generator: its version; with the seed, what the cache is asked by.
+    generator: its version, a part of the cache's key.
     """
     del generator
     args = get_dataset_args()
     args.seed = seed
     with isolate_rng():
-        made: dict[str, Any] = make_dataset(args)  # not `get_dataset`: it downloads a pickle
+        # not `get_dataset`: it downloads a pickle
+        made: dict[str, Any] = make_dataset(args)
     return {key: made[key] for key in ("x", "y", "x_test", "y_test")}
 
 
@@ -43,40 +46,34 @@ def arrays(seed: int, generator: str) -> dict[str, Any]:
 def generate(seed: int) -> dict[str, Tensor]:
     """Return 5,000 samples: `x` (4000, 40) float32, `y` (4000,) int64, `x_test` and `y_test` (1000, ...).
 
-    Seed 42 gives the arrays that the paper publishes. They are kept on disk, where that can be written to; a file that
-    is damaged (it is compressed, with a checksum) is made again. The global random generators are left as they were.
+    Seed 42 gives the arrays that the paper publishes. They are cached on disk where possible; a damaged file (it is
+    compressed, with a checksum) is written again. The global random generators are left as they were.
     """
     asked = seed, f"mnist1d {version('mnist1d')}"
     try:
         made = Memory(cache(), verbose=0, compress=True).cache(arrays)(*asked)
-    except OSError:  # the folder cannot be made
+    except OSError:
+        # the folder cannot be created
         made = arrays(*asked)
     tensors = {key: torch.tensor(array) for key, array in made.items()}
     return {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
 
 
 class MNIST1DDataModule(TensorDataModule):
-    """4,000 training and 1,000 test samples, and a validation set: x (samples, 40) float32, y (samples,) int64.
+    """4,000 training, 1,000 validation and 1,000 test samples: x (samples, 40) float32, y (samples,) int64.
 
     Args:
         batch_size: training samples a step.
         val_batch_size: validation samples a step, for a look. Validation itself takes the whole set.
-        train_on_validation: train on the validation samples too. The validation loss then says nothing.
         seed: of the data; 0 for the published samples, 1, 2, ... for others from the same generator.
 
     Raises:
         ValueError: a size that does not fit the data.
     """
 
-    def __init__(
-        self,
-        batch_size: int = 128,
-        val_batch_size: int = 128,
-        train_on_validation: bool = False,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, batch_size: int = 128, val_batch_size: int = 128, seed: int = 0) -> None:
         require("seed", seed, 0, 1_000)
-        super().__init__(batch_size, val_batch_size, train_on_validation, TRAIN, TEST)
+        super().__init__(batch_size, val_batch_size, TRAIN, TEST)
         self.seed = seed
 
     def samples(self) -> tuple[Samples, Samples, Samples]:

@@ -12,15 +12,14 @@ class DigitsDataModule(TensorDataModule):
     x (samples, 64) float32 in 0 ... 1, y (samples,) int64. `seed` shuffles them before they are cut.
     """
 
-    def __init__(
-        self, batch_size: int = 64, val_batch_size: int = 128, train_on_validation: bool = False, seed: int = 0
-    ) -> None:
-        super().__init__(batch_size, val_batch_size, train_on_validation, 1_000, 300)
+    def __init__(self, batch_size: int = 64, val_batch_size: int = 128, seed: int = 0) -> None:
+        super().__init__(batch_size, val_batch_size, 1_000, 300)
         self.seed = seed
 
     def samples(self) -> tuple[Samples, Samples, Samples]:
         """Read them from the package."""
-        from sklearn.datasets import load_digits  # late: other tasks do not wait for it
+        # late: other tasks do not wait for the import
+        from sklearn.datasets import load_digits
 
         pixels, digits = load_digits(return_X_y=True)
         x, y = torch.tensor(pixels / 16).float(), torch.tensor(digits)
@@ -37,10 +36,9 @@ class FriedmanDataModule(TensorDataModule):
     Args:
         batch_size: training samples a step.
         val_batch_size: validation samples a step, for a look.
-        train_on_validation: train on the validation samples too.
         seed: of the generator.
-        train: training samples.
-        features: five and more.
+        train: the number of training samples.
+        features: five or more.
         noise: standard deviation of what is added to the values.
 
     Raises:
@@ -51,7 +49,6 @@ class FriedmanDataModule(TensorDataModule):
         self,
         batch_size: int = 64,
         val_batch_size: int = 128,
-        train_on_validation: bool = False,
         seed: int = 0,
         train: int = 1_000,
         features: int = 20,
@@ -59,12 +56,13 @@ class FriedmanDataModule(TensorDataModule):
     ) -> None:
         require("train", train, 2, 1_000_000)
         require("features", features, 5, 10_000)
-        super().__init__(batch_size, val_batch_size, train_on_validation, train, 500)
+        super().__init__(batch_size, val_batch_size, train, 500)
         self.seed, self.size, self.features, self.noise = seed, train, features, noise
 
     def samples(self) -> tuple[Samples, Samples, Samples]:
         """Generate them."""
-        from sklearn.datasets import make_friedman1  # late: other tasks do not wait for it
+        # late: other tasks do not wait for the import
+        from sklearn.datasets import make_friedman1
 
         size = self.size
         inputs, values = make_friedman1(

@@ -1,4 +1,4 @@
-"""Text that every Python brings along: the sources of its standard library, as bytes."""
+"""Text that comes with every Python: the sources of its standard library, as bytes."""
 
 import hashlib
 import sysconfig
@@ -11,18 +11,18 @@ from torch import Tensor
 from data.tensors import Samples, TensorDataModule
 
 TOKENS = 64
-TRAIN, VAL, TEST = 4_096, 512, 1_024  # windows of so many tokens, and the one that follows
+# windows, each of so many tokens and the one that follows
+TRAIN, VAL, TEST = 4_096, 512, 1_024
 FILES = "argparse ast csv dataclasses difflib doctest enum inspect locale mailbox pickle statistics tarfile typing"
-PUBLISHED = {  # Python -> SHA-256 of the text that published numbers are of
-    "3.11.7": "9a65de534dc0b801ed39da68f9b67f81da361fddfcbfab4ef351e1180314e36b"
-}
+# Python -> SHA-256 of the text that published numbers were measured on
+PUBLISHED = {"3.11.7": "9a65de534dc0b801ed39da68f9b67f81da361fddfcbfab4ef351e1180314e36b"}
 
 
 def corpus() -> bytes:
     """Return the text: some large modules of the standard library, one after the other.
 
     Warns:
-        UserWarning: it is another text than that of the published numbers.
+        UserWarning: the text differs from that of the published numbers.
     """
     folder = Path(sysconfig.get_path("stdlib"))
     text = b"".join((folder / f"{name}.py").read_bytes() for name in FILES.split())
@@ -38,12 +38,10 @@ def corpus() -> bytes:
 
 
 class TextDataModule(TensorDataModule):
-    """Bytes and the bytes that follow them: x and y (samples, 64) int64; `seed` says which windows are which part."""
+    """Predict the byte that follows: x and y (samples, 64) int64; `seed` deals the windows out to the three sets."""
 
-    def __init__(
-        self, batch_size: int = 32, val_batch_size: int = 32, train_on_validation: bool = False, seed: int = 0
-    ) -> None:
-        super().__init__(batch_size, val_batch_size, train_on_validation, TRAIN, VAL)
+    def __init__(self, batch_size: int = 32, val_batch_size: int = 32, seed: int = 0) -> None:
+        super().__init__(batch_size, val_batch_size, TRAIN, VAL)
         self.seed = seed
 
     def samples(self) -> tuple[Samples, Samples, Samples]:

@@ -11,7 +11,7 @@ class Broken(TensorDataModule):
     """200 samples of each part, with one fault."""
 
     def __init__(self, fault: str, batch_size: int = 10, val_batch_size: int = 10) -> None:
-        super().__init__(batch_size, val_batch_size, False, 200, 200)
+        super().__init__(batch_size, val_batch_size, 200, 200)
         self.fault = fault
 
     def samples(self) -> tuple[Samples, Samples, Samples]:

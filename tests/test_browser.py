@@ -15,8 +15,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from selenium.common.exceptions import TimeoutException
 
-from experiment.presets import ROOT
 from tests.browser import COURSES, Page, chromium, mlflow_ui
+from tracking.store import ROOT
 
 pytestmark = [
     pytest.mark.slow,

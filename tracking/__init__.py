@@ -1,6 +1,6 @@
-"""Where runs are kept: MLflow's store, Lightning's logger on it, and what the store missed.
+"""Where runs are kept: MLflow's store, Lightning's logger on it, and a buffer for what the store does not take.
 
-To import this package sets MLflow's environment, which it reads while it is imported: so this file imports nothing of
+To import this package sets MLflow's environment, which MLflow reads while it is imported: so this file imports none of
 the others, and `experiment` imports it before anything else.
 """
 
@@ -8,11 +8,13 @@ import os
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # each run's; a command prints its own
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each file that a table is made of
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # 7, the default, takes minutes to say that it is down
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "12")  # seconds
+# a command prints its own link, and a table is made of many files
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# 7, the default, takes minutes to report that a server is down; timeouts are in seconds
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "12")
 os.environ.setdefault("PGCONNECT_TIMEOUT", "12")
 if os.environ.get("MLFLOW_TRACKING_URI", "sqlite").startswith("sqlite"):
-    # opened anew each time: a connection that is kept would go on writing into a file that was deleted
+    # a connection that is kept open would write into a file that was deleted
     os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")

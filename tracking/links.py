@@ -1,23 +1,24 @@
-"""Which command and which link show a run, or a comparison, in MLflow's UI."""
+"""Commands and links that show a run, or a comparison, in MLflow's UI."""
 
 from pathlib import Path
 from urllib.parse import quote
 
-from tracking.secrets import hidden
-from tracking.store import OWN_URI, ROOT, tracking_uri
+from tracking.store import OWN_URI, ROOT, hidden, tracking_uri
 
-VIEW = "workflowType=machine_learning"  # not the UI's agents' view
+# not the UI's view for agents
+VIEW = "workflowType=machine_learning"
 
 
 def how_to_see(experiment_id: str, run_id: str) -> str:
-    """Say which command and which link show the run in MLflow's UI."""
+    """Return the command and the link that show the run in MLflow's UI."""
     return _command(f"#/experiments/{experiment_id}/runs/{run_id}?{VIEW}")
 
 
 def how_to_compare(experiment_id: str, parent: str) -> str:
-    """Say which command and which link show the charts of the runs that a comparison trained, side by side."""
+    """Return the command and the link that show the charts of the runs of a comparison, side by side."""
     own = quote(f"tags.mlflow.parentRunId = '{parent}'", safe="")
-    best_first = f"orderByKey={quote('metrics.`test/loss`', safe='')}&orderByAsc=true"  # by date they would be folded
+    # by date, the runs of a comparison would be folded
+    best_first = f"orderByKey={quote('metrics.`test/loss`', safe='')}&orderByAsc=true"
     return _command(f"#/experiments/{experiment_id}/runs?{VIEW}&compareRunsMode=CHART&{best_first}&searchFilter={own}")
 
 

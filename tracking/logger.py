@@ -1,29 +1,32 @@
-"""Lightning's MLflow logger on this project's store: points go together, and a store that is away ends no run."""
+"""Lightning's MLflow logger on this project's store."""
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Metric
+from filelock import FileLock, Timeout
+from lightning_fabric.loggers.logger import rank_zero_experiment
+from mlflow import MlflowClient
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import MLFlowLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from tracking.delivery import LARGEST_BATCH, PatientClient, keep, send
-from tracking.lease import Lease
-from tracking.store import EXPERIMENT, artifact_dir, client, open_experiment, tracking_uri
-
-PATIENCE = 5.0, 60.0  # seconds that points may wait; and at most, while the store is away
+from tracking.buffer import Buffer, BufferedClient
+from tracking.deliver import LOCK
+from tracking.store import EXPERIMENT, FAULTS, StoreError, artifact_dir, cause, open_experiment, tracking_uri
 
 
 class Tracker(MLFlowLogger):
-    """Lightning's MLFlowLogger on the store of this project; points wait a few seconds, and go together.
+    """Lightning's MLFlowLogger on the store of this project; what it logs is buffered (`tracking.buffer`).
 
     Args:
         experiment_name: made where it does not exist.
         run_name: the arm, where none is given.
         tags: of the run.
-        run_id: an existing run, to be continued: the points that it has already are not sent again.
+        run_id: an existing run, to be resumed: the points that it has already are not logged again.
+
+    Raises:
+        StoreError: the store cannot be used.
     """
 
     def __init__(
@@ -34,81 +37,96 @@ class Tracker(MLFlowLogger):
         run_id: str | None = None,
     ) -> None:
         open_experiment(experiment_name)
-        words = {name: str(value) for name, value in (tags or {}).items()}  # jsonargparse made a number of "0"
-        super().__init__(experiment_name, run_name, tracking_uri(), words, log_model=True, run_id=run_id)
-        self._mlflow_client = self.patient = PatientClient(tracking_uri())  # what `experiment` returns
-        self.points: list[Metric] = []
-        self.sent, self.patience = time.monotonic(), PATIENCE[0]
-        self.kept = last_steps(run_id) if run_id else {}
-        self.lease: Lease | None = None
-        self.begun = run_id is None  # here, not elsewhere
-        self.test_follows = False  # then the end of `fit` is not the end of the run
+        # jsonargparse made a number of "0"
+        words = {name: str(value) for name, value in (tags or {}).items()}
+        super().__init__(experiment_name, run_name, tracking_uri(), words, run_id=run_id)
+        self.resumed = run_id
+        self.buffered: BufferedClient | None = None
+        self.checkpoint: ModelCheckpoint | None = None
+        # steps of the points that the run has, by name
+        self.kept: dict[str, int] = {}
+        self.last: dict[str, int] = {}
+        # then the end of `fit` is not the end of the run
+        self.test_follows = False
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> MlflowClient:
+        """MLflow's client, which writes through the buffer. The first use makes the run, or resumes it.
+
+        Raises:
+            StoreError: the store does not take the run, or another process writes it.
+        """
+        if self.buffered is None:
+            try:
+                store = super().experiment
+                run_id = str(self._run_id)
+                folder = artifact_dir() / self.name / run_id
+                buffer = Buffer(store, run_id, folder / "undelivered.jsonl")
+                self.lock = FileLock(folder / LOCK, timeout=0)
+                self.lock.acquire()
+                if self.resumed:
+                    self._resume(buffer, store)
+            except Timeout:
+                raise StoreError(
+                    f"Run {self._run_id} is being written by another process. Stop that one, or let it finish."
+                ) from None
+            except FAULTS as error:
+                raise StoreError(f"The MLflow store does not take the run: {cause(error)}.") from error
+            self.buffered = BufferedClient(buffer, tracking_uri())
+        return self.buffered
+
+    def _resume(self, buffer: Buffer, store: MlflowClient) -> None:
+        if not buffer.wait():
+            raise StoreError(f"The MLflow store does not take {buffer.file}: {buffer.error}.")
+        for name in store.get_run(buffer.run_id).data.metrics:
+            self.kept[name] = max(point.step for point in store.get_metric_history(buffer.run_id, name))
+        store.update_run(buffer.run_id, "RUNNING")
 
     @rank_zero_only
     def hold(self) -> None:
-        """Become the one writer of the run.
+        """Become the only process that writes the run.
 
         Raises:
-            StoreError: there is one.
+            StoreError: another process is.
         """
-        if self.lease is None:
-            lease = Lease(str(self.run_id), Path(self.save_dir, self.name, str(self.run_id)))
-            lease.take(new=self.begun)
-            self.lease = lease
-            if not self.begun:  # now: what was refused before leaves the run as it was
-                client().update_run(str(self.run_id), "RUNNING")
+        _ = self.experiment
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Collect the points: to send them costs as much as many steps."""
-        when = int(1000 * time.time())
+        """Log the points that the run does not have."""
         now = step or 0
-        new = {name: value for name, value in metrics.items() if now > self.kept.get(name, -1)}
-        self.points += [Metric(name, float(value), when, now) for name, value in new.items()]
-        if time.monotonic() - self.sent > self.patience:
-            self.flush()
+        new = {n: v for n, v in metrics.items() if now > self.kept.get(n, -1) and now != self.last.get(n)}
+        self.last |= dict.fromkeys(new, now)
+        super().log_metrics(new, now)
 
     @rank_zero_only
     def flush(self) -> None:
-        """Send what has waited; not named `save`, which Lightning calls after each epoch."""
-        store, run_id = self.patient, str(self.run_id)
-        if self.lease:
-            store.attempt(self.lease.beat)
-        while self.points and store.attempt(send, store, run_id, self.points[:LARGEST_BATCH]):
-            del self.points[:LARGEST_BATCH]
-        self.sent = time.monotonic()
-        self.patience = min(2 * self.patience, PATIENCE[1]) if store.away else PATIENCE[0]
+        """Wait until the store has what was logged, a few seconds at most; not named `save`, which Lightning calls."""
+        if self.buffered and not self.buffered.buffer.failing:
+            self.buffered.buffer.wait()
+
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """Note the callback, whose last checkpoint becomes an artifact."""
+        self.checkpoint = checkpoint_callback
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
-        """Send what has waited, or keep it in a file, and end the run, unless its test follows."""
-        if not self._initialized:
+        """End the run, unless its test follows."""
+        if self.buffered is None or (self.test_follows and status == "success"):
             return
-        self.flush()
-        if self.test_follows and status == "success":
-            return
-        if self.points:
-            keep(str(self.run_id), "metrics.json", [dict(point) for point in self.points])
-        if self._checkpoint_callback:
-            self._scan_and_log_checkpoints(self._checkpoint_callback)
+        if self.checkpoint and (path := Path(self.checkpoint.best_model_path)).is_file():
+            self.experiment.log_artifact(str(self.run_id), str(path), path.stem)
+        self.checkpoint = None
         self.experiment.set_terminated(str(self.run_id), "FAILED" if status == "failed" else "FINISHED")
-        if self.lease:
-            self.lease.lock.release()
-            self.lease = None
+        self.lock.release()
 
     @property
     def save_dir(self) -> str:
-        """Where Lightning puts checkpoints: `mlruns/<experiment>/<run>/checkpoints`, beside the run's artifacts."""
+        """Where Lightning puts checkpoints: `mlruns/EXPERIMENT/RUN/checkpoints`, next to the run's artifacts."""
         return str(artifact_dir())
 
     @property
     def name(self) -> str:
         """The experiment's name."""
         return self._experiment_name
-
-
-def last_steps(run_id: str) -> dict[str, int]:
-    """Return the last step of each metric of a run, which goes on."""
-    store = client()
-    names = store.get_run(run_id).data.metrics
-    return {name: max(point.step for point in store.get_metric_history(run_id, name)) for name in names}

@@ -2,10 +2,9 @@
 
 import logging
 import os
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 
 from filelock import FileLock
@@ -15,14 +14,16 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from tracking.secrets import hidden, remember, without_password
-
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENT = "mnist1d"
 OWN_URI = f"sqlite:///{ROOT / 'mlflow.db'}"
-FAULTS = (MlflowException, SQLAlchemyError, OSError)  # what a store raises that is away, locked, full or broken
+# what a store raises that is unreachable, locked, full or broken
+FAULTS = (MlflowException, SQLAlchemyError, OSError)
+# seconds that an unreachable server may take at the start
+REACH = 15
 
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # logs the traceback of what it raises
+# it logs the traceback of what it raises
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 class StoreError(Exception):
@@ -31,9 +32,21 @@ class StoreError(Exception):
 
 def tracking_uri() -> str:
     """Return MLFLOW_TRACKING_URI where it is set, else the store in the clone."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or OWN_URI
-    remember(uri)
-    return uri
+    return os.environ.get("MLFLOW_TRACKING_URI") or OWN_URI
+
+
+def hidden(uri: str) -> str:
+    """Return the URI as it may be printed: without a password, and without a query, which may contain one."""
+    return make_url(uri).set(query={}).render_as_string(hide_password=True) if "@" in uri or "?" in uri else uri
+
+
+def cause(error: BaseException) -> str:
+    """Return the line of a store's error that says what is wrong, without the store's password."""
+    [line, *_] = str(error).splitlines() or [type(error).__name__]
+    uri = tracking_uri()
+    line = line.replace(uri, hidden(uri)).rstrip(".")
+    password = "@" in uri and make_url(uri).password
+    return line.replace(str(password), "***") if password else line
 
 
 def client() -> MlflowClient:
@@ -55,17 +68,17 @@ def open_experiment(name: str = EXPERIMENT) -> str:
     """
     if Path(name).name != name or name in (".", "..") or not name.isprintable():
         raise StoreError(f"--trainer.logger.experiment_name must be a plain name, without a path, got {name!r}.")
+    uri = tracking_uri()
     try:
         artifact_dir().mkdir(parents=True, exist_ok=True)
-        waiting = f"waiting for the MLflow store {hidden(tracking_uri())}; Ctrl-C ends it"
-        with _said(waiting), FileLock(artifact_dir() / ".lock"):
-            # locked: processes that open a new SQLite store at once break it
-            _reach(tracking_uri())
+        # processes that open a new SQLite store at once break it
+        with FileLock(artifact_dir() / ".lock") if uri.startswith("sqlite") else nullcontext():
+            _reach(uri)
             experiment = client().get_experiment_by_name(name) or _create_experiment(name)
     except FAULTS as error:
         raise StoreError(
-            f"The MLflow store {without_password(tracking_uri())} cannot be used: {cause(error)}. Make it reachable "
-            "and writable, or set MLFLOW_TRACKING_URI."
+            f"The MLflow store {hidden(uri)} cannot be used: {cause(error)}. Make it reachable and writable, or set "
+            "MLFLOW_TRACKING_URI."
         ) from error
     if experiment.lifecycle_stage == "deleted":
         raise StoreError(
@@ -76,35 +89,35 @@ def open_experiment(name: str = EXPERIMENT) -> str:
 
 
 def _reach(uri: str) -> None:
-    """Connect once: MLflow tries for two minutes before it says that a database is down.
+    """Connect once, within seconds: MLflow tries for minutes before it reports that a server is down.
 
     Raises:
-        StoreError: nothing would be kept there.
+        StoreError: the store is in memory, where nothing would be kept.
     """
     if uri.startswith("http"):
-        return
-    if uri.startswith("sqlite") and make_url(uri).database in (None, "", ":memory:"):
+        answer: Future[object] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(client().search_experiments(max_results=1))
+            except FAULTS as error:
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            answer.result(REACH)
+        except TimeoutError:
+            raise TimeoutError(f"no answer within {REACH} seconds") from None
+    elif uri.startswith("sqlite") and make_url(uri).database in (None, "", ":memory:"):
         raise StoreError(
-            f"MLFLOW_TRACKING_URI {uri} is in memory: nothing would be kept. Name a file, sqlite:////path."
+            f"MLFLOW_TRACKING_URI {uri} is in memory: nothing would be kept. Name a file: sqlite:////path."
         )
-    engine = create_engine(uri)
-    try:
-        with engine.connect():
-            pass
-    finally:
-        engine.dispose()
-
-
-@contextmanager
-def _said(text: str) -> Iterator[None]:
-    """Print a line where what is done here takes more than three seconds."""
-    timer = threading.Timer(3, lambda: print(f"{Path(sys.argv[0]).name}: {text}", file=sys.stderr, flush=True))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+    else:
+        engine = create_engine(uri)
+        try:
+            engine.connect().close()
+        finally:
+            engine.dispose()
 
 
 ABOUT = """A run for each training, named by its arm; a comparison or a tuning holds its runs under it.
@@ -112,19 +125,7 @@ Best first: order by test/loss, ascending. In the charts: val/loss by step, and 
 
 
 def _create_experiment(name: str) -> Experiment:
-    served = tracking_uri().startswith("http")  # a server knows its own place
-    try:
-        tags = {"mlflow.note.content": ABOUT}
-        made = client().create_experiment(name, None if served else str(artifact_dir() / name), tags)
-    except MlflowException as error:
-        found = client().get_experiment_by_name(name)  # made by another machine in this moment
-        if found is None:
-            raise error
-        return found
+    # a server has a place of its own for artifacts
+    place = None if tracking_uri().startswith("http") else str(artifact_dir() / name)
+    made = client().create_experiment(name, place, {"mlflow.note.content": ABOUT})
     return client().get_experiment(made)
-
-
-def cause(error: BaseException) -> str:
-    """Return the line of a store's error that says what is wrong, without a password."""
-    [first, *_] = str(error).splitlines() or [type(error).__name__]
-    return without_password(first).rstrip(".")

@@ -6,62 +6,65 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from callbacks import DivergenceError, StopOnDivergence
+from callbacks import DivergenceError, LastCheckpoint, StopOnDivergence
 from data import TensorLoader
-from experiment.training import train
+
+STEPS = 10
 
 
-@pytest.mark.parametrize("arm", ["adam", "adam_average"])
-def test_the_checkpoint_of_a_run_that_diverged_holds_finite_weights(arm: str, store: Path) -> None:
-    options = ["--trainer.enable_progress_bar=false", "--trainer.max_epochs=3", "--model.lr=1e30"]
-    cli = train(["--optimizer", arm, *options])
-    [path] = (store / "mlruns" / "mnist1d" / str(cli.run_id) / "checkpoints").iterdir()
-    state = torch.load(path, weights_only=True)["state_dict"]
-    assert cli.diverged
-    assert all(bool(weights.isfinite().all()) for weights in state.values())
+class Model(LightningModule):
+    """A weight that grows by 0.1 a step, and one fault, in the second epoch."""
 
-
-class Spoilt(LightningModule):
-    """A finite loss, 0, whose gradient is not: the derivative of a root at 0."""
-
-    def __init__(self) -> None:
+    def __init__(self, fault: str) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.ones(1))
+        self.fault = fault
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        return (self.weight - self.weight).abs().sqrt().sum()
+        late = self.trainer.global_step >= 2 * STEPS - 1
+        loss = -self.weight.sum()
+        if self.fault == "loss" and late:
+            loss = loss * torch.nan
+        if self.fault == "thousandfold" and late:
+            loss = loss * -1e5
+        if self.fault == "gradient" and late:
+            # the derivative of a root at 0
+            loss = loss + (self.weight - self.weight).abs().sqrt().sum()
+        return loss
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        pass
+        spoilt = self.fault == "validation" and self.trainer.global_step > STEPS
+        self.log("val/loss", torch.tensor(torch.nan if spoilt else 1.0))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+REASONS = {
+    "loss": "the mean training loss is nan, the first was -1",
+    "thousandfold": "the mean training loss is .*e.04, the first was -1",
+    "gradient": "a weight is not finite",
+    "validation": "val/loss is nan",
+}
+# without validation too
+SEEN = ("loss", "thousandfold", "gradient")
+
+
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no")  # meant, in one case
-@pytest.mark.parametrize("validate", [True, False])
-def test_weights_that_the_last_step_of_an_epoch_spoilt_are_not_saved(validate: bool, tmp_path: Path) -> None:
-    model, data = Spoilt(), TensorLoader(torch.zeros(1, 1), batch_size=1)
+@pytest.mark.parametrize(
+    ("fault", "validate"), [(fault, True) for fault in REASONS] + [(fault, False) for fault in SEEN]
+)
+def test_a_run_that_diverges_ends_with_a_message_and_its_last_finite_weights(
+    fault: str, validate: bool, tmp_path: Path
+) -> None:
+    model, data = Model(fault), TensorLoader(torch.zeros(STEPS, 1), batch_size=1)
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    trainer = Trainer(
-        accelerator="cpu", max_epochs=1, default_root_dir=tmp_path, callbacks=[StopOnDivergence()], **quiet
-    )
-    with pytest.raises(DivergenceError, match="a weight is not finite"):
+    callbacks = [StopOnDivergence(), LastCheckpoint()]
+    trainer = Trainer(accelerator="cpu", max_epochs=9, default_root_dir=tmp_path, callbacks=callbacks, **quiet)
+    with pytest.raises(DivergenceError, match=rf"Training diverged by step 20: {REASONS[fault]}. Lower --model.lr"):
         trainer.fit(model, data, data if validate else None)
-    assert model.weight == 1
-    assert not list(tmp_path.rglob("*.ckpt"))
-
-
-@pytest.mark.parametrize("begins", [1, 20, 40])
-def test_the_message_names_the_step_at_which_it_began(begins: int, tmp_path: Path) -> None:
-    class Breaks(Spoilt):
-        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-            return self.weight.sum() * (torch.nan if batch_idx + 1 >= begins else 1.0)
-
-    data = TensorLoader(torch.zeros(50, 1), batch_size=1)
-    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    trainer = Trainer(
-        accelerator="cpu", max_epochs=1, default_root_dir=tmp_path, callbacks=[StopOnDivergence()], **quiet
-    )
-    with pytest.raises(DivergenceError, match=f"diverged at step {begins}: the training loss is nan and was "):
-        trainer.fit(Breaks(), data, data)
+    # validation alone is at fault at the end of the second epoch, where the weights are still finite
+    expected = 3.0 if fault == "validation" else 2.0
+    assert model.weight.item() == pytest.approx(expected)
+    [path] = tmp_path.rglob("*.ckpt")
+    assert torch.load(path, weights_only=True)["state_dict"]["weight"].item() == pytest.approx(expected)

@@ -1,54 +1,72 @@
 import math
-import random
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
+from pytorch_lightning import Trainer
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from callbacks.trajectory import needed
-from experiment.training import train
-from tests.store import artifacts, history, runs, schedule
+from callbacks import LastCheckpoint, Trajectory
+from data import MNIST1DDataModule
+from lightning_modules import MLP, MetaModule, OneStepModule, SupervisedModule
+from tests.store import artifacts, history, schedule
+from tracking.logger import Tracker
+from tracking.store import client
 
-SHORT = ["--trainer.max_epochs=2", "--trainer.enable_progress_bar=false", "--data.batch_size=400"]
-STEPS = list(range(1, 21))
+STEPS = list(range(1, 31))
 
 
-def test_every_step_of_a_meta_run_is_in_mlflow() -> None:
-    cli = train(["--optimizer", "meta_onestep", *SHORT])
-    assert cli.run_id
+def fit(module: SupervisedModule, run_id: str | None = None, ckpt_path: Path | None = None, epochs: int = 3) -> str:
+    """Train ten steps an epoch, and return the run."""
+    tracker = Tracker(run_id=run_id)
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        log_every_n_steps=7,
+        logger=tracker,
+        callbacks=[Trajectory(), LastCheckpoint(0.0)],
+        **quiet,
+    )
+    trainer.fit(module, datamodule=MNIST1DDataModule(batch_size=400), ckpt_path=ckpt_path)
+    return str(tracker.run_id)
+
+
+def test_every_step_is_in_the_schedule_and_every_seventh_and_the_last_in_mlflow() -> None:
+    module = OneStepModule(MLP())
+    run = fit(module)
+    assert [step for step, _ in schedule(run)] == STEPS
     for name in ("lr", "hypergradient", "lookahead_loss"):
-        assert [step for step, _ in history(cli.run_id, name)] == STEPS
-    assert history(cli.run_id, "lr")[-1][1] == pytest.approx(0.001 * cli.model.scale().item())
-    assert {"config.yaml", "trajectory.png"} <= artifacts(cli.run_id)
+        assert [step for step, _ in history(run, name)] == [7, 14, 21, 28, 30]
+    assert history(run, "lr")[-1] == (30, schedule(run)[-1][1])
+    assert schedule(run)[-1][1] == pytest.approx(0.001 * module.scale().item())
+    assert "trajectory.png" in artifacts(run)
+    assert float(client().get_run(run).data.tags["passes"]) == pytest.approx(1 + 128 / 400)
 
 
-def test_a_fixed_rate_and_a_schedule_are_recorded_too() -> None:
-    adam, cosine = (str(train(["--optimizer", arm, "--model.lr=0.01", *SHORT]).run_id) for arm in ("adam", "cosine"))
-    assert schedule(adam) == [(step, 0.01) for step in STEPS]
-    assert history(adam, "lr") == [(step, 0.01) for step in (1, 10, 11, 20)]  # the ends of each epoch
-    expected = [0.005 * (1 + math.cos(math.pi * (step - 1) / 20)) for step in STEPS]
-    assert [rate for _, rate in history(cosine, "lr")] == pytest.approx(expected)
+def test_the_hypergradient_of_a_rare_look_is_in_mlflow_where_it_was_taken() -> None:
+    run = fit(MetaModule(MLP()))
+    looks = [step for step, _ in history(run, "hypergradient")]
+    assert any(step % 7 for step in looks[:-1])
+    assert [step for step, _ in history(run, "lr")] == [7, 14, 21, 28, 30]
 
 
-def test_a_line_through_the_points_in_mlflow_is_the_one_through_all() -> None:
-    draw = random.Random(0)
-    points = [
-        (step, {name: float(draw.randrange(2)) for name in ("a", "b") if draw.random() < 0.9}) for step in range(300)
-    ]
-    sent = list(needed(points))
-    for name in ("a", "b"):
-        (x, y), (few_x, few_y) = (
-            zip(*((step, seen[name]) for step, seen in some if name in seen), strict=True) for some in (points, sent)
-        )
-        assert len(few_x) < 0.8 * len(x)
-        assert list(np.interp(x, few_x, few_y)) == list(y)
+def test_a_schedule_is_recorded_as_the_optimizer_used_it() -> None:
+    run = fit(SupervisedModule(MLP(), 0.01, schedule=lambda optimizer, steps: CosineAnnealingLR(optimizer, steps)))
+    assert [rate for _, rate in schedule(run)] == pytest.approx(
+        [0.005 * (1 + math.cos(math.pi * (step - 1) / 30)) for step in STEPS]
+    )
 
 
-def test_a_run_that_diverges_keeps_what_it_saw_and_is_marked_failed() -> None:
-    cli = train(["--optimizer", "adam", "--model.lr=1e6", *SHORT])
-    [run] = runs()
-    assert run.info.status == "FAILED"
-    assert cli.diverged == run.data.tags["diverged"]
-    assert "Training diverged at step 2" in str(cli.diverged)
-    assert "Lower --model.lr" in str(cli.diverged)
-    assert schedule(run.info.run_id)[:2] == [(1, 1e6), (2, 1e6)]
-    assert "test/loss" not in run.data.metrics
+@pytest.mark.parametrize("same_run", [True, False])
+def test_a_resumed_run_continues_its_schedule_and_its_points(same_run: bool, store: Path) -> None:
+    first = fit(OneStepModule(MLP()), epochs=2)
+    folder = store / "mlruns" / "mnist1d" / first
+    [checkpoint] = folder.rglob("checkpoints/*.ckpt")
+    # of the steps after the checkpoint, which a process that was killed had begun
+    with (folder / "schedule.csv").open("a") as rows:
+        rows.write("21,1.0,0.0,\n22,1.")
+    run = fit(OneStepModule(MLP()), first if same_run else None, checkpoint)
+    assert (run == first) == same_run
+    assert [step for step, _ in schedule(run)] == STEPS
+    assert [step for step, _ in history(run, "lr")] == ([7, 14, 20] if same_run else []) + [21, 28, 30]

@@ -14,7 +14,7 @@ from mnist1d.data import make_dataset
 import data.mnist1d
 from data import MNIST1DDataModule
 from data.mnist1d import PUBLISHED, generate
-from experiment.presets import ROOT
+from tracking.store import ROOT
 
 
 def module(**options: Any) -> MNIST1DDataModule:
@@ -65,12 +65,6 @@ def test_an_epoch_is_one_pass_over_the_training_samples_in_pairs(batch_size: int
 def test_another_draw_shares_no_sample_with_the_published_one() -> None:
     parts = [x for data in (module(), module(seed=1)) for x, _ in (data.train, data.val, data.test)]
     assert len(torch.cat(parts).unique(dim=0)) == 12_000
-
-
-def test_validation_samples_can_be_given_to_training() -> None:
-    plain, more = module(), module(train_on_validation=True)
-    assert torch.equal(more.train[0], torch.cat([plain.train[0], plain.val[0]]))
-    assert torch.equal(more.test[0], plain.test[0])
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 4001}, {"batch_size": 0}, {"seed": -1}])

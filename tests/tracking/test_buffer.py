@@ -1,0 +1,171 @@
+import os
+import shlex
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput
+
+from tests.store import history
+from tracking import buffer, deliver
+from tracking.logger import Tracker
+from tracking.store import ROOT, StoreError, artifact_dir, client
+
+# kind -> how a run logs it, and how the store shows it
+LOGGED: dict[str, tuple[Callable[[Any, str], Any], Callable[[Any, str], Any], Any]] = {
+    "tag": (lambda c, i: c.set_tag(i, "passes", 1.5), lambda c, i: c.get_run(i).data.tags["passes"], "1.5"),
+    "artifact": (
+        lambda c, i: c.log_text(i, "x", "a/b.txt"),
+        lambda c, i: [f.path for f in c.list_artifacts(i, "a")],
+        ["a/b.txt"],
+    ),
+    "data": (
+        lambda c, i: c.log_inputs(i, [DatasetInput(Dataset("train", "d", "numpy", "{}"), [])]),
+        lambda c, i: [given.dataset.name for given in c.get_run(i).inputs.dataset_inputs],
+        ["train"],
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buffer, "PATIENCE", 0.3)
+
+
+@contextmanager
+def refusing(store: Path) -> Iterator[None]:
+    """The database itself refuses what a run writes."""
+    with sqlite3.connect(store / "mlflow.db") as database:
+        for name in ("metrics", "params", "tags", "inputs"):
+            database.execute(f"create trigger {name}_no before insert on {name} begin select raise(abort, 'no'); end")
+        database.commit()
+        yield
+        for name in ("metrics", "params", "tags", "inputs"):
+            database.execute(f"drop trigger {name}_no")
+        database.commit()
+    database.close()
+
+
+def file_of(run_id: str) -> Path:
+    return artifact_dir() / "mnist1d" / run_id / "undelivered.jsonl"
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["the store comes back", "the run ends before"])
+def test_a_store_that_refuses_for_a_while_loses_nothing(
+    back: bool, store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker()
+    run_id, experiment = str(tracker.run_id), tracker.experiment
+    with refusing(store):
+        tracker.log_hyperparams({"rate": 0.05})
+        for log, _, _ in LOGGED.values():
+            log(experiment, run_id)
+        for step in range(2_500):
+            tracker.log_metrics({"lr": step / 7}, step)
+        tracker.flush()
+        if not back:
+            tracker.finalize()
+    if back:
+        # longer than the thread pauses
+        monkeypatch.setattr(buffer, "PATIENCE", 5.0)
+        tracker.finalize()
+        assert capsys.readouterr().err == ""
+    else:
+        words = shlex.split(capsys.readouterr().err.partition("python -m ")[2])
+        assert words == ["tracking.deliver", str(file_of(run_id))]
+        monkeypatch.setattr("sys.argv", words)
+        deliver.main()
+    found = client().get_run(run_id)
+    assert (found.info.status, found.data.params) == ("FINISHED", {"rate": "0.05"})
+    assert history(run_id, "lr") == [(step, step / 7) for step in range(2_500)]
+    assert [look(client(), run_id) for _, look, _ in LOGGED.values()] == [value for _, _, value in LOGGED.values()]
+    assert [path.name for path in file_of(run_id).parent.iterdir() if path.name != ".writer"] == ["artifacts"]
+
+
+def test_a_store_that_accepts_and_never_answers_costs_the_run_seconds(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        store = MlflowClient(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        waiting = buffer.Buffer(store, "run", tmp_path / "undelivered.jsonl")
+        waiting.add(("tags", {"a": "1"}))
+        begun = time.monotonic()
+        assert not waiting.wait()
+        assert time.monotonic() - begun < 3
+        assert waiting.failing
+    assert deliver.read(waiting.file) == [("tags", {"a": "1"})]
+
+
+def test_what_a_killed_process_left_is_sent_when_its_run_resumes_and_no_step_is_logged_twice() -> None:
+    run_id = str(client().create_run("0").info.run_id)
+    client().log_metric(run_id, "loss", 3.0, step=1)
+    file = file_of(run_id)
+    file.parent.mkdir(parents=True)
+    file.write_text('["metric", ["loss", 2.0, 0, 2]]\n')
+    tracker = Tracker(run_id=run_id)
+    tracker.hold()
+    assert client().get_run(run_id).info.status == "RUNNING"
+    for step in (1, 2, 3, 3):
+        tracker.log_metrics({"loss": 1.0, "other": 1.0}, step)
+    tracker.flush()
+    assert sorted(history(run_id, "loss")) == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert [step for step, _ in history(run_id, "other")] == [1, 2, 3]
+
+
+def test_a_store_that_goes_away_before_the_run_is_made_ends_it(store: Path) -> None:
+    tracker = Tracker()
+    with sqlite3.connect(store / "mlflow.db") as database:
+        database.execute("create trigger no before insert on runs begin select raise(abort, 'no'); end")
+    database.close()
+    with pytest.raises(StoreError, match="does not take the run"):
+        tracker.hold()
+    tracker.finalize("failed")
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "undelivered.jsonl"])
+def test_other_files_are_left_alone(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.txt").write_text("x")
+    monkeypatch.setattr("sys.argv", ["deliver", str(tmp_path / name)])
+    with pytest.raises(SystemExit, match="2"):
+        deliver.main()
+    assert "is not an existing undelivered.jsonl" in capsys.readouterr().err
+    assert (tmp_path / "thesis.txt").exists()
+
+
+HOLD = """
+import sys, tracking
+from tracking.logger import Tracker
+tracker = Tracker(run_id=sys.argv[1])
+tracker.hold()
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_never_write_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is what is undelivered sent meanwhile. A process that was killed does not hold its run."""
+    run_id, pipe = str(client().create_run("0").info.run_id), subprocess.PIPE
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", HOLD, run_id]
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(StoreError, match=f"Run {run_id} is being written by another process"):
+            Tracker(run_id=run_id).hold()
+        file_of(run_id).touch()
+        monkeypatch.setattr("sys.argv", ["deliver", str(file_of(run_id))])
+        with pytest.raises(SystemExit, match="2"):
+            deliver.main()
+        other.kill()
+    Tracker(run_id=run_id).hold()
