@@ -2,19 +2,19 @@
 
 import sys
 
-from experiment.presets import HELP
+from experiment.options import HELP
 from experiment.process import importing, script
 
 
 def main(args: list[str] | None = None) -> None:
-    """Train as the command line says, and print what came out; status 1 where it diverged."""
+    """Train as the command line says, and print the result; exit with status 1 if the run diverged."""
     given = sys.argv[1:] if args is None else args
     if given[:1] in (["--help"], ["-h"]):
         print(HELP)
         return
-    with importing():  # late: the help does not wait for torch
-        from experiment.report import report
-        from experiment.training import train
+    # late: the help does not wait for torch
+    with importing():
+        from experiment.run import report, train
 
     run = train(given)
     report(run)
