@@ -24,7 +24,6 @@ STAGES = "original readings main starts ablation tasks grid moving rivals budget
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 CORES = os.cpu_count() or 1
 QUIET = "--trainer.enable_progress_bar=false"
-SEARCHES = "model.lr=log:1e-5:1e-1, model.network.hidden=32:512 or model.network.layers=1,2,3"
 REFUSED = {
     "--trainer.logger": "the runs are read back from this project's MLflow store",
     "--trainer.fast_dev_run": "it leaves no run in MLflow; for a short run use --trainer.max_epochs=1",
@@ -97,6 +96,12 @@ def arm_or_file(text: str) -> str:
 def arm_options(name: str) -> list[str]:
     """Return the options of `train.py` for the name of an arm or a file."""
     return ["--optimizer", name] if name in ARMS else ["--config", name]
+
+
+def tuned_file(arm: str) -> Path | None:
+    """Return the file of `configs/tuned/` that the arm reads; None if it has none."""
+    path = CONFIGS / "tuned" / f"{arm}.yaml"
+    return path if path.is_file() else None
 
 
 def positive(text: str) -> int:

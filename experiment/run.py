@@ -133,7 +133,8 @@ class Run(CommandLine):
             self.model.require_one_process(self.trainer.world_size)
         if self.model.reads_validation and self.config.data.init_args.get("train_on_validation"):
             raise ValueError("--data.train_on_validation: this arm adapts its rate by the validation samples.")
-        if any(word.startswith("--model.lr") for word in self.line.options) and not self.model.reads_lr:
+        typed_lr = any(word.split("=")[0] == "--model.lr" for word in self.line.options)
+        if typed_lr and not self.model.reads_lr and "mlflow.parentRunId" not in self.tags:
             print("--model.lr is not read: this arm finds its rate before the first step", file=sys.stderr)
         self.trainer.callbacks += self.callbacks  # type: ignore[attr-defined]
         # not among the options: YAML takes #0072b2 for a comment
@@ -168,10 +169,8 @@ class Run(CommandLine):
             raise ValueError("the loss must be a scalar that depends on weights: is it detached, or all are frozen?")
         if self.line.checkpoint:
             self._check_checkpoint(self.line.checkpoint, trains)
-        if self.tracker:
-            self.tracker.test_follows = False
-            if self.resumes:
-                self.tracker.hold()
+        if self.tracker and self.resumes:
+            self.tracker.hold()
 
     def _check_checkpoint(self, path: str, trains: bool) -> None:
         here = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
