@@ -122,11 +122,10 @@ def run_grid(grid: Grid, scale: Scale, parent: str, courses: bool = True) -> pd.
 
 def _all(call: Any, tasks: Sequence[Any], scale: Scale, unit: str) -> list[Any]:
     """Call it for every task, with a bar; return the results in the order of the tasks."""
-    results: dict[int, Any] = {}
-    if tasks:
-        for number, result in tqdm(processes(call, tasks, scale.workers, scale.cluster), total=len(tasks), unit=unit):
-            results[number] = result
-    return [results[number] for number in range(len(tasks))]
+    if not tasks:
+        return []
+    done = dict(tqdm(processes(call, tasks, scale.workers, scale.cluster), total=len(tasks), unit=unit))
+    return [done[number] for number in range(len(tasks))]
 
 
 def _tune(study: Tuning) -> tuple[list[FrozenTrial], str]:
@@ -160,7 +159,9 @@ def read_run(run_id: str, courses: bool = True) -> dict[str, Any]:
             file = client().download_artifacts(run_id, "schedule.csv", folder) if courses else ""
             seen = read_schedule(Path(file)) if courses else {}
     except (KeyError, OSError, MlflowException) as error:
-        raise StoreError(f"MLflow lacks the learning rate of run {run_id}: was it trained without Trajectory?") from error
+        raise StoreError(
+            f"MLflow lacks the learning rate of run {run_id}: was it trained without Trajectory?"
+        ) from error
     return {
         "test_loss": _finite(metrics.get("test/loss")),
         "test_accuracy": metrics.get("test/accuracy", metrics.get("test/r2", math.nan)),

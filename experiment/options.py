@@ -20,7 +20,20 @@ ARMS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path != BASE)
 TASKS = sorted(path.stem for path in (CONFIGS / "tasks").glob("*.yaml"))
 DEFAULT_ARM, DEFAULT_TASK = "meta", "mlp"
 HEADLINE = ["meta", "meta_onestep", "meta_original", "adam", "cosine"]
-STAGES = "original readings main starts ablation tasks grid moving rivals budget settings paper".split()
+STAGES = [
+    "original",
+    "readings",
+    "main",
+    "starts",
+    "ablation",
+    "tasks",
+    "grid",
+    "moving",
+    "rivals",
+    "budget",
+    "settings",
+    "paper",
+]
 SUBCOMMANDS = ("fit", "validate", "test", "predict")
 CORES = os.cpu_count() or 1
 QUIET = "--trainer.enable_progress_bar=false"

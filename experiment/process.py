@@ -29,6 +29,8 @@ UNHEEDED = (
     # of Lightning: each run saves in a folder of its own
     "The dirpath has changed",
     "Checkpoint directory",
+    # of Lightning: a run of few batches an epoch logs at the ends of epochs
+    "The number of training batches",
     # of joblib, which replaces a worker that has grown
     "A worker stopped while some jobs",
 )

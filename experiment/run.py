@@ -173,26 +173,26 @@ class Run(CommandLine):
             self.tracker.hold()
 
     def _check_checkpoint(self, path: str, trains: bool) -> None:
-        here = {name: tuple(value.shape) for name, value in self.model.state_dict().items()}
+        now = {"_class_path": self.dump["model"]["class_path"], **self.dump["model"]["init_args"]}
         try:
             # torch does not look at the checksums
             with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(f"its part {damaged} is damaged")
             saved = torch.load(path, map_location="cpu", weights_only=True)
-            there = {name: tuple(value.shape) for name, value in saved["state_dict"].items()}
-            arms = [_classes(saved["hyper_parameters"]), _classes(dict(self.model.hparams))]
-            missing = {"optimizer_states", "lr_schedulers", "loops", "callbacks"} - saved.keys() if trains else set()
+            self.model.load_state_dict(saved["state_dict"])
+            if trains and saved["optimizer_states"] and saved["loops"]:
+                self.model.on_load_checkpoint(saved)
+            then = saved["hyper_parameters"]
+            differ = [name for name in ("_class_path", "optimizer", "schedule") if then.get(name) != now.get(name)]
         except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise ValueError(f"--ckpt_path: {path} cannot be read as a checkpoint ({reason})") from None
-        differ = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
-        if damaged or missing:
-            raise ValueError(f"--ckpt_path: {path} is damaged, or train.py did not write it: {damaged or missing}")
-        if arms[0] != arms[1]:
-            raise ValueError(f"--ckpt_path: {path} was trained as {arms[0]}, the command line says {arms[1]}.")
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise ValueError(f"--ckpt_path: {path} is damaged, or of another network or version: {reason}") from None
         if differ:
             name = differ[0]
-            raise ValueError(f"--ckpt_path: another network: {name} is {there.get(name)} there, {here.get(name)} here.")
+            raise ValueError(
+                f"--ckpt_path: trained with {name} {then.get(name)}, the command line says {now.get(name)}."
+            )
 
     def execute(self, test: bool) -> None:
         """Fit, or evaluate; test after a fit, once, with the final weights; keep in MLflow how it ended."""
@@ -270,12 +270,6 @@ def report(run: Run) -> None:
     if run.run_id and run.tracker:
         print(f"MLflow run  {run.run_id}")
         print(f"see it      {how_to_see(str(run.tracker.experiment_id), run.run_id)}")
-
-
-def _classes(model: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return the classes of module, optimizer and schedule: which arm a configuration is."""
-    parts = [model.get(name) for name in ("optimizer", "schedule")]
-    return model["_class_path"], *(part["class_path"] if isinstance(part, dict) else part for part in parts)
 
 
 def _innermost(error: BaseException) -> BaseException:

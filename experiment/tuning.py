@@ -3,7 +3,7 @@
 import math
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
@@ -34,7 +34,11 @@ from tracking.store import StoreError, artifact_dir, cause, client, hidden, open
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 HEARTBEAT, GRACE = 5, 20
 """Seconds between a worker's signs of life in a database, and after which it is taken for dead."""
-PLOTS = {"history.png": plot_optimization_history, "slice.png": plot_slice, "importance.png": plot_param_importances}
+PLOTS: dict[str, Callable[..., Any]] = {
+    "history.png": plot_optimization_history,
+    "slice.png": plot_slice,
+    "importance.png": plot_param_importances,
+}
 
 
 @dataclass(frozen=True)
@@ -121,9 +125,7 @@ def _storage(url: str | None) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(artifact_dir() / "optuna.log")))
     retry = RetryHeartbeatStaleTrialCallback()
     try:
-        return RDBStorage(
-            url, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry
-        )
+        return RDBStorage(url, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry)
     except (SQLAlchemyError, ImportError, ValueError) as error:
         raise StoreError(
             f"--storage {hidden(url)} cannot be used: {cause(error)}. Give the address of a database, like "
@@ -137,7 +139,9 @@ def _alone(name: str) -> FileLock:
     try:
         lock.acquire()
     except Timeout:
-        raise StoreError("Another process on this machine runs this study. Wait for it, or share it: --storage.") from None
+        raise StoreError(
+            "Another process on this machine runs this study. Wait for it, or share it: --storage."
+        ) from None
     return lock
 
 
