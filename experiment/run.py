@@ -1,4 +1,4 @@
-"""One run: named, tagged, checked, reused or resumed, trained, tested once, and reported."""
+"""One run: named, tagged, checked, reused or resumed, trained, and tested once."""
 
 import colorsys
 import hashlib
@@ -6,7 +6,6 @@ import json
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -14,7 +13,6 @@ import torch
 import yaml
 from jsonargparse import Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from mlflow.exceptions import MlflowException
 from pytorch_lightning import Callback
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.seed import isolate_rng
@@ -25,7 +23,6 @@ from experiment.options import ARMS, typed
 from experiment.process import Terminated, end
 from lightning_modules import SearchModule
 from reporting.machine import machine
-from tracking.links import how_to_see
 from tracking.logger import Tracker
 from tracking.runs import close_broken_off, find_run, run_of
 from tracking.store import StoreError, client
@@ -248,28 +245,6 @@ def color(arm: str) -> str:
     place = ARMS.index(arm) if arm in ARMS else len(ARMS)
     red, green, blue = colorsys.hls_to_rgb(place * 0.618 % 1, 0.42, 0.8)
     return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
-
-
-def report(run: Run) -> None:
-    """Print what came out of a run, and where to see it; of several processes, the first one prints."""
-    if not run.trainer.is_global_zero:
-        return
-    if run.diverged:
-        print(run.diverged, file=sys.stderr)
-    metrics = dict(run.test_metrics)
-    # the rest is printed without a server too
-    with suppress(MlflowException):
-        metrics = client().get_run(run.run_id).data.metrics if run.run_id else metrics
-    names = [name for name in ("val/loss", "test/loss", "test/accuracy", "test/r2") if name in metrics]
-    if names and not run.diverged:
-        print(", ".join(f"{name} {metrics[name]:.4f}" for name in names))
-    if "lr" in metrics:
-        print(f"the learning rate ended at {metrics['lr']:.3g}")
-    if path := getattr(run.trainer.checkpoint_callback, "best_model_path", None):
-        print(f"checkpoint  {path}")
-    if run.run_id and run.tracker:
-        print(f"MLflow run  {run.run_id}")
-        print(f"see it      {how_to_see(str(run.tracker.experiment_id), run.run_id)}")
 
 
 def _innermost(error: BaseException) -> BaseException:
