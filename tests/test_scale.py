@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from experiment.options import ROOT
@@ -110,8 +111,10 @@ def test_two_machines_share_a_tuning_and_the_trials_are_so_many_in_all(site: Sit
     machines[0].kill()
     assert [machine.wait(600) for machine in machines[1:]] == [0, 0], site.logs()
 
-    [name] = optuna.get_all_study_names(site.storage)
-    study = optuna.load_study(study_name=name, storage=site.storage)
+    # kept, and closed: a warning about an open connection is an error
+    storage = RDBStorage(site.storage)
+    [name] = optuna.get_all_study_names(storage)
+    study = optuna.load_study(study_name=name, storage=storage)
     complete = study.get_trials(states=[TrialState.COMPLETE])
     assert 10 <= len(complete) <= 11
     assert len({trial.params["model.lr"] for trial in complete[:10]}) == 10
@@ -124,6 +127,7 @@ def test_two_machines_share_a_tuning_and_the_trials_are_so_many_in_all(site: Sit
     again = site.start("again", *command)
     assert again.wait(600) == 0, site.logs()
     assert len(study.get_trials(states=[TrialState.COMPLETE])) == len(complete)
+    storage.engine.dispose()
 
 
 def test_no_password_is_kept_anywhere(site: Site) -> None:
