@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -124,13 +125,17 @@ def _storage(url: str | None) -> BaseStorage:
         artifact_dir().mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(artifact_dir() / "optuna.log")))
     retry = RetryHeartbeatStaleTrialCallback()
-    try:
-        return RDBStorage(url, heartbeat_interval=HEARTBEAT, grace_period=GRACE, heartbeat_stale_trial_callback=retry)
-    except (SQLAlchemyError, ImportError, ValueError) as error:
-        raise StoreError(
-            f"--storage {hidden(url)} cannot be used: {cause(error)}. Give the address of a database, like "
-            "postgresql://USER@HOST/optuna."
-        ) from error
+    beats = {"heartbeat_interval": HEARTBEAT, "grace_period": GRACE, "heartbeat_stale_trial_callback": retry}
+    # the first attempt fails where another machine makes the tables at the same moment
+    for last in (False, True):
+        try:
+            return RDBStorage(url, **beats)
+        except (SQLAlchemyError, ImportError, ValueError) as error:
+            reason = f"--storage {hidden(url)} cannot be used: {cause(error)}."
+            if last:
+                raise StoreError(f"{reason} Give the address of a database, like postgresql://HOST/optuna.") from error
+        time.sleep(1)
+    raise AssertionError
 
 
 def _alone(name: str) -> FileLock:

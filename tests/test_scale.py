@@ -109,6 +109,7 @@ def test_two_machines_share_a_tuning_and_the_trials_are_so_many_in_all(site: Sit
     machines = [site.start(f"tune{number}", *command) for number in range(3)]
     site.wait(lambda: site.runs("attributes.status = 'RUNNING' and tags.mlflow.user = 'tune0' and params.seed = '0'"))
     machines[0].kill()
+    machines[0].wait()
     assert [machine.wait(600) for machine in machines[1:]] == [0, 0], site.logs()
 
     # kept, and closed: a warning about an open connection is an error
