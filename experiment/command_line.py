@@ -1,6 +1,5 @@
 """The command line of one run: an arm and a task become the first --config files of Lightning's CLI."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +54,9 @@ def read(args: Sequence[str]) -> Line:
     named |= {said.get("optimizer") or Path(file).stem: ["--config", file] for file, said in arms.items()}
     trained = config_of(own.ckpt_path) if own.ckpt_path and command != "fit" else {}
     if trained:
-        parts = [f"--{part}={json.dumps(trained[part])}" for part in ("seed_everything", "model", "data")]
-        named[trained["arm"]] = parts
+        parts = ("seed_everything", "model", "data")
+        # not as JSON, whose Infinity is a word to YAML
+        named[trained["arm"]] = [f"--{part}={yaml.safe_dump(trained[part], default_flow_style=True)}" for part in parts]
     elif command != "fit" and not named:
         parser.error(f"{command} needs --ckpt_path of a run in MLflow, or an arm (--optimizer) and --ckpt_path.")
     named = named or {DEFAULT_ARM: ["--config", str(CONFIGS / f"{DEFAULT_ARM}.yaml")]}

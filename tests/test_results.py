@@ -30,9 +30,8 @@ def test_a_stage_tunes_trains_and_writes_and_a_second_call_trains_nothing(
     trained = {run.info.run_id for run in runs()}
     results.main([*typed, "--output", str(tmp_path)])
     assert {run.info.run_id for run in runs()} == trained
-    # the same study: AdamW without decay is Adam
-    tuned = {run.info.run_name: run.data.metrics["best_val_loss"] for run in runs() if "best_val_loss" in run.data.metrics}
-    assert set(tuned) == {"tune adam", "tune adamw_average"}
+    tuned = {run.info.run_name for run in runs() if "best_val_loss" in run.data.metrics}
+    assert tuned == {"tune adam", "tune adamw_average"}
 
 
 def test_a_table_goes_into_every_document_that_has_its_place(tmp_path: Path) -> None:
