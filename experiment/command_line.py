@@ -68,7 +68,8 @@ def read(args: Sequence[str]) -> Line:
     tasks = own.task or [said["task"] for said in (trained, *files.values()) if said.get("task")] or [DEFAULT_TASK]
     task = ["--config", str(CONFIGS / "tasks" / f"{tasks[0]}.yaml")] if own.task else []
     over = [word for file in files if file not in arms for word in ("--config", file)]
-    ordered = ["--config", str(BASE), *arm, *task, *over, *rest, f"--optimizer={name}", f"--task={tasks[0]}"]
+    labels = [f"--optimizer={name}", f"--task={tasks[0]}"]
+    ordered = ["--config", str(BASE), *arm, *task, *over, *labels, *rest]
     return Line(command, name, tasks[0], own.ckpt_path, ordered)
 
 

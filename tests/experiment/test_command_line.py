@@ -28,13 +28,13 @@ def test_base_arm_task_and_files_come_first_wherever_they_stand(tmp_path: Path) 
     first = [word for name in files for word in ("--config", str(name))]
     for order in permutations(typed):
         line = read([word for option in order for word in option])
-        assert line.options == [*first, "--model.lr", "-1", "--optimizer=adam", "--task=digits"]
+        assert line.options == [*first, "--optimizer=adam", "--task=digits", "--model.lr", "-1"]
         assert (line.command, line.arm, line.task, line.checkpoint) == ("fit", "adam", "digits", None)
 
 
 def test_options_that_are_not_ours_keep_their_order() -> None:
     rest = ["--a", "-1", "--b=1", "--flag", "--e", "1", "2", "--model.lr", "-1e-3"]
-    assert read(["fit", *rest[:3], "--optimizer", "adam", *rest[3:]]).options[4:-2] == rest
+    assert read(["fit", *rest[:3], "--optimizer", "adam", *rest[3:]]).options[6:] == rest
 
 
 @pytest.mark.parametrize("first", [["--optimizer=adam"], ["--config", str(CONFIGS / "adam.yaml")], ["mine"]])
