@@ -1,3 +1,3 @@
-"""How runs are made: the command line of one run, a sweep of many, tuning, comparison, the stages of the results."""
+"""How runs are made: the command line, one run, a tuning study, a grid of runs, the published results."""
 
 import tracking  # noqa: F401  # before MLflow, whose environment it sets

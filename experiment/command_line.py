@@ -1,175 +1,128 @@
-"""The command line of one run: what Lightning's and jsonargparse's parsers need to be talked into.
+"""The command line of one run: an arm and a task become the first --config files of Lightning's CLI."""
 
-Arms and tasks as presets, our options before the Trainer's, one line an error, a checkpoint checked against the line.
-"""
-
-import argparse
-import re
-import sys
-from inspect import signature
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, NoReturn
 
 import yaml
-from jsonargparse._actions import ActionConfigFile
 from jsonargparse.typing import PositiveInt
-from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from callbacks import LogInputs
-from callbacks.config import flat
 from data.tensors import TensorDataModule
-from experiment.line import did_you_mean, option_value, presets_first, require_one_arm
-from experiment.presets import ARMS, BASE, CONFIGS, DEFAULT_ARM, TASKS, USAGE
-from lightning_modules import MLP, MetaModule, OneStepModule, SearchDecayModule, SupervisedModule
+from experiment import options
+from experiment.options import BASE, CONFIGS, DEFAULT_ARM, DEFAULT_TASK, SUBCOMMANDS
+from experiment.process import end
+from lightning_modules import SupervisedModule
+from tracking.runs import config_of
 
 
-def one_line(message: str) -> str:
-    """Fold jsonargparse's message to its facts: it repeats the types that it tried, and the value."""
-    noise = ("Does not validate", "Subtypes:", "Errors:", "- Expected a <class 'NoneType'>", "Given value type")
-    facts = [line.strip() for line in message.splitlines() if line.strip() and not line.strip().startswith(noise)]
-    return " ".join(facts).rstrip(".") + "."
+@dataclass(frozen=True)
+class Line:
+    """A command line: Lightning's command, the names of arm and task, and the options for Lightning's CLI."""
+
+    command: str
+    arm: str
+    task: str
+    checkpoint: str | None
+    options: list[str]
+
+
+def read(args: Sequence[str]) -> Line:
+    """Put base, arm, task and the user's files before all other options, in any order they were typed.
+
+    An arm is `--optimizer NAME`, or a YAML file that names the module's class; there is one. `validate`, `test` and
+    `predict` take the arm and the data of the run that wrote the checkpoint.
+
+    Raises:
+        SystemExit: status 2, with one line, where the arguments are wrong.
+    """
+    words = list(args)
+    command = words.pop(0) if words and words[0] in SUBCOMMANDS else "fit"
+    parser = options.Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--optimizer", type=options.arm, action="append", default=[])
+    parser.add_argument("--task", type=options.task, action="append", default=[])
+    parser.add_argument("-c", "--config", action="append", default=[])
+    parser.add_argument("--ckpt_path")
+    own, rest = parser.parse_known_args(words)
+    if own.ckpt_path and not Path(own.ckpt_path).is_file():
+        parser.error(f"--ckpt_path: no file {own.ckpt_path}. A run prints the path of its checkpoint.")
+    files = {file: _mapping(parser, file) for file in own.config}
+    named = {name: ["--config", str(CONFIGS / f"{name}.yaml")] for name in own.optimizer}
+    arms = {file: said for file, said in files.items() if _is_arm(said)}
+    named |= {said.get("optimizer") or Path(file).stem: ["--config", file] for file, said in arms.items()}
+    trained = config_of(own.ckpt_path) if own.ckpt_path and command != "fit" else {}
+    if trained:
+        parts = ("seed_everything", "model", "data")
+        # not as JSON, whose Infinity is a word to YAML
+        named[trained["arm"]] = [f"--{part}={yaml.safe_dump(trained[part], default_flow_style=True)}" for part in parts]
+    elif command != "fit" and not named:
+        parser.error(f"{command} needs --ckpt_path of a run in MLflow, or an arm (--optimizer) and --ckpt_path.")
+    named = named or {DEFAULT_ARM: ["--config", str(CONFIGS / f"{DEFAULT_ARM}.yaml")]}
+    if len(named) > 1:
+        parser.error(f"{' and '.join(named)} are two arms: a run has one. Compare them by compare.py.")
+    if len(own.task) > 1:
+        parser.error(f"{' and '.join(own.task)} are two tasks: a run has one.")
+    [(name, arm)] = named.items()
+    tasks = own.task or [said["task"] for said in (trained, *files.values()) if said.get("task")] or [DEFAULT_TASK]
+    task = ["--config", str(CONFIGS / "tasks" / f"{tasks[0]}.yaml")] if own.task else []
+    over = [word for file in files if file not in arms for word in ("--config", file)]
+    labels = [f"--optimizer={name}", f"--task={tasks[0]}"]
+    ordered = ["--config", str(BASE), *arm, *task, *over, *labels, *rest]
+    return Line(command, name, tasks[0], own.ckpt_path, ordered)
+
+
+def _mapping(parser: options.Parser, file: str) -> dict[str, Any]:
+    try:
+        said = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        parser.error(f"--config: {file} cannot be read: {' '.join(str(error).split())}")
+    if not isinstance(said, dict):
+        parser.error(f"--config: {file} is not a mapping with `model:`, `data:` or `trainer:`")
+    return said
+
+
+def _is_arm(said: dict[str, Any]) -> bool:
+    return isinstance(said.get("model"), dict) and "class_path" in said["model"]
 
 
 class Parser(LightningArgumentParser):
-    """One line an error, and the help that shows more."""
+    """Reports an error in one line."""
 
-    given: ClassVar[list[str]] = []
-
-    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        """Print what is wrong and exit with status 2."""
-        command = Path(sys.argv[0]).name
-        print(f"{command}: error: {self._name_option(one_line(message))} See: python {command} --help", file=sys.stderr)
-        raise SystemExit(2)
-
-    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
-        """Leave out the hundreds of torch's classes that a network or an optimizer could be."""
-        text: str = super().format_help(formatter)
-        return re.sub(r",\s+known\s+subclasses:[^)]*\)", ")", text)
-
-    def _name_option(self, message: str) -> str:
-        """Put the option in front where the message has the last part of its name alone."""
-        key = re.search(r"""(?:Parser key|Option) ['"](\w+)['"]""", message)
-        options = [argument.split("=")[0] for argument in self.given if argument.startswith("--")]
-        named = [option for option in options if key and option.endswith(f".{key[1]}")]
-        unknown = re.search(r"unrecognized arguments: \S*?(\w+)(?:=|\s|\.?$)|Option '(\w+)' is not accepted", message)
-        hint = did_you_mean(unknown[1] or unknown[2], self.names()) if unknown else ""
-        return f"{named[0]}: {message}{hint}" if named else message + hint
-
-    @staticmethod
-    def names() -> list[str]:
-        """Return the options that a typed one is most often meant to be: the parts of names in the arms' files."""
-        text = "\n".join(file.read_text(encoding="utf-8") for file in CONFIGS.rglob("*.yaml"))
-        modules = (MetaModule, OneStepModule, SearchDecayModule, Trainer, MLP)
-        return [*re.findall(r"(\w+):", text), *(name for module in modules for name in signature(module).parameters)]
-
-
-class Preset(argparse.Action):
-    """`--optimizer NAME` reads `configs/NAME.yaml`, `--task NAME` `configs/tasks/NAME.yaml`, as `--config` would."""
-
-    def __call__(self, parser: Any, namespace: Any, value: Any, option_string: str | None = None) -> None:
-        """Apply the file, once."""
-        if namespace.get(self.dest):
-            kind = "arm" if self.dest == "optimizer" else self.dest
-            parser.error(f"--{self.dest} was given twice ({namespace[self.dest]}, {value}): name one {kind}.")
-        namespace[self.dest] = value
-        folder = CONFIGS / "tasks" if self.dest == "task" else CONFIGS
-        ActionConfigFile.apply_config(parser, namespace, "config", str(folder / f"{value}.yaml"))
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exit with status 2."""
+        end(f"error: {' '.join(message.split())}", 2)
 
 
 class CommandLine(LightningCLI):
-    """Lightning's command line with arms as presets; `args` begins with the subcommand."""
+    """Lightning's CLI without subcommands: it parses, and builds the module, the data module and the Trainer."""
 
     def __init__(self, args: list[str]) -> None:
-        Parser.given = args
         super().__init__(
             SupervisedModule,
             TensorDataModule,
             parser_class=Parser,
-            parser_kwargs={args[0]: {"usage": USAGE}, "allow_abbrev": False},
+            parser_kwargs={"usage": options.USAGE, "allow_abbrev": False},
             subclass_mode_model=True,
             subclass_mode_data=True,
-            auto_configure_optimizers=False,  # its own --optimizer takes torch classes, and overrides the module's
+            # Lightning's own --optimizer takes torch's classes, and overrides the module's
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
             save_config_callback=LogInputs,
+            run=False,
+            args=args,
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """Return the one that was given: parsers for all four cost more than the parsing."""
-        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name == Parser.given[0]}
-
-    @property
-    def command(self) -> Any:
-        """The options of the subcommand."""
-        return self.config[self.config.subcommand]
-
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Put ours before the Trainer's, so that the first screen of the help shows them."""
-        parser.add_argument("--optimizer", action=Preset, choices=ARMS, help=f"the arm, {DEFAULT_ARM} by default")
-        parser.add_argument("--task", action=Preset, choices=TASKS, help="the data and the network, mlp by default")
-        parser.add_argument("--threads", type=PositiveInt, default=1, help="another count gives other last digits")
-        parser.add_argument("--log-model", action="store_true", help="keep the network as an MLflow model too")
+        """Put our options before the Trainer's, so that the first screen of the help shows them."""
+        parser.add_argument("--optimizer", help=f"the arm, {DEFAULT_ARM} by default: {', '.join(options.ARMS)}")
+        parser.add_argument("--task", help=f"data and network, {DEFAULT_TASK} by default: {', '.join(options.TASKS)}")
+        parser.add_argument("--threads", type=PositiveInt, default=1, help="another number gives other last digits")
         parser.add_lightning_class_args(SupervisedModule, "model", subclass_mode=True)
         parser.add_lightning_class_args(TensorDataModule, "data", subclass_mode=True)
         parser.add_lightning_class_args(self.trainer_class, "trainer")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse what was given; refuse what would fail later or do nothing."""
-        command, *options = Parser.given
-        try:
-            require_one_arm(options)
-        except ValueError as error:
-            parser.error(str(error))
-        # no default_config_files: of those, another class would take over the defaults of the class that is replaced
-        self.config = parser.parse_args([command, "--config", str(BASE), *presets_first(options)])
-        self.command.config = self.command.config[1:]
-        self._require_training(parser)
-        path = self.command.ckpt_path  # not Lightning's words `best`, `last`, `hpc` either: they may begin anew, unsaid
-        if path and not Path(path).is_file():
-            parser.error(f"--ckpt_path: there is no file {path}. A run prints where its checkpoint lies.")
-        if not path and self.config.subcommand != "fit":
-            parser.error(f"{self.config.subcommand} needs --ckpt_path: an untrained network says nothing.")
-
-    def _require_training(self, parser: LightningArgumentParser) -> None:
-        """Refuse options under which nothing would be trained, or for ever."""
-        trainer = self.command.trainer
-        for option, least in {
-            "max_epochs": "1 or more",
-            "max_steps": "1 or more",
-            "limit_train_batches": "above 0",
-        }.items():
-            if trainer.get(option) == 0:
-                parser.error(f"--trainer.{option} must be {least}, got 0: nothing would be trained.")
-        if trainer.max_epochs == -1 and trainer.get("max_steps", -1) == -1 and not trainer.get("max_time"):
-            parser.error("--trainer.max_epochs -1 has no end: give --trainer.max_steps or --trainer.max_time too.")
-
-    def _parse_ckpt_path(self) -> None:
-        """Take the model's configuration from the checkpoint; refuse one of another arm than the command line's."""
-        path = self.command.ckpt_path
-        if not path or not Path(path).is_file():
-            return
-        said = self._model_params()
-        try:
-            super()._parse_ckpt_path()
-        except Exception as error:  # a file that is none fails in many ways
-            self.parser.error(f"--ckpt_path: {path} cannot be read as a checkpoint: {type(error).__name__}.")
-        has = self._model_params()
-        typed = [argument.split("=")[0][2:] for argument in Parser.given if argument.startswith("--model")]
-        named = option_value(Parser.given, "--optimizer") is not None or self.config.subcommand == "fit"
-        training = ["model", "model.optimizer", "model.schedule"] if named else []
-        for name in training + typed:
-            if said.get(name) != has.get(name):
-                self.parser.error(
-                    f"--ckpt_path: the checkpoint was trained with {name} {has.get(name)}, the command line says "
-                    f"{said.get(name)}. Name the arm and the options of the run that wrote it."
-                )
-
-    def _model_params(self) -> dict[str, Any]:
-        text = self.parser.dump(self.config, skip_none=False, skip_validation=True)
-        return flat("model", yaml.safe_load(text)[self.config.subcommand]["model"])
-
-    def _set_seed(self) -> None:
-        try:
-            super()._set_seed()
-        except ValueError as error:
-            self.parser.error(f"--seed_everything: {error}")
+        """Parse the given arguments, whatever stands in `sys.argv`."""
+        self.config = parser.parse_args(args)

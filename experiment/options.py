@@ -1,22 +1,26 @@
-"""Options that the commands of many runs share, read before anything heavy is imported."""
+"""Names, help and options that the commands share. Imports neither torch nor YAML: `--help` prints at once."""
 
 import argparse
 import math
 import os
 import shlex
 import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
+from typing import NoReturn
 
-from experiment.presets import ARMS
+from experiment.process import end
 
-CORES = os.cpu_count() or 1
-SAMPLERS, PRUNERS = ("tpe", "random", "qmc", "gp"), ("none", "median", "halving")  # of Optuna
-SEARCHES = "model.lr=log:1e-5:1e-1, model.network.hidden=32:512 or model.network.layers=1,2,3"  # how they are written
-DEFAULT_SEARCH = (
-    "model.lr=log:1e-5:1e-1; of AdamW model.lr=log:1e-4:1e-1 model.optimizer.weight_decay=log:1e-3:1; of descent "
-    "model.hyper_lr=log:1e-8:1e-4 too; between two whole numbers, whole numbers"
-)
-STAGES = (
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS, RESULTS = ROOT / "configs", ROOT / "results"
+BASE = CONFIGS / "base.yaml"
+ARMS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path != BASE)
+TASKS = sorted(path.stem for path in (CONFIGS / "tasks").glob("*.yaml"))
+DEFAULT_ARM, DEFAULT_TASK = "meta", "mlp"
+HEADLINE = ["meta", "meta_onestep", "meta_original", "adam", "cosine"]
+STAGES = [
     "original",
     "readings",
     "main",
@@ -29,30 +33,88 @@ STAGES = (
     "budget",
     "settings",
     "paper",
-)  # of `results.py`
-OF_ONE_RUN = {"--optimizer": "--optimizers", "--seed_everything": "--seeds", "--data.seed": "--data-seeds"}
-
-NOT_FOR_MANY = {  # options of one run, refused by the commands of many
+]
+SUBCOMMANDS = ("fit", "validate", "test", "predict")
+CORES = os.cpu_count() or 1
+QUIET = "--trainer.enable_progress_bar=false"
+REFUSED = {
     "--trainer.logger": "the runs are read back from this project's MLflow store",
-    "--trainer.fast_dev_run": "it leaves no run in MLflow; a short one: --trainer.max_epochs=1",
-    "--ckpt_path": "each run begins at its own first step",
+    "--trainer.fast_dev_run": "it leaves no run in MLflow; for a short run use --trainer.max_epochs=1",
+    "--ckpt_path": "each run starts at its own first step",
 }
+"""Options of one run that the commands of many runs do not take, and why."""
 
 
-def sweep_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
-    """Return a parser for a command of many runs: what it does not know goes on to every run."""
-    epilog = "Options not listed here go on to every run: see train.py --help."
-    return argparse.ArgumentParser(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
+class Parser(argparse.ArgumentParser):
+    """Reports an error in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with status 2."""
+        end(f"error: {message}", 2)
 
 
-def parse_sweep(parser: argparse.ArgumentParser, args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """Return the parser's own options, and the rest, which goes on to every run."""
-    own, rest = parser.parse_known_args(args)
-    for argument in rest:
-        for option, reason in NOT_FOR_MANY.items():
-            if argument.split("=")[0].startswith(option):
-                parser.error(f"{option} cannot be given here: {reason}")
-    return own, rest
+def _choices(option: str, names: list[str]) -> str:
+    start = f"  {option:<22}"
+    return textwrap.fill(" ".join(names), 110, initial_indent=start, subsequent_indent=" " * len(start))
+
+
+USAGE = "python train.py [fit | validate | test | predict] [options]"
+HELP = f"""usage: {USAGE}
+
+Train one arm on mnist1d, test it once, keep the run in MLflow.
+
+  python train.py                                      the same as --optimizer meta
+  python train.py --optimizer adam --model.lr 0.01     another arm, at another rate
+  python train.py --config my_arm.yaml                 an arm of your own, over configs/base.yaml
+  python train.py --optimizer meta --print_config      what an arm is made of
+  python train.py test --ckpt_path CHECKPOINT          Lightning's own: fit (the default), validate, test, predict
+  python train.py fit --help                           every option
+
+{_choices("--optimizer ARM", ARMS)}
+{_choices("--task TASK", TASKS)}
+  --model.lr RATE       the learning rate that the arm starts from, or keeps; `meta` needs none
+  --model.help NAME     the options of a module: SupervisedModule, MetaModule, OneStepModule, SearchDecayModule
+  --trainer.max_epochs EPOCHS, --seed_everything SEED, and every option of Lightning's Trainer
+
+Later options win. A command line names one arm."""
+
+
+def one_of(kind: str, names: Sequence[str], text: str) -> str:
+    """Return the text if it is one of the names.
+
+    Raises:
+        ArgumentTypeError: it is not; the message has the nearest name and the list.
+    """
+    if text in names:
+        return text
+    near = "".join(f" Did you mean {name}?" for name in get_close_matches(text, names, 1))
+    raise argparse.ArgumentTypeError(f"unknown {kind} {text!r}.{near} Choose from: {', '.join(names)}.")
+
+
+def arm(text: str) -> str:
+    """Read the name of an arm."""
+    return one_of("arm", ARMS, text)
+
+
+def task(text: str) -> str:
+    """Read the name of a task."""
+    return one_of("task", TASKS, text)
+
+
+def arm_or_file(text: str) -> str:
+    """Read the name of an arm, or the path of a YAML file that defines one."""
+    return text if text.endswith((".yaml", ".yml")) and Path(text).is_file() else one_of("arm or file", ARMS, text)
+
+
+def arm_options(name: str) -> list[str]:
+    """Return the options of `train.py` for the name of an arm or a file."""
+    return ["--optimizer", name] if name in ARMS else ["--config", name]
+
+
+def tuned_file(arm: str) -> Path | None:
+    """Return the file of `configs/tuned/` that the arm reads; None if it has none."""
+    path = CONFIGS / "tuned" / f"{arm}.yaml"
+    return path if path.is_file() else None
 
 
 def positive(text: str) -> int:
@@ -69,23 +131,6 @@ def seed(text: str) -> int:
     return int(text)
 
 
-def arm_or_file(text: str) -> str:
-    """Read the name of an arm, or the path of a YAML file that is one."""
-    if text not in ARMS and not (text.endswith((".yaml", ".yml")) and Path(text).is_file()):
-        from experiment.line import did_you_mean  # late: the help does not wait for YAML
-
-        near = did_you_mean(text, ARMS)
-        raise argparse.ArgumentTypeError(f"there is no arm, and no YAML file, {text!r}.{near} Arms: {', '.join(ARMS)}")
-    if text not in ARMS:
-        from experiment.files import check_yaml  # late, as above
-
-        try:
-            check_yaml(Path(text))
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-    return text
-
-
 def rate(text: str) -> float:
     """Read a learning rate."""
     try:
@@ -97,34 +142,41 @@ def rate(text: str) -> float:
     return value
 
 
-def make_folder(parser: argparse.ArgumentParser, folder: Path) -> None:
-    """Make the folder of --output: now, not after the training."""
-    if folder.exists() and not folder.is_dir():
-        parser.error(f"--output: {folder} is a file, not a folder")
+def folder(text: str) -> Path:
+    """Make the folder of --output: before the training, not after it."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        Path(text).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        parser.error(f"--output: {folder} cannot be made: {error.strerror}")
+        raise argparse.ArgumentTypeError(f"the folder {text} cannot be made: {error.strerror}") from error
+    return Path(text).resolve()
 
 
-def require_place(parser: argparse.ArgumentParser, file: Path) -> None:
-    """Refuse, before the work, a file of --output that could not be written."""
-    if not file.parent.is_dir():
-        parser.error(f"--output: there is no folder {file.parent} to write {file.name} into")
-    if file.is_dir():
-        parser.error(f"--output: {file} is a folder, not a file")
+def file(text: str) -> Path:
+    """Read the file of --output, which must be writable: before the training, not after it."""
+    if Path(text).is_dir() or not Path(text).parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder, or its folder does not exist")
+    return Path(text)
 
 
-def searched(text: str) -> tuple[str, object]:
-    """Read what is to be searched: one of SEARCHES."""
-    from experiment.space import dimension  # late: the help does not wait for Optuna
+def many_runs(prog: str, description: str | None) -> Parser:
+    """Return a parser for a command of many runs, which passes unknown options on to each run."""
+    epilog = "Options not listed here apply to every run: see train.py --help."
+    return Parser(prog=prog, description=description, epilog=epilog, allow_abbrev=False)
 
-    return dimension(text)
+
+def parse_many(
+    parser: Parser, args: Sequence[str] | None, refused: Mapping[str, str]
+) -> tuple[argparse.Namespace, list[str]]:
+    """Return the parser's own options, and the other ones, for every run; refuse those that `refused` explains."""
+    own, rest = parser.parse_known_args(args)
+    for option, reason in (REFUSED | dict(refused)).items():
+        if any(word.split("=")[0].startswith(option) for word in rest):
+            parser.error(f"{option} cannot be given here: {reason}")
+    return own, rest
 
 
-def typed(prog: str, args: list[str] | None) -> str:
-    """Return the command as a person types it again, without a password."""
-    from tracking.secrets import hidden  # late, as above
+def typed(prog: str, args: Sequence[str] | None) -> str:
+    """Return the command as a person types it again, without passwords."""
+    from tracking.store import hidden  # late: the help does not wait for MLflow
 
-    words = sys.argv[1:] if args is None else args
-    return f"python {prog} {shlex.join(map(hidden, words))}".strip()
+    return f"python {prog} {shlex.join(map(hidden, sys.argv[1:] if args is None else args))}".strip()

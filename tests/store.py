@@ -10,7 +10,21 @@ from typing import Any
 
 from mlflow.entities import Run
 
+from experiment.options import QUIET
 from tracking.store import client, open_experiment
+
+SHORT = ["--trainer.max_epochs=1", QUIET, "--data.batch_size=1000"]
+
+
+def checkpoint_of(run: Any) -> str:
+    """The checkpoint that a run left."""
+    return str(run.trainer.checkpoint_callback.best_model_path)
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints of a store, by step."""
+    found = folder.glob("mlruns/mnist1d/*/checkpoints/*.ckpt")
+    return sorted(found, key=lambda path: int(path.stem.rsplit("step=")[1]))
 
 
 def runs() -> list[Run]:

@@ -1,4 +1,4 @@
-"""Every arm, killed and resumed, is the run that was never stopped; its file is what was tested."""
+"""Every arm, killed and resumed, equals the run that was never stopped; its checkpoint is what was tested."""
 
 import os
 import signal
@@ -11,10 +11,9 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from data.mnist1d import generate
-from experiment.presets import ARMS, QUIET
-from experiment.training import Run, train
-from tests.store import runs
-from tests.test_resume import arm
+from experiment.options import ARMS, QUIET
+from experiment.run import Run, train
+from tests.store import checkpoint_of, checkpoints, runs
 from tracking.store import client
 
 NETWORKS = {
@@ -23,10 +22,10 @@ NETWORKS = {
     "gru": ["--task=gru"],
     "deep_layernorm": ["--task=deep_layernorm"],
 }
-SHORT = [QUIET, "--trainer.max_epochs=2", "--trainer.limit_train_batches=5", "--data.batch_size=64"]
-STEP = 8  # of 5 an epoch
-OWN_STATE = ("meta", "meta_onestep", "meta_search", "descent", "schedule_free", "adam_average")  # beside torch's
-CASES = [  # these on every network, the other arms on one of them each, in turn
+OPTIONS = [QUIET, "--trainer.max_epochs=4", "--data.batch_size=800"]
+# arms with a state of their own run on every network, the others on one of them each, in turn
+OWN_STATE = ("meta", "meta_onestep", "meta_search", "descent", "schedule_free", "adamw_average")
+CASES = [
     (arm, network)
     for number, arm in enumerate(ARMS)
     for network in (NETWORKS if arm in OWN_STATE else [list(NETWORKS)[number % len(NETWORKS)]])
@@ -34,10 +33,13 @@ CASES = [  # these on every network, the other arms on one of them each, in turn
 
 
 class Kill(Callback):
-    """Ends the process as `kill -9` does, after a step of the second epoch."""
+    """Ends the process as `kill -9` does, after a number of steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
-        if trainer.global_step == STEP:
+        if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -54,39 +56,44 @@ def in_a_child(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def kept(run: Run) -> tuple[dict[str, torch.Tensor], str]:
-    """Weights and schedule of a run."""
-    path = client().download_artifacts(str(run.run_id), "schedule.csv")
-    return run.model.state_dict(), Path(path).read_text()
-
-
-@pytest.fixture(scope="module")
-def schedule(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For `replay`."""
-    path = tmp_path_factory.mktemp("schedule") / "schedule.csv"
-    path.write_text("step,lr,decay\n" + "".join(f"{step},{0.1 / step},{0.001}\n" for step in range(1, 11)))
-    return path
+def same(one: Run, other: Run) -> None:
+    """The two runs are equal to the bit: weights, schedule, and test."""
+    assert one.test_metrics == other.test_metrics
+    first, second = one.model.state_dict(), other.model.state_dict()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    files = [client().download_artifacts(str(run.run_id), "schedule.csv") for run in (one, other)]
+    assert Path(files[0]).read_text() == Path(files[1]).read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "network"), CASES)
-def test_a_killed_run_goes_on_to_the_bit_and_its_checkpoint_is_what_was_tested(
-    name: str, network: str, store: Path, tmp_path: Path, schedule: Path
+@pytest.mark.parametrize(("arm", "network"), CASES)
+def test_a_killed_run_resumes_to_the_bit_and_its_checkpoint_is_what_was_tested(
+    arm: str, network: str, store: Path
 ) -> None:
+    """Killed in the third epoch, resumed, killed in the fourth, resumed."""
     generate(42), generate(43)
-    replayed = [f"--model.schedule.path={schedule}"] if name == "replay" else []
-    options = ["--config", str(arm(tmp_path, name)), *NETWORKS[network], *SHORT, *replayed]
-    assert in_a_child(lambda: train(options, callbacks=[Kill()])) == -signal.SIGKILL
+    options = ["--optimizer", arm, *NETWORKS[network], *OPTIONS]
+    resume: list[str] = []
+    for step in (13, 18):
+        status = in_a_child(lambda step=step, resume=resume: train([*options, *resume], callbacks=[Kill(step)]))
+        assert status == -signal.SIGKILL
+        [path] = checkpoints(store)
+        resume = [f"--ckpt_path={path}"]
     [killed] = runs()
-    [path] = store.glob("mlruns/mnist1d/*/checkpoints/*.ckpt")
 
-    resumed, whole = train([*options, f"--ckpt_path={path}"]), train(options)
+    resumed, whole = train([*options, *resume]), train(options)
     assert resumed.run_id == killed.info.run_id
-    assert resumed.test_metrics == whole.test_metrics
-    (weights, course), (expected, other) = kept(resumed), kept(whole)
-    assert course == other
-    assert all(torch.equal(value, expected[key]) for key, value in weights.items())
-
-    last = str(whole.trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
-    tested = train(["test", *options, f"--ckpt_path={last}"])
+    same(resumed, whole)
+    tested = train(["test", f"--ckpt_path={checkpoint_of(whole)}", *OPTIONS])
     assert tested.trainer.callback_metrics == whole.trainer.callback_metrics
+
+
+@pytest.mark.slow
+def test_a_finished_run_continues_in_a_new_one(store: Path) -> None:
+    options = ["--optimizer", "meta", *OPTIONS]
+    first = train(options)
+    resume = f"--ckpt_path={checkpoint_of(first)}"
+    assert train([*options, resume]).run_id != first.run_id
+    client().set_terminated(str(first.run_id), "KILLED")
+    assert train([*options, resume]).run_id == first.run_id
+    assert train([*options, "--trainer.max_epochs=5", resume]).run_id != first.run_id

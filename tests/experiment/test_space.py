@@ -4,7 +4,7 @@ import optuna
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from experiment.presets import ARMS
+from experiment.options import ARMS
 from experiment.space import default_space, dimension, distribution, extremes, suggest
 
 
