@@ -73,7 +73,7 @@ Train one arm on mnist1d, test it once, keep the run in MLflow.
 {_choices("--optimizer ARM", ARMS)}
 {_choices("--task TASK", TASKS)}
   --model.lr RATE       the learning rate that the arm starts from, or keeps; `meta` needs none
-  --model.help NAME     the options of a module: SupervisedModule, MetaModule, OneStepModule, SearchDecayModule
+  --model.help NAME     the options of a module: SupervisedModule, MetaModule, OneStepModule, SearchModule
   --trainer.max_epochs EPOCHS, --seed_everything SEED, and every option of Lightning's Trainer
 
 Later options win. A command line names one arm."""

@@ -128,8 +128,6 @@ class Run(CommandLine):
         """Put the module's configuration into its checkpoints, and refuse what an arm cannot do."""
         if isinstance(self.model, SearchModule):
             self.model.require_one_process(self.trainer.world_size)
-        if self.model.reads_validation and self.config.data.init_args.get("train_on_validation"):
-            raise ValueError("--data.train_on_validation: this arm adapts its rate by the validation samples.")
         typed_lr = any(word.split("=")[0] == "--model.lr" for word in self.line.options)
         if typed_lr and not self.model.reads_lr and "mlflow.parentRunId" not in self.tags:
             print("--model.lr is not read: this arm finds its rate before the first step", file=sys.stderr)

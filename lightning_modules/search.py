@@ -2,7 +2,6 @@
 
 import copy
 import math
-from contextlib import nullcontext
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hypergradient import check_supported, no_trace, search_rate, starting_rate
+from hypergradient.sets import TensorSet
 from lightning_modules.supervised import Batch, OptimizerFactory, Pair, SupervisedModule
 
 REFERENCE_BATCH = 64  # samples: the batch size at which the bracket's rate is right as it is
@@ -79,14 +79,18 @@ class SearchModule(SupervisedModule):
         for name in ("k", "square", "log_scale"):
             self.register_buffer(name, torch.zeros(()))
 
-    def on_train_start(self) -> None:
-        """Find the rate, unless the run is resumed: then the optimizer has it."""
-        super().on_train_start()
-        if self.trainer.world_size > 1:
+    def require_one_process(self, processes: int) -> None:
+        """Refuse several: stretches are trained outside of what joins their gradients."""
+        if processes > 1:
             raise MisconfigurationException(
                 "--trainer.devices must be 1: SearchModule trains its stretches in one process. For several, take "
                 "--optimizer meta."
             )
+
+    def on_train_start(self) -> None:
+        """Find the rate, unless the run is resumed: then the optimizer has it."""
+        super().on_train_start()
+        self.require_one_process(self.trainer.world_size)
         if self.trainer.global_step:
             return
         [optimizer] = self.trainer.optimizers
@@ -219,10 +223,11 @@ class SearchModule(SupervisedModule):
 
     def _look(self, batch: Batch) -> None:
         averaging, params = self.averaging(), [p for p in self.network.parameters() if p.requires_grad]
-        place = averaging.average.in_place(keep=False) if averaging and averaging.average else nullcontext()
+        # without an average, BatchNorm's statistics alone are put aside
+        average = (averaging and averaging.average) or TensorSet(self.network, [])
         weights = [p.detach() for p in params]
-        with torch.enable_grad(), no_trace(self.network, batch_statistics=True), place:
-            gradient = torch.autograd.grad(self.loss(batch), params, materialize_grads=True)
+        with torch.enable_grad(), no_trace(self.network, batch_statistics=True), average.in_place(keep=False):
+            gradient = torch.autograd.grad(self._loss(batch), params, materialize_grads=True)
         pairs = zip(gradient, weights, strict=True)
         h = -self.decay() * sum((torch.sum(g * p) for g, p in pairs), torch.zeros_like(self.k))
         self.passes += len(batch[1]) / self.batch_size
