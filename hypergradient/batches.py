@@ -26,19 +26,19 @@ def endless(batches: Iterable[Any], start: int = 0) -> Iterator[Any]:
     known = len(batches) if has_len(batches) else 0  # type: ignore[arg-type]
     start = start % known if known else start
     while True:
-        iterator, found = None, False
-        while True:
-            with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed when it begins
-                iterator = iter(batches) if iterator is None else iterator
-                try:
-                    batch = next(iterator)
-                except StopIteration:
-                    break
+        end, found = object(), False
+        # a DataLoader draws a seed when it begins
+        with torch.random.fork_rng(devices=[]):
+            iterator = iter(batches)
+            batch = next(iterator, end)
+        while batch is not end:
             found = True
             if start:
                 start -= 1
             else:
                 yield batch
+            with torch.random.fork_rng(devices=[]):
+                batch = next(iterator, end)
         if not found:
             raise ValueError("There are no validation batches, or no second time: give a loader or a list.")
 
@@ -61,7 +61,8 @@ def first(batch: Any, count: int) -> Any:
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(first(value, count) for value in batch))
     if isinstance(batch, list) and not any(isinstance(value, Tensor | Mapping | list | tuple) for value in batch):
-        return batch[:count]  # a word, a name, ... of each sample
+        # a word, a name, ... of each sample
+        return batch[:count]
     if isinstance(batch, list | tuple):
         return type(batch)(first(value, count) for value in batch)
     return batch

@@ -14,16 +14,8 @@ class NotFiniteError(RuntimeError):
 class FiniteSteps:
     """Counts the steps of an optimizer, and skips those whose gradients are not finite.
 
-    Args:
-        optimizer: whose gradients are dropped where they are not finite: then its step does nothing.
-        patience: so many steps in a row may be skipped.
-
     Attributes:
         steps, skipped: their numbers. in_a_row: skipped since the last finite step. began: the first of those.
-
-    Raises:
-        ValueError: patience is below 1; from `check`, gradients are sparse.
-        NotFiniteError: from `check`, when patience is over.
     """
 
     def __init__(self, optimizer: Optimizer, patience: int) -> None:
@@ -33,7 +25,12 @@ class FiniteSteps:
         self.steps = self.skipped = self.in_a_row = self.began = 0
 
     def check(self) -> bool:
-        """Return whether the gradients of the next step are finite."""
+        """Return whether the gradients of the next step are finite; else drop them: then the step does nothing.
+
+        Raises:
+            ValueError: the gradients are sparse.
+            NotFiniteError: `patience` steps in a row were skipped.
+        """
         self.steps += 1
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         if any(gradient.is_sparse for gradient in gradients):

@@ -10,7 +10,7 @@ from hypergradient.settings import Settings
 
 
 class Guard:
-    """Watches the losses of an adapted run.
+    """Watches the losses of an adapted run: their `first` ones, and the `smooth` one of now.
 
     climb       a given rate below the start is doubled after each look that favours a larger one, until it is there
     no rise     of the rate while both L_val(A) and the smoothed loss are above those at the last move
@@ -18,11 +18,6 @@ class Guard:
 
     A given rate above the start is lowered to it: what steps that are far too long do to a network is not undone, and
     not seen from where it leads.
-
-    Attributes:
-        highest: the rate up to which a run climbs. climbing: whether it does.
-        first, smooth: the mean loss of the first steps; then a running mean.
-        good: weights and buffers of the last good A. rewound: how often the run went back.
     """
 
     def __init__(self, settings: Settings) -> None:

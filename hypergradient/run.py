@@ -22,8 +22,8 @@ STATE = (*COUNTS, "sums", "squares", "guard", "average", "hypothetical", "differ
 class AdaptedRun:
     """The network, the optimizer and the sets of tensors of one run.
 
-    `lr` in the optimizer's parameter groups stays the user's. During a step it is α times the part of its highest value
-    that a schedule leaves; `used_lr`, next to it, keeps the rate that was used.
+    `lr` in the optimizer's parameter groups stays the user's. During a step it is α, times what a schedule leaves of
+    its highest value; `used_lr`, next to it, keeps the rate that was used.
 
     Args:
         network: of the run.

@@ -1,6 +1,6 @@
 """The constants of the method, each written here alone."""
 
-import math
+import sys
 from dataclasses import dataclass
 
 
@@ -8,9 +8,7 @@ from dataclasses import dataclass
 class Settings:
     """The constants of the method; the defaults were chosen over many tasks (docs/method.md).
 
-    Example:
-        >>> Settings(meta_lr=0.0, weight_decay=0.0)  # holds the rate, and adapts no weight decay
-        Settings(meta_lr=0.0, ...)
+    Settings(meta_lr=0, weight_decay=0) holds the rate and adapts no weight decay.
 
     Args:
         meta_lr: κ, how far the logarithm of the rate moves while the number of steps grows e-fold; 0 holds the rate.
@@ -52,18 +50,12 @@ class Settings:
     bad: float = 0.2
 
     def __post_init__(self) -> None:
-        fractions, counts = ("pull", "window"), ("least", "every", "memory", "beginning")
-        positive = ("start", "factor", "spacing", "cut")
+        counts, fractions = ("least", "every", "memory", "beginning"), ("pull", "window", "part")
+        positive = ("start", "factor", "part", "spacing", "cut")
         for name, value in vars(self).items():
-            if name in fractions:
-                what, valid = "between 0 and 1", 0 <= value <= 1
-            elif name == "part":
-                what, valid = "above 0 and at most 1", 0 < value <= 1
-            elif name in counts:
-                what, valid = "1 or more", 1 <= value < math.inf
-            elif name in positive:
-                what, valid = "positive and finite", 0 < value < math.inf
-            else:
-                what, valid = "0 or more, and finite", 0 <= value < math.inf
+            low, high = int(name in counts), 1 if name in fractions else sys.float_info.max
+            valid = low <= value <= high and (value > 0 or name not in positive)
             if not valid or (name == "factor" and value == 1):
-                raise ValueError(f"{name} must be {what}{', and not 1' * (name == 'factor')}, got {value}.")
+                lowest = f"above {low}" if name in positive else f"{low} or more"
+                highest = "at most 1" if name in fractions else "finite, and not 1" if name == "factor" else "finite"
+                raise ValueError(f"{name} must be {lowest} and {highest}, got {value}.")

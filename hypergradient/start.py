@@ -1,7 +1,7 @@
-"""Where to start, in about 20 evaluations of the validation loss: the rate at which the hypergradient changes sign.
+"""Where to start: the scale of the weights over that of a step, and the bracket of the first step.
 
-direction        Δ(1)               the optimizer's step at rate 1 down the validation gradient, its momentum filled up
-bracket          s                  the rate at which ⟨∇L_val(θ + s Δ(1)), Δ(1)⟩ turns from negative to positive
+unit        rms(θ) / rms(Δ(1))      the rate at which one step would be as long as the weights
+bracket     s                       the rate at which ⟨∇L_val(θ + s Δ(1)), Δ(1)⟩ turns from negative to positive
 
 Below s a longer first step lowers the validation loss, above it a shorter one would: s is the line search of that loss.
 """
@@ -16,56 +16,64 @@ from torch.optim import Optimizer
 from hypergradient.hypothetical import copied_attributes, plain_step, with_attributes
 
 LOWEST, HIGHEST = 1e-7, 1e3
-SETTLING = 100  # equal gradients after which an optimizer's step has its final length; 10 times the first for 0.9
+# equal gradients after which an optimizer's step has its final length; 10 times the first for a momentum of 0.9
+SETTLING = 100
 
 
 def starting_rate(validation_loss: Callable[[], Tensor], optimizer: Optimizer) -> float:
     """Return the rate at which the hypergradient of one step from here changes sign.
 
-    Doubled from 1e-7 and interpolated in the logarithm. Parameters, gradients and the optimizer's state are left as
-    they were; what `validation_loss` changes itself (buffers, random stream) is the caller's: see `no_trace`.
+    Doubled from 1e-7 and interpolated in the logarithm, in about 20 evaluations. Parameters, gradients and the
+    optimizer's state are left as they were; what `validation_loss` changes itself (buffers, the random stream) is the
+    caller's: see `no_trace`.
 
     Raises:
         ValueError: the validation loss does not depend on the parameters, or falls however far the step reaches.
     """
     params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     start = [p.detach().clone() for p in params]
-    direction = _settled_step(optimizer, params, _gradient(validation_loss, params))
+
+    def gradient() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(validation_loss(), params, materialize_grads=True)
+
+    @torch.no_grad()
+    def place(rate: float) -> None:
+        for p, s, d in zip(params, start, direction, strict=True):
+            # back to every bit, where the direction is not finite too
+            p.copy_(s + rate * d if rate else s)
 
     def slope(rate: float) -> float:
-        _place(params, start, direction, rate)
-        return sum(
-            float(torch.sum((g.conj() * d).real))
-            for g, d in zip(_gradient(validation_loss, params), direction, strict=True)
-        )
+        place(rate)
+        return sum(float(torch.sum((g.conj() * d).real)) for g, d in zip(gradient(), direction, strict=True))
 
+    direction = _settled_step(optimizer, params, gradient())
     try:
         rate, before = LOWEST, slope(0.0)
         if not before < 0:
-            raise ValueError("The validation loss does not fall along its own gradient: there is no rate to start at.")
+            raise ValueError("The validation loss does not fall along its own gradient: no rate can be started from.")
         while (after := slope(rate)) < 0:
             rate, before = 2 * rate, after
             if rate > HIGHEST:
                 raise ValueError(f"The validation loss still falls at a rate of {HIGHEST:g}: is it bounded?")
     finally:
-        _place(params, start, direction, 0.0)
+        place(0.0)
     fraction = before / (before - after) if math.isfinite(after) else 0.5
     return rate / 2 * 2**fraction
 
 
 def weights_per_step(optimizer: Optimizer) -> float:
-    """Return rms(θ) / rms(Δ(1)): the learning rate at which one step would be as long as the weights.
+    """Return rms(θ) / rms(Δ(1)), from the gradients that the parameters have; nothing is changed.
 
-    From the gradients that the parameters have, of matrices that are not zero: biases, and what begins at zero, have no
-    scale. rms(θ) is the geometric mean over the matrices, by size. Where none of them has a gradient (of low-rank
-    adapters, the factors that begin at zero move first), Δ is that of the matrices that do begin at zero. Groups keep
-    the ratios of their rates. Nothing is changed.
+    Of matrices that are not zero: biases, and what begins at zero, have no scale. rms(θ) is the geometric mean over the
+    matrices, by size. Where none of them has a gradient (of low-rank adapters, the factors that begin at zero move
+    first), Δ is that of the matrices that do begin at zero. Groups keep the ratios of their rates.
 
     Raises:
         ValueError: no matrix has a gradient, or all of them are zero.
     """
     params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    scale = getattr(optimizer, "grad_scale", None)  # of a GradScaler, which a fused step takes away within itself
+    # of a GradScaler, which a fused step takes away within itself
+    scale = getattr(optimizer, "grad_scale", None)
     gradients = (p.grad for p in params if p.grad is not None)
     settled = _settled_step(optimizer, params, tuple(g if scale is None else g / scale for g in gradients))
     matrices = [(p.detach(), d) for p, d in zip(params, settled, strict=True) if p.dim() > 1]
@@ -83,10 +91,6 @@ def _rms(tensors: list[Tensor]) -> float:
     return math.sqrt(sum(float(tensor.abs().square().sum()) for tensor in tensors) / max(1, size))
 
 
-def _gradient(loss: Callable[[], Tensor], params: list[Tensor]) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(loss(), params, materialize_grads=True)
-
-
 @torch.no_grad()
 def _settled_step(optimizer: Optimizer, params: list[Tensor], gradient: Sequence[Tensor]) -> list[Tensor]:
     """Return Δ(1) of each parameter, after SETTLING equal gradients."""
@@ -102,10 +106,3 @@ def _settled_step(optimizer: Optimizer, params: list[Tensor], gradient: Sequence
                 probe.grad = g.clone()
             plain_step(optimizer)
     return [probe - b for probe, b in zip(probes, before, strict=True)]
-
-
-@torch.no_grad()
-def _place(params: list[Tensor], start: list[Tensor], direction: list[Tensor], rate: float) -> None:
-    for p, s, d in zip(params, start, direction, strict=True):
-        # back to every bit, where the direction is not finite too
-        p.copy_(s + rate * d if rate else s)
