@@ -195,8 +195,10 @@ class RateAdapter:
         # the gradients come from the closure
         def closed() -> Any:
             self.in_closure = True
-            loss = closure()
-            self.in_closure = False
+            try:
+                loss = closure()
+            finally:
+                self.in_closure = False
             self._prepare()
             return loss
 
