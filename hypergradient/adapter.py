@@ -142,7 +142,7 @@ class RateAdapter:
             # the last step raised an error
             self.depth = 0
             self.meta.restore_rates()
-        if self.seen and all(p.grad is None for p in self.meta.params):
+        if self.seen and all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
             self._forget()
         options = self.meta.settings
         self.told, self.size = self.told + 1, samples(batch)
