@@ -23,7 +23,7 @@ def unchanged(network: nn.Module) -> Iterator[None]:
         (value, copy.copy(value))
         for own in attributes
         for name, value in own.items()
-        if name == "_buffers" or (name[0] != "_" and isinstance(value, list | dict | set | deque))
+        if (name == "_buffers" or name[0] != "_") and isinstance(value, list | dict | set | deque)
     ]
     # a metric of torchmetrics adds to its states in place
     metrics = [own for own in attributes if "_update_count" in own]
