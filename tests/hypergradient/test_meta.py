@@ -114,9 +114,7 @@ def with_gradients(factory: type[Optimizer], net: nn.Module, gradient: float) ->
 
 @pytest.mark.parametrize(("factory", "step"), [(torch.optim.Adam, 1.0), (torch.optim.SGD, 0.2)])
 @pytest.mark.parametrize("zeros", [False, True])
-def test_at_the_unit_rate_a_step_is_as_long_as_the_weights(
-    factory: type[Optimizer], step: float, zeros: bool
-) -> None:
+def test_at_the_unit_rate_a_step_is_as_long_as_the_weights(factory: type[Optimizer], step: float, zeros: bool) -> None:
     """Adam's settled step is 1 whatever the gradient, that of SGD the gradient; zeros and biases have no scale."""
     net = nn.Sequential(*network(), nn.Linear(3, 3).double())
     if zeros:

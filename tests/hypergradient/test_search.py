@@ -25,7 +25,8 @@ def bowl(best: float) -> tuple[list[float], Stretch]:
 @pytest.mark.parametrize("start", [1e-6, 1e-3, 0.02, 0.5, 100.0])
 def test_the_best_rate_is_found_from_anywhere(start: float) -> None:
     _, stretch = bowl(0.03)
-    assert search_rate(stretch, start, trust=0.0) == pytest.approx(0.03)  # a parabola in log rate: its vertex is exact
+    # a parabola in log rate: its vertex is exact
+    assert search_rate(stretch, start, trust=0.0) == pytest.approx(0.03)
 
 
 def test_a_smaller_rate_must_be_better_by_the_trust_and_a_larger_one_just_better() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hypergradient import no_trace, starting_rate
+from hypergradient import starting_rate
 from hypergradient.start import weights_per_step
 
 
@@ -23,7 +23,8 @@ def test_sgd_starts_at_the_exact_line_search() -> None:
     problem = Quadratic([1.0, 4.0, 9.0])
     exact = (problem.h**2).sum() / (problem.h**3).sum()
     rate = starting_rate(problem.loss, torch.optim.SGD([problem.theta], lr=1.0))
-    assert rate == pytest.approx(exact.item(), rel=0.05)  # interpolated in log rate
+    # interpolated in log rate
+    assert rate == pytest.approx(exact.item(), rel=0.05)
 
 
 def test_momentum_lowers_the_rate_by_the_length_of_its_steps() -> None:
@@ -58,20 +59,10 @@ def test_a_loss_that_falls_for_ever_and_one_without_a_slope_are_refused() -> Non
     optimizer = torch.optim.SGD([theta], lr=1.0)
     with pytest.raises(ValueError, match="is it bounded"):
         starting_rate(lambda: -theta.sum(), optimizer)
-    with pytest.raises(ValueError, match="there is no rate to start at"):
-        starting_rate(lambda: 0 * theta.sum(), optimizer)
+    for flat in (0.0, torch.inf, torch.nan):
+        with pytest.raises(ValueError, match="does not fall along its own gradient"):
+            starting_rate(lambda: flat * theta.sum(), optimizer)  # noqa: B023
     assert theta.item() == 0
-
-
-def test_a_look_by_batch_statistics_leaves_batchnorm_as_it_was() -> None:
-    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    with no_trace(net, batch_statistics=True):
-        first, second = net(torch.randn(8, 3).add(5)), net(torch.ones(8, 3))
-        assert first.mean().abs() < 1e-5  # normalised by the batch, not by the untrained statistics
-        assert second.abs().max() < 1e-3  # all alike, so 0 but for rounding; and nothing is dropped
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert all(module.training for module in net.modules())
 
 
 def test_groups_keep_the_ratio_of_their_rates() -> None:

@@ -6,17 +6,15 @@ from torch import nn
 
 from hypergradient import no_trace
 from hypergradient.trace import unchanged
-from tests.hypergradient.kinds import KINDS, DrawsAlways, Normalizes, attributes
+from tests.hypergradient.kinds import DrawsAlways, Layers, Normalizes, attributes
 from tests.hypergradient.problem import batch, equal
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if KINDS[name].network is not KINDS["Adam"].network])
 @pytest.mark.parametrize("look", [False, True])
+@pytest.mark.parametrize("network", Layers.__subclasses__())
 @pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm. is deprecated")
-def test_attributes_modes_random_stream_and_replaced_buffers_come_back(name: str, look: bool) -> None:
-    if "compile" in name:
-        pytest.skip("its layers are those of the plain network")
-    net, (x, _) = KINDS[name].network(), batch(0)
+def test_attributes_modes_random_stream_and_replaced_buffers_come_back(network: type[Layers], look: bool) -> None:
+    net, (x, _) = network(), batch(0)
     net(x)
     before = [{key: copy.copy(value) for key, value in own.items()} for own in attributes(net)]
     buffers, stream = [*net.buffers()], torch.get_rng_state()
