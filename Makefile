@@ -45,15 +45,11 @@ results: .venv/installed  ## set up, then regenerate docs/results.md and docs/or
 figures: .venv/installed  ## set up, then draw the figures of results/ again, without training
 	$(BIN)/python results.py --redraw
 
-.venv/peers: .venv/installed benchmarks/requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r benchmarks/requirements.txt
-	@touch $@
-
-bench: .venv/peers  ## set up, then measure speed and memory beside the limit and the peers (15 minutes)
+bench: .venv/installed  ## set up, then measure speed and memory against the limit (15 minutes)
 	$(BIN)/python -m benchmarks
 
 bench-gpu: .venv/installed  ## measure the cost of a look on a CUDA device, at GPT-2's size (minutes)
-	$(BIN)/python -m benchmarks.accelerator
+	$(BIN)/python -m benchmarks accelerator
 
 .tools/docs: docs/requirements.txt
 	$(PYTHON) -m venv $@

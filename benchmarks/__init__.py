@@ -1,1 +1,1 @@
-"""Speed and precision, measured beside the limit and the peers: `make bench`. Never a timed test."""
+"""Speed and memory, as ratios to a plain step, a bare Trainer and a raw loop: `python -m benchmarks`."""

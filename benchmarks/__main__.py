@@ -1,8 +1,9 @@
-"""Every benchmark, into `benchmarks/results.json` and the tables of docs/performance.md: `python -m benchmarks`."""
+"""Measure, and write benchmarks/results.json and the tables of docs/performance.md: `python -m benchmarks`."""
 
 import argparse
 import gc
 import json
+import logging
 import os
 import tempfile
 import time
@@ -12,118 +13,84 @@ from typing import Any
 
 import torch
 
-from benchmarks import experiment, growth, run, step
-from benchmarks.measure import machine
-from benchmarks.step import LIMIT
-from benchmarks.workloads import WORKLOADS
-from experiment.presets import ROOT
-from experiment.process import quiet
+from benchmarks.measure import ROOT, machine
+from benchmarks.run import experiment, growth, runs, starts, tracking
+from benchmarks.step import LIMIT, META, RULE, accelerator, steps
 from reporting.tables import markdown, write_between_markers
 
 
-def step_table(results: dict[str, Any]) -> str:
-    """Return a row a candidate: time and memory on each workload, as ratios to the plain step."""
-    titles = [title for title in results if title != "agreement"]
-    rows = []
-    for name in step.CANDIDATES:
-        cells = []
-        for title in titles:
-            found = results[title].get(name)
-            cells.append(f"{found['time'][0]:.2f} ± {found['time'][1]:.2f} / {found['memory']:.2f}" if found else "–")
-        rows.append([name, *cells])
-    return markdown(["time / memory", *titles], rows)
+def cell(value: Any) -> str:
+    """Return a number, a median and its spread, or several of these, as they stand in a table."""
+    if isinstance(value, dict):
+        return " / ".join(map(cell, value.values()))
+    return f"{value:.3g}" if isinstance(value, float) else "{:.2f} ± {:.2f}".format(*value)
 
 
-def run_table(results: dict[str, Any]) -> str:
-    """Return a row an arm: CPU time of a step of a run, of the two kinds of bare Lightning, and of the raw loop."""
-    limits = {"bare": "Lightning, our module", "arithmetic": "Lightning, raw steps", "raw": "the raw loop"}
-    header = ["arm", "train.py, ms a step", *limits.values(), *(f"train.py / {name}" for name in limits.values())]
-    rows = [
-        [f"`{arm}`", *(f"{found[who]:.2f}" for who in ("ours", *limits))]
-        + [f"{found[f'ours / {who}'][0]:.2f} ± {found[f'ours / {who}'][1]:.2f}" for who in limits]
-        for arm, found in results.items()
-    ]
-    return markdown(header, rows)
+def table(corner: str, found: dict[str, dict[str, Any]]) -> str:
+    """Return the table of a section's numbers, which are {column: {row: cell}}."""
+    rows = [[row, *(cell(column[row]) for column in found.values())] for row in next(iter(found.values()))]
+    return markdown([corner, *found], rows)
 
 
-def cost_table(results: dict[str, Any]) -> str:
-    """Return what an adapted step costs, in brief, for the README."""
-    titles = list(WORKLOADS)[:2]
-    rows = {
-        "`meta`": "ours, RateAdapter: the whole rule",
-        "the plain rule": "ours",
-        "plain Adam and a validation gradient": LIMIT,
-    }
-    cells = [[name, *(f"{results[title][of]['time'][0]:.1f}" for title in titles)] for name, of in rows.items()]
-    return markdown(["CPU time of a step, over one of plain Adam", *titles], cells)
+def cost_table(found: dict[str, Any]) -> str:
+    """Return the table of the README: what an adapted step costs."""
+    kinds = {"`meta`": META, "the plain rule": RULE, "plain Adam and a validation gradient": LIMIT}
+    rows = [[name, *(f"{of[kind]['time'][0]:.1f}" for of in found.values())] for name, kind in kinds.items()]
+    return markdown(["CPU time of a step, over one of plain Adam", *found], rows)
 
 
-def figures(results: dict[str, float]) -> list[list[str]]:
-    """Return a row a figure."""
-    return [[name, f"{value:.2f}"] for name, value in results.items()]
-
-
-def growth_table(results: dict[str, Any]) -> str:
-    """Return a table for each thing that may grow."""
-    tables = []
-    for what, rows in results.items():
-        columns = list(next(iter(rows.values())))
-        cells = [[size, *(f"{row[column]:.3g}" for column in columns)] for size, row in rows.items()]
-        tables.append(markdown([what, *columns], cells))
-    return "\n\n".join(tables)
-
-
-def tracking() -> dict[str, float]:
-    """Measure points into MLflow."""
-    return {"new in each step": run.tracking(1), "new in each 16th": run.tracking(16)}
-
-
-SECTIONS: dict[str, tuple[Callable[[], Any], Callable[[Any], str]]] = {
-    "starts": (run.starts, lambda found: markdown(["command", "CPU seconds"], figures(found))),
-    "runs": (run.whole_runs, run_table),
-    "tracking": (
-        tracking,
-        lambda found: markdown(["three values of each step into MLflow", "ms a step"], figures(found)),
-    ),
-    "experiment": (experiment.whole, lambda found: markdown(["20 trials and four arms", ""], figures(found))),
-    "growth": (growth.all_of_it, growth_table),
-    "steps": (step.run, step_table),
+# how each is measured, and the top left corner of its table, which says what the cells are
+SECTIONS: dict[str, tuple[Callable[[bool], dict[str, dict[str, Any]]], str]] = {
+    "starts": (starts, "command"),
+    "runs": (runs, "train.py / this / ms a step of this"),
+    "tracking": (tracking, "three values into MLflow"),
+    "experiment": (experiment, "20 trials and four arms"),
+    "growth": (growth, "ms each / resident memory, MiB"),
+    "steps": (steps, "time / memory / ms"),
+    "accelerator": (accelerator, "time / memory / ms"),
 }
 
 
-def publish(section: str, found: Any, made: str) -> None:
-    """Print the table of a section, and write it with its numbers; what other sections had found stays."""
+def publish(section: str, found: Any, text: str) -> None:
+    """Write a section's numbers and its table; those of other sections stay."""
     file = ROOT / "benchmarks" / "results.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {section: found}, indent=1) + "\n", encoding="utf-8")
-    text = f"{SECTIONS[section][1](found)}\n\n{made}\n"
-    print(f"\n{section}\n{text}", flush=True)
-    begin, end = f"<!-- {section}: begin -->\n", f"<!-- {section}: end -->\n"
-    write_between_markers(text, ROOT / "docs" / "performance.md", begin, end)
+    tables = {"docs/performance.md": (section, text)}
     if section == "steps":
-        cost = f"{cost_table(found)}\n"
-        write_between_markers(cost, ROOT / "README.md", "<!-- cost: begin -->\n", "<!-- cost: end -->\n")
+        tables["README.md"] = ("cost", f"{cost_table(found)}\n")
+    for page, (name, table) in tables.items():
+        write_between_markers(table, ROOT / page, f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n")
 
 
-def main() -> None:
+def main(args: list[str] | None = None) -> None:
     """Measure, print, and write, section by section."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = ", ".join(SECTIONS)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{names} (default: all)")
-    own = parser.parse_args()
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{names} (default: all but accelerator)")
+    parser.add_argument("--quick", action="store_true", help="seconds a section; the numbers are printed only")
+    own = parser.parse_args(args)
     if unknown := set(own.sections) - set(SECTIONS):
-        parser.error(f"there is no section {', '.join(sorted(unknown))}; there are {names}")
-    quiet()
-    gc.freeze()  # as the commands do, when they have imported
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
+        parser.error(f"unknown section {', '.join(sorted(unknown))}; choose from {names}")
+    if "accelerator" in own.sections and not own.quick and not torch.cuda.is_available():
+        parser.error("accelerator needs a CUDA device; with --quick it runs on the CPU, in small")
+    for name in ("mlflow", "pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.simplefilter("ignore")
+    # as the commands do after their imports
+    gc.freeze()
     torch.set_num_threads(1)
-    facts = ", ".join(f"{name} {value}" for name, value in machine().items())
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"  # a store of its own
-        for section in own.sections or SECTIONS:
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+        for section in own.sections or [name for name in SECTIONS if name != "accelerator"]:
+            measure, corner = SECTIONS[section]
             began = time.monotonic()
-            found = SECTIONS[section][0]()
+            found = measure(own.quick)
             minutes = (time.monotonic() - began) / 60
-            publish(section, found, f"Made by `python -m benchmarks {section}` in {minutes:.1f} minutes: {facts}.")
+            made = f"Made by `python -m benchmarks {section}` in {minutes:.1f} minutes: {machine()}."
+            text = f"{table(corner, found)}\n\n{made}\n"
+            print(f"\n{section}\n{text}", flush=True)
+            if not own.quick:
+                publish(section, found, text)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""How everything here is measured: process CPU time, interleaved, one thread; memory by the allocator's own count."""
+"""How everything here is measured: CPU time of one thread, compared in interleaved rounds; memory as allocated."""
 
 import gc
 import os
 import platform
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,68 +15,87 @@ from torch.profiler import ProfilerActivity, profile
 
 from reporting.machine import processor
 
-CYCLE = 16  # calls after which a step that adapts every 4th or 16th time has done what it does
+ROOT = Path(__file__).resolve().parents[1]
+QUIET = "--trainer.enable_progress_bar=false"
+# after so many steps the whole rule has looked at least once
+CYCLE = 16
 Step = Callable[[], Any]
-PEERS = ("higher", "torchopt", "gradient-descent-the-ultimate-optimizer", "momo-opt", "gen-optim")
-PACKAGES = ("torch", "pytorch-lightning", "mlflow", *PEERS, "efficient-polling-lr-scheduler")
+Clock = Callable[[], float]
 
 
-def cpu_seconds(steps: Mapping[str, Step], budget: float, rounds: int = 9) -> dict[str, list[float]]:
-    """Return the CPU seconds of one call of each, a value a round; the rounds interleave what is compared.
-
-    budget: seconds in all, about; it sets how many calls a round takes, a multiple of CYCLE.
-    """
-    for step in steps.values():
-        for _ in range(5):
-            step()
-    once = sum(time_a_call(step, 3) for step in steps.values())
-    calls = CYCLE * max(1, round(budget / rounds / once / CYCLE))
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            seconds[name].append(time_a_call(step, calls))
-    return seconds
-
-
-def time_a_call(step: Step, calls: int) -> float:
-    """Return the CPU seconds of one call."""
+def cpu_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the CPU seconds of a call, and what it returned."""
     start = time.process_time()
+    result = call()
+    return time.process_time() - start, result
+
+
+def time_a_call(step: Step, calls: int, clock: Clock = time.process_time) -> float:
+    """Return the seconds of one call, the mean over `calls`."""
+    start = clock()
     for _ in range(calls):
         step()
-    return (time.process_time() - start) / calls
+    return (clock() - start) / calls
+
+
+def compare(
+    makes: Mapping[str, Callable[[], Step]], budget: float, rounds: int = 9, clock: Clock = time.process_time
+) -> dict[str, dict[str, Any]]:
+    """Return time and memory of each kind of step, as ratios to the first kind, and its milliseconds.
+
+    A round takes each kind in turn, so that a machine whose speed varies changes all of them alike.
+
+    budget: seconds in all, roughly; it sets the number of calls in a round, a multiple of CYCLE.
+    """
+    steps = {name: make() for name, make in makes.items()}
+    for step in steps.values():
+        time_a_call(step, CYCLE, clock)
+    once = sum(time_a_call(step, 3, clock) for step in steps.values())
+    calls = CYCLE * max(1, round(budget / rounds / once / CYCLE))
+    turns = [{name: time_a_call(step, calls, clock) for name, step in steps.items()} for _ in range(rounds)]
+    seconds = {name: [turn[name] for turn in turns] for name in steps}
+    steps.clear()
+    base, *_ = makes
+    peaks = {name: peak_bytes(make) for name, make in makes.items()}
+    return {
+        name: {
+            "time": ratio(seconds, name, base),
+            "memory": peaks[name] / peaks[base],
+            "milliseconds": 1000 * float(np.median(seconds[name])),
+        }
+        for name in makes
+    }
 
 
 def ratio(seconds: Mapping[str, list[float]], name: str, base: str) -> tuple[float, float]:
-    """Return the median over rounds of `name` / `base`, and half the distance between its quartiles."""
-    ratios = np.array(seconds[name]) / np.array(seconds[base])
-    low, median, high = np.percentile(ratios, [25, 50, 75])
+    """Return the median over rounds of `name` / `base`, and half the interquartile range."""
+    low, median, high = np.percentile(np.array(seconds[name]) / np.array(seconds[base]), [25, 50, 75])
     return float(median), float(high - low) / 2
 
 
 def peak_bytes(make: Callable[[], Step]) -> int:
-    """Return the most bytes of tensors alive at once while `make()` builds and its step runs three times."""
+    """Return the most bytes of tensors alive at once while `make()` builds and its step runs three times.
+
+    Of allocations on the CUDA device, if there are any, else of those on the CPU.
+    """
     gc.collect()
+    cuda = torch.cuda.is_available()
+    before = torch.cuda.memory_allocated() if cuda else 0
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         step = make()
         for _ in range(3):
             step()
+    if cuda and (peak := torch.cuda.max_memory_allocated() - before):
+        return peak
     changes = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
     changes.sort(key=lambda event: event.start_ns())
     return int(np.cumsum([event.nbytes() for event in changes]).max())
 
 
-def machine() -> dict[str, Any]:
+def machine() -> str:
     """Return what the numbers depend on."""
-    return {
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-    } | {package: _version(package) for package in PACKAGES}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+    packages = (f"{name} {version(name)}" for name in ("torch", "pytorch-lightning", "mlflow"))
+    facts = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, Python {platform.python_version()}"
+    return ", ".join([processor(), facts, *packages])

@@ -2,10 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import pytorch_optimizer
@@ -13,82 +11,67 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks.measure import ROOT
 from hypergradient import check_supported, hypergradient, lookahead
 from reporting.tables import markdown
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "optimizers.md"
-RATE, USUAL = 1e-3, {"prodigy": 1.0, "dadapt": 1.0}  # where the name begins so; all others at RATE
-MATRICES = "muon", "adago", "spectralsphere"  # which take no biases
-STEPS, EPSILON = 15, 1e-4  # AdaShift stands still for its first ten
-Make = Callable[..., Any]
+PAGE = ROOT / "docs" / "optimizers.md"
+# where the name begins so; all others at RATE
+RATE, USUAL = 1e-3, {"prodigy": 1.0, "dadapt": 1.0}
+# which take no biases
+MATRICES = "muon", "adago", "spectralsphere"
+# AdaShift does not move in its first ten steps
+STEPS, EPSILON = 15, 1e-4
 
 
-def optimizers() -> Iterator[tuple[str, Make]]:
-    """Every optimizer of torch.optim and of pytorch_optimizer, by package and name."""
-    for name in sorted(torch.optim.__all__):
-        made = getattr(torch.optim, name)
-        if isinstance(made, type) and name != "Optimizer":
-            yield f"torch.optim.{name}", made
-    for name in sorted(pytorch_optimizer.get_supported_optimizers()):
-        yield f"pytorch_optimizer {name}", pytorch_optimizer.load_optimizer(name)
-
-
-def of_matrices(make: Make, parameters: Iterator[Tensor], lr: float) -> Any:
-    """Make an optimizer of matrices alone; pytorch_optimizer's want to be told which those are."""
-    return make([{"params": [p for p in parameters if p.dim() > 1], "use_muon": True}], lr=lr)
-
-
-def problem(make: Make, rate: float) -> tuple[nn.Module, Any, tuple[Tensor, Tensor]]:
-    """A small network in float64 after a few steps, its last gradients there; the same at each call."""
+def problem(name: str, make: Callable[..., Any], rate: float) -> tuple[Any, Callable[[], Tensor]]:
+    """Return an optimizer before its next step, and the validation loss of its network in float64; always the same."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
-    optimizer, x, y = make(net.parameters(), lr=rate), torch.randn(STEPS, 32, 4).double(), torch.randint(3, (STEPS, 32))
+    parameters: Any = net.parameters()
+    if any(word in name.lower() for word in MATRICES):
+        parameters = [{"params": [p for p in parameters if p.dim() > 1], "use_muon": True}]
+    optimizer, x, y = make(parameters, lr=rate), torch.randn(STEPS, 32, 4).double(), torch.randint(3, (STEPS, 32))
     for step in range(STEPS):
         optimizer.zero_grad()
         cross_entropy(net(x[step]), y[step]).backward()
         if step < STEPS - 1:
             optimizer.step()
-    return net, optimizer, (torch.randn(64, 4).double(), torch.randint(3, (64,)))
+    x_val, y_val = torch.randn(64, 4).double(), torch.randint(3, (64,))
+    return optimizer, lambda: cross_entropy(net(x_val), y_val)
 
 
-def error(make: Make, rate: float) -> float:
-    """Return |h - finite difference| / |finite difference| of the next step, in log lr."""
-
-    def loss(log_scale: float) -> Tensor:
-        net, optimizer, (x, y) = problem(make, rate)
-        lookahead(optimizer, torch.tensor(math.exp(log_scale), dtype=torch.float64))
-        return cross_entropy(net(x), y).detach()
-
-    net, optimizer, (x, y) = problem(make, rate)
-    update = lookahead(optimizer, torch.tensor(1.0, dtype=torch.float64))
-    h = hypergradient(cross_entropy(net(x), y), update).sum()
-    finite = (loss(EPSILON) - loss(-EPSILON)) / (2 * EPSILON)
-    return float((h - finite).abs() / finite.abs())
-
-
-def row(name: str, make: Make) -> list[str]:
-    """Return the optimizer's row of the table."""
+def row(name: str, make: Callable[..., Any]) -> list[str]:
+    """Return the optimizer's row of the table, with the error of h against the finite difference in log lr."""
     rate = next((usual for begin, usual in USUAL.items() if name.split()[-1].startswith(begin)), RATE)
-    if any(word in name.lower() for word in MATRICES):
-        make = partial(of_matrices, make)
     try:
-        _, optimizer, _ = problem(make, rate)
-    except Exception as failure:
-        return [name, "not tried", f"needs more than gradients and a rate: {str(failure).splitlines()[0]}"[:110]]
-    try:
+        optimizer, loss = problem(name, make, rate)
         check_supported(optimizer)
-    except ValueError as refusal:
-        return [name, "refused", f"{str(refusal).partition('adapted: ')[2].partition(' Use one')[0]}"[:110]]
-    return [name, "yes", f"{error(make, rate):.1e}"]
+    # whatever an optimizer raises that needs more than a plain step gives it; and the refusal of check_supported
+    except Exception as failure:
+        _, refused, why = str(failure).partition("adapted: ")
+        needs = f"needs more than gradients and a rate: {str(failure).splitlines()[0]}"
+        return [name, *(("refused", why.partition(" Use one")[0][:110]) if refused else ("not tried", needs[:110]))]
+    update = lookahead(optimizer, 1.0)
+    h, losses = hypergradient(loss(), update).sum(), []
+    for log_scale in (EPSILON, -EPSILON):
+        optimizer, loss = problem(name, make, rate)
+        lookahead(optimizer, math.exp(log_scale))
+        losses.append(loss().detach())
+    finite = (losses[0] - losses[1]) / (2 * EPSILON)
+    return [name, "yes", f"{float((h - finite).abs() / finite.abs()):.1e}"]
 
 
 def document() -> str:
-    """Return docs/optimizers.md."""
+    """Return docs/optimizers.md: every optimizer of torch.optim and of pytorch_optimizer."""
+    of_torch = {name: getattr(torch.optim, name) for name in sorted(torch.optim.__all__) if name != "Optimizer"}
+    makes = {f"torch.optim.{name}": make for name, make in of_torch.items() if isinstance(make, type)}
+    for name in sorted(pytorch_optimizer.get_supported_optimizers()):
+        makes[f"pytorch_optimizer {name}"] = pytorch_optimizer.load_optimizer(name)
     with warnings.catch_warnings(action="ignore"):
-        rows = [row(name, make) for name, make in optimizers()]
+        rows = [[text.replace("|", "/").replace("\n", " ") for text in row(*one)] for one in makes.items()]
     adapted = sum(line[1] == "yes" for line in rows)
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "pytorch_optimizer"))
-    table = [[name, said, why.replace("|", "/").replace("\n", " ")] for name, said, why in rows]
     return f"""# Which optimizers can be adapted
 
 Those whose step is proportional to the learning rate; `check_supported` measures this before training, for any
@@ -99,7 +82,7 @@ relatives were tried on the weight matrices alone. Adafactor is linear in its ra
 
 Made by `python -m benchmarks.optimizers` with {packages}; lr {RATE:g}, and 1 for those that estimate it themselves.
 
-{markdown(["optimizer", "adapted", "error, or why not"], table)}
+{markdown(["optimizer", "adapted", "error, or why not"], rows)}
 """
 
 

@@ -1,6 +1,7 @@
-"""The arms `adam`, `cosine`, `meta_onestep` and `meta` as plain PyTorch, to the same numbers: the limit of a run.
+"""The reference implementation of the arms `adam`, `cosine`, `meta_onestep` and `meta`, in plain PyTorch.
 
-No Lightning, no MLflow, no checkpoint; what stays is the arithmetic, and the record of rate and loss of every step.
+Independent of the package; a test compares the two to the last digit. Also the lower limit of a run's time: without
+Lightning, MLflow and checkpoints, only the arithmetic remains, and the record of rate and loss of every step.
 """
 
 import copy

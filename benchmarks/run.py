@@ -1,136 +1,31 @@
-"""What a whole run costs beside a raw PyTorch loop of the same arithmetic, and what a start costs."""
+"""What commands cost: starts, runs next to a raw loop, points, the experiment; what grows over many steps or runs."""
 
+import math
 import os
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
-import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor
+import optuna
+import psutil
+from pytorch_lightning import Callback, Trainer
 
+import tune
 from benchmarks import raw
-from benchmarks.measure import ratio
+from benchmarks.measure import QUIET, ROOT, Step, cpu_seconds, ratio, time_a_call
+from benchmarks.step import MLPS, meta, mlp
 from callbacks import TailAverage
-from callbacks.trajectory import needed
 from data import MNIST1DDataModule
-from experiment.presets import QUIET, ROOT
-from experiment.training import train
+from experiment.run import train
 from lightning_modules import MLP, MetaModule, SupervisedModule
 from tracking.logger import Tracker
-
-LR, SHORT, LONG = 3e-3, 10, 40  # epochs of 32 steps; the difference of the two is free of what a run costs once
-
-
-def cpu_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the CPU seconds of a call, and what it returned."""
-    start = time.process_time()
-    result = call()
-    return time.process_time() - start, result
-
-
-def ours(arm: str, epochs: int) -> float:
-    """Train by `train.py` and return the test loss."""
-    rate = [f"--model.lr={LR}"] if arm == "adam" else []
-    cli = train(["--optimizer", arm, *rate, QUIET, f"--trainer.max_epochs={epochs}"])
-    return cli.test_metrics["test/loss"]
-
-
-ARMS: dict[str, raw.Make] = {"adam": partial(raw.Adam, lr=LR), "meta": raw.Meta}
-
-
-def theirs(arm: str, epochs: int) -> float:
-    """Train by the raw loop and return the test loss."""
-    return raw.run(ARMS[arm], epochs).test_loss
-
-
-class Bare(LightningModule):
-    """The steps of a raw arm in a LightningModule: manual optimization, and nothing around it."""
-
-    def __init__(self, make: raw.Make, steps: int) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.arm = make(MLP(), steps)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Take the step, and return the loss."""
-        return self.arm.step(batch["train"], batch["val"])
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Log loss and accuracy."""
-        loss, accuracy = raw.evaluate(self.arm.result, batch)
-        self.log_dict({"val/loss": loss, "val/accuracy": accuracy}, prog_bar=True, batch_size=len(batch[1]))
-
-    def configure_optimizers(self) -> None:
-        """Leave it to the arm."""
-
-
-def arithmetic(arm: str, epochs: int) -> None:
-    """Train the raw loop's steps by a bare Trainer: Lightning gets a loss, and makes no step itself."""
-    _fit(Bare(ARMS[arm], epochs * raw.PER_EPOCH), epochs)
-
-
-def bare(arm: str, epochs: int) -> None:
-    """Train the arm's own module by a bare Trainer, with its average of the weights where it has one."""
-    if arm == "adam":
-        _fit(SupervisedModule(MLP(), LR), epochs)
-    else:
-        _fit(MetaModule(MLP()), epochs, TailAverage())
-
-
-def _fit(module: LightningModule, epochs: int, *callbacks: Callback) -> None:
-    """Train without logger and other callbacks, with the project's own loader and validation."""
-    off: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    off |= {"accelerator": "cpu", "enable_model_summary": False, "num_sanity_val_steps": 0}
-    data = MNIST1DDataModule(batch_size=raw.BATCH)
-    Trainer(max_epochs=epochs, callbacks=list(callbacks), **off).fit(module, datamodule=data)
-
-
-def tracking(hold: int, steps: int = 3_000) -> float:
-    """Return the CPU milliseconds a step of three values on their way into MLflow, each new in every `hold`-th step."""
-    tracker = Tracker()
-    assert tracker.run_id  # makes the run: before it there is nothing to send to
-    names = ("lr", "hypergradient", "lookahead_loss")
-    points = [(step, dict.fromkeys(names, 1.0 / (1 + step // hold))) for step in range(steps)]
-
-    def log() -> None:
-        for start in range(0, steps, raw.PER_EPOCH):
-            for step, seen in needed(points[start : start + raw.PER_EPOCH]):
-                tracker.log_metrics(seen, step)
-        tracker.finalize()
-
-    return 1000 * cpu_seconds(log)[0] / steps
-
-
-def whole_runs(rounds: int = 7) -> dict[str, Any]:
-    """Measure runs of all four, interleaved; the CPU time of a step is from the difference of a long and a short run.
-
-    Raises:
-        AssertionError: ours and raw do not end at the same test loss, so that something else would be timed.
-    """
-    torch.set_num_threads(1)
-    return {arm: _whole_run(arm, rounds) for arm in ARMS}
-
-
-def _whole_run(arm: str, rounds: int) -> dict[str, Any]:
-    calls: dict[str, Callable[[str, int], Any]] = {"raw": theirs, "arithmetic": arithmetic, "bare": bare, "ours": ours}
-    steps: dict[str, list[float]] = {who: [] for who in calls}
-    for call in calls.values():
-        call(arm, 1)  # imports, data
-    for _ in range(rounds):
-        of = {(who, epochs): cpu_seconds(partial(calls[who], arm, epochs)) for epochs in (SHORT, LONG) for who in calls}
-        if of["ours", LONG][1] != of["raw", LONG][1]:
-            raise AssertionError(f"{arm}: {of['ours', LONG][1]} is not the raw loop's {of['raw', LONG][1]}")
-        for who, seconds in steps.items():
-            seconds.append((of[who, LONG][0] - of[who, SHORT][0]) / raw.PER_EPOCH / (LONG - SHORT))
-    ratios = {f"ours / {who}": ratio(steps, "ours", who) for who in ("bare", "arithmetic", "raw")}
-    return {who: 1000 * float(np.median(seconds)) for who, seconds in steps.items()} | ratios
-
 
 IMPORTS = "import gc; gc.disable(); import pytorch_lightning.cli, mlflow; mlflow.MlflowClient().create_run('0')"
 STARTS = {
@@ -138,22 +33,155 @@ STARTS = {
     "`import pytorch_lightning.cli`": ["-c", "import pytorch_lightning.cli"],
     "both and MLflow, no garbage collected, and a run in its store": ["-c", IMPORTS],
     "`train.py --help`": ["train.py", "--help"],
-    "`train.py --print_config`": ["train.py", "--print_config"],
     "`train.py`, one step": ["train.py", "--optimizer", "adam", "--trainer.max_steps=1", QUIET],
 }
 
 
-def starts(rounds: int = 3) -> dict[str, float]:
-    """Return the CPU seconds of a fresh process, the median of some rounds, which interleave the commands."""
+def starts(quick: bool) -> dict[str, dict[str, float]]:
+    """Return the CPU seconds of a fresh process, the median of rounds that interleave the commands."""
+
+    def start(args: list[str]) -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *args], cwd=ROOT, env=environment, capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "OMP_NUM_THREADS": "1"}
-        seconds = [{name: _start(args, environment) for name, args in STARTS.items()} for _ in range(rounds)]
-    return {name: float(np.median([found[name] for found in seconds])) for name in STARTS}
+        rounds = [{name: start(args) for name, args in STARTS.items()} for _ in range(1 if quick else 3)]
+    return {"CPU seconds": {name: float(np.median([found[name] for found in rounds])) for name in STARTS}}
 
 
-def _start(args: list[str], environment: dict[str, str]) -> float:
-    code = "import resource,subprocess,sys; subprocess.run(sys.argv[1:],check=True,stdout=subprocess.DEVNULL);"
-    code += "u=resource.getrusage(resource.RUSAGE_CHILDREN); print(u.ru_utime+u.ru_stime)"
-    command = [sys.executable, "-c", code, sys.executable, *args]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    return float(done.stdout)
+LR = 3e-3
+ARMS: dict[str, raw.Make] = {"adam": partial(raw.Adam, lr=LR), "meta": raw.Meta}
+
+
+def by_raw_loop(arm: str, epochs: int) -> float:
+    """Train by the raw loop and return the test loss."""
+    return raw.run(ARMS[arm], epochs).test_loss
+
+
+def by_train(arm: str, epochs: int, *options: str) -> float:
+    """Train by `train.py` and return the test loss."""
+    rate = [f"--model.lr={LR}"] if arm == "adam" and not options else []
+    run = train(["--optimizer", arm, *rate, *options, QUIET, f"--trainer.max_epochs={epochs}"])
+    return run.test_metrics["test/loss"]
+
+
+def by_trainer(arm: str, epochs: int) -> None:
+    """Train the arm's own module by a Trainer without logger, checkpoint and bar."""
+    callbacks: list[Callback] = [] if arm == "adam" else [TailAverage()]
+    module = SupervisedModule(MLP(), LR) if arm == "adam" else MetaModule(MLP())
+    off: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    off |= {"accelerator": "cpu", "enable_model_summary": False, "num_sanity_val_steps": 0}
+    trainer = Trainer(max_epochs=epochs, callbacks=callbacks, **off)
+    trainer.fit(module, datamodule=MNIST1DDataModule(batch_size=raw.BATCH))
+
+
+WAYS: dict[str, Callable[[str, int], Any]] = {
+    "train.py": by_train,
+    "bare Lightning": by_trainer,
+    "the raw loop": by_raw_loop,
+}
+
+
+def runs(quick: bool) -> dict[str, Any]:
+    """Measure, of each arm, the CPU time of a step in all three ways, and the ratio of `train.py` to each.
+
+    From the difference of a long and a short run, which is free of what a run costs once; a round takes all ways.
+
+    Raises:
+        RuntimeError: `train.py` and the raw loop do not end at the same test loss: something else would be timed.
+    """
+    rounds, short, long = (1, 1, 3) if quick else (7, 10, 40)
+    found: dict[str, Any] = {}
+    for arm in ARMS:
+        seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+        for call in WAYS.values():
+            # imports, data
+            call(arm, 1)
+        for _ in range(rounds):
+            ends = {}
+            for way, call in WAYS.items():
+                before, _ = cpu_seconds(partial(call, arm, short))
+                after, ends[way] = cpu_seconds(partial(call, arm, long))
+                seconds[way].append((after - before) / raw.PER_EPOCH / (long - short))
+            if ends["train.py"] != ends["the raw loop"]:
+                raise RuntimeError(f"{arm}: train.py ends at {ends['train.py']}, raw at {ends['the raw loop']}.")
+        found[f"`{arm}`"] = {
+            way: {"ratio": ratio(seconds, "train.py", way), "ms": 1000 * float(np.median(seconds[way]))} for way in WAYS
+        }
+    return found
+
+
+def tracking(quick: bool) -> dict[str, dict[str, float]]:
+    """Return the CPU milliseconds a step of three values on their way into MLflow, in each step and each 16th."""
+    steps, found = 320 if quick else 3_200, {}
+    for title, every in {"in each step": 1, "in each 16th": 16}.items():
+        tracker = Tracker()
+        # reading it makes the run, to which the points are sent
+        _ = tracker.run_id
+        began = time.process_time()
+        for step in range(0, steps, every):
+            tracker.log_metrics(dict.fromkeys(("lr", "hypergradient", "lookahead_loss"), 1 / (1 + step)), step)
+        tracker.finalize()
+        found[title] = 1000 * (time.process_time() - began) / steps
+    return {"ms a step": found}
+
+
+def experiment(quick: bool) -> dict[str, dict[str, float]]:
+    """Measure 20 tuning trials of Adam and a run of each of four arms, next to a plain script that does the same.
+
+    Raises:
+        RuntimeError: the arms that are not tuned end elsewhere: something else would be timed.
+    """
+    trials, epochs, seed = (2, 2, 1) if quick else (20, 50, 1)
+
+    def script() -> list[float]:
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=5))
+        for _ in range(trials):
+            trial = study.ask()
+            lr = trial.suggest_float("lr", 1e-5, 1e-1, log=True)
+            loss = raw.run(partial(raw.Adam, lr=lr), epochs).validation[-1][0]
+            study.tell(trial, loss if math.isfinite(loss) else math.inf)
+        lr = study.best_params["lr"]
+        arms = (raw.Meta, raw.OneStep, partial(raw.Adam, lr=lr), partial(raw.Adam, lr=lr, cosine=True))
+        return [raw.run(arm, epochs, seed).test_loss for arm in arms]
+
+    def commands() -> list[float]:
+        # a seed other than 0, so that tune.py leaves configs/tuned/ as it is
+        options = ["--trials", str(trials), "--seed", str(seed), f"--trainer.max_epochs={epochs}"]
+        lr = tune.main(["--optimizer", "adam", *options]).best_params["model.lr"]
+        arms = {"meta": [], "meta_onestep": [], "adam": [f"--model.lr={lr}"], "cosine": [f"--model.lr={lr}"]}
+        return [by_train(arm, epochs, f"--seed_everything={seed}", *rate) for arm, rate in arms.items()]
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    their_seconds, theirs = cpu_seconds(script)
+    our_seconds, ours = cpu_seconds(commands)
+    if max(abs(a - b) for a, b in zip(ours[:2], theirs[:2], strict=True)) > 1e-4:
+        raise RuntimeError(f"Not the same experiment: the commands end at {ours}, the script at {theirs}.")
+    seconds = {"plain script": their_seconds, "ours, one core": our_seconds, "ratio": our_seconds / their_seconds}
+    return {"CPU seconds": seconds}
+
+
+PARTS = 5
+
+
+def growth(quick: bool) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the CPU time of one step or run in each fifth of many, and the memory after it."""
+    seeds = count()
+
+    def run() -> None:
+        options = ["--trainer.max_epochs=1", "--data.batch_size=400", f"--seed_everything={next(seeds)}"]
+        train(["--optimizer", "meta", *options, QUIET])
+
+    def course(work: Step, total: int) -> dict[str, dict[str, float]]:
+        rows = {}
+        for part in range(1, PARTS + 1):
+            milliseconds = 1000 * time_a_call(work, total // PARTS)
+            rows[f"fifth {part}"] = {"ms": milliseconds, "MiB": psutil.Process().memory_info().rss / 2**20}
+        return rows
+
+    steps, runs = (100, 5) if quick else (200_000, 500)
+    step = meta(mlp(next(iter(MLPS))))
+    return {f"{steps:,} adapted steps": course(step, steps), f"{runs} runs": course(run, runs)}

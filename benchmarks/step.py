@@ -1,211 +1,163 @@
-"""What one adapted step costs, beside a plain step, the limit and the peers: `python -m benchmarks steps`."""
+"""What an adapted step costs: four kinds of step over Adam, on two networks, and on a CUDA device on a large one."""
 
 import math
-import warnings
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.nn.functional import cross_entropy
+from torch.optim import Adam, Optimizer
 
-from benchmarks import others, peers
-from benchmarks.measure import Step, cpu_seconds, peak_bytes, ratio
-from benchmarks.workloads import LR, META_LR, WORKLOADS, Batch, Workload, loss
-from hypergradient import OneStepAdapter, RateAdapter, hypergradient, lookahead, no_trace, real_step, scaled
+from benchmarks.measure import Step, compare
+from hypergradient import RateAdapter, hypergradient, lookahead, no_trace, real_step
+from lightning_modules import ByteTransformer
 
-Make = Callable[[Workload, torch.dtype], Step]
-Loss = Callable[[nn.Module, Batch], Tensor]
+Batch = tuple[Tensor, Tensor]
+LR, META_LR = 1e-3, 1e-2
+# widths of the layers, samples in a batch
+MLPS = {
+    "MLP 40-100-10, batch 128": ((40, 100, 10), 128),
+    "MLP 784-1024-1024-10, batch 256": ((784, 1024, 1024, 10), 256),
+}
 
 
-def plain_step(network: nn.Module, optimizer: Optimizer, train: Batch, _look: Batch, loss: Loss = loss) -> Step:
+def mean_loss(network: nn.Module, batch: Batch) -> Tensor:
+    """Return the mean cross-entropy, 0-d."""
+    return cross_entropy(network(batch[0]), batch[1])
+
+
+@dataclass
+class Problem:
+    """What a step needs: a network and its optimizer, a training and a validation batch, the loss of such a batch."""
+
+    network: nn.Module
+    optimizer: Optimizer
+    train: Batch
+    look: Batch
+    loss: Callable[[nn.Module, Batch], Tensor] = mean_loss
+
+
+def plain(problem: Problem) -> Step:
     """Return a plain step."""
 
     def step() -> None:
-        optimizer.zero_grad()
-        loss(network, train).backward()
-        optimizer.step()
+        problem.optimizer.zero_grad()
+        problem.loss(problem.network, problem.train).backward()
+        problem.optimizer.step()
 
     return step
 
 
-def adapted(
-    network: nn.Module, optimizer: Optimizer, train: Batch, look: Batch, every: int = 1, loss: Loss = loss
-) -> Step:
-    """Return the adapted step of `OneStepModule`, in every k-th step; a plain one between."""
-    log_scale, count = 0.0, 0
-
-    def step() -> float | None:
-        nonlocal log_scale, count
-        count += 1
-        loss(network, train).backward()
-        scale = math.exp(log_scale)
-        if (count - 1) % every:
-            with scaled(optimizer, scale):
-                optimizer.step()
-            optimizer.zero_grad()
-            return None
-        update = lookahead(optimizer, scale)
-        optimizer.zero_grad()
-        with no_trace(network):
-            h = float(hypergradient(loss(network, look), update).sum())
-        log_scale -= META_LR * h
-        real_step(update, math.exp(log_scale) / scale)
-        return h
-
-    return step
-
-
-def whole_rule(network: nn.Module, optimizer: Optimizer, train: Batch, look: Batch, loss: Loss = loss) -> Step:
-    """Return a step under `RateAdapter`: hypothetical step, averaged weights, adapted decay; a look each 16 steps."""
-    adapter = RateAdapter(optimizer, network, loss, [look])
+def limit(problem: Problem) -> Step:
+    """Return a plain step with one validation gradient, forward and backward: no hypergradient can cost less."""
+    plain_step, params = plain(problem), list(problem.network.parameters())
 
     def step() -> None:
-        optimizer.zero_grad()
-        adapter.loss(train).backward()
-        optimizer.step()
+        plain_step()
+        torch.autograd.grad(problem.loss(problem.network, problem.look), params)
 
     return step
 
 
-def whole(workload: Workload, dtype: torch.dtype) -> Step:
-    """A step of the whole rule over Adam."""
-    network, train, look = workload.build(dtype)
-    return whole_rule(network, torch.optim.Adam(network.parameters(), lr=LR), train, look)
-
-
-def one_step_adapter(workload: Workload, dtype: torch.dtype) -> Step:
-    """A plain step of Adam with a `OneStepAdapter`: its meta-optimizer, bounds and error estimates included."""
-    network, train, look = workload.build(dtype)
-    optimizer = torch.optim.Adam(network.parameters(), lr=LR)
-    OneStepAdapter(optimizer, network, lambda: loss(network, look))
-    return plain_step(network, optimizer, train, look)
-
-
-def plain(workload: Workload, dtype: torch.dtype, **options: Any) -> Step:
-    """A step of torch.optim.Adam."""
-    network, train, look = workload.build(dtype)
-    return plain_step(network, torch.optim.Adam(network.parameters(), lr=LR, **options), train, look)
-
-
-def limit(workload: Workload, dtype: torch.dtype, **options: Any) -> Step:
-    """The same, and one validation gradient: less no exact hypergradient can do."""
-    network, train, look = workload.build(dtype)
-    optimizer, params = torch.optim.Adam(network.parameters(), lr=LR, **options), list(network.parameters())
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss(network, train).backward()
-        optimizer.step()
-        torch.autograd.grad(loss(network, look), params)
-
-    return step
-
-
-def arithmetic(workload: Workload, dtype: torch.dtype) -> Step:
-    """The arithmetic of `ours` alone: one parameter group, no check, neither modes nor random stream kept."""
-    network, train, look = workload.build(dtype)
-    params: list[Tensor] = list(network.parameters())
-    optimizer, log_scale = torch.optim.Adam(params, lr=LR), 0.0
+def plain_rule(problem: Problem, meta_lr: float = META_LR) -> Step:
+    """Return a step of the plain rule; log α ← log α - meta_lr · h, the cheapest meta-optimizer."""
+    log_scale = 0.0
 
     def step() -> None:
         nonlocal log_scale
-        optimizer.zero_grad()
-        loss(network, train).backward()
-        with torch.no_grad():
-            update = list(torch._foreach_neg(params))
-        optimizer.param_groups[0]["lr"] = LR * math.exp(log_scale)
-        optimizer.step()
-        with torch.no_grad():
-            torch._foreach_add_(update, params)
-        gradients = torch.autograd.grad(loss(network, look), params)
-        move = -META_LR * sum(float(torch.vdot(g.ravel(), d.ravel())) for g, d in zip(gradients, update, strict=True))
-        log_scale += move
-        with torch.no_grad():
-            torch._foreach_add_(params, update, alpha=math.expm1(move))
+        problem.optimizer.zero_grad()
+        problem.loss(problem.network, problem.train).backward()
+        scale = math.exp(log_scale)
+        update = lookahead(problem.optimizer, scale)
+        with no_trace(problem.network):
+            h = float(hypergradient(problem.loss(problem.network, problem.look), update).sum())
+        log_scale -= meta_lr * h
+        real_step(update, math.exp(log_scale) / scale)
 
     return step
 
 
-def ours(workload: Workload, dtype: torch.dtype, every: int = 1, name: str = "Adam", **options: Any) -> Step:
-    """An adapted step over an optimizer of torch."""
-    network, train, look = workload.build(dtype)
-    optimizer = getattr(torch.optim, name)(network.parameters(), lr=LR, **options)
-    return adapted(network, optimizer, train, look, every)
+def meta(problem: Problem) -> Step:
+    """Return a step under `RateAdapter`: hypothetical step, averaged weights, adapted decay; a look every 16 steps."""
+    adapter = RateAdapter(problem.optimizer, problem.network, problem.loss, [problem.look])
+
+    def step() -> None:
+        problem.optimizer.zero_grad()
+        adapter.loss(problem.train).backward()
+        problem.optimizer.step()
+
+    return step
 
 
-LIMIT = "limit: plain + a validation gradient"
-CANDIDATES: dict[str, Make] = {
-    "plain Adam": plain,
-    "plain Adam, fused": partial(plain, fused=True),
-    LIMIT: limit,
-    "limit, fused": partial(limit, fused=True),
-    "the arithmetic of ours alone": arithmetic,
-    "ours": ours,
-    "ours, fused": partial(ours, fused=True),
-    "ours, every 4th step": partial(ours, every=4),
-    "ours, every 16th step": partial(ours, every=16),
-    "ours, OneStepAdapter": one_step_adapter,
-    "ours, RateAdapter: the whole rule": whole,
-    **peers.EXACT,
-    **others.OTHERS,
-}
-BASE = "plain Adam"
+LIMIT, RULE, META = "limit: plain + a validation gradient", "the plain rule", "`meta`"
+KINDS: dict[str, Callable[[Problem], Step]] = {"plain Adam": plain, LIMIT: limit, RULE: plain_rule, META: meta}
 
 
-def check() -> dict[str, float]:
-    """Return the greatest relative difference of each peer's hypergradient from ours, over five steps in float64.
+def each_kind(build: Callable[..., Problem], suffix: str = "", **options: Any) -> dict[str, Callable[[], Step]]:
+    """Return, by name, what builds a step of each kind; options: of Adam."""
+    return {name + suffix: partial(lambda kind: kind(build(**options)), kind) for name, kind in KINDS.items()}
 
-    Raises:
-        AssertionError: one is above 1e-8, so that something else would be timed.
-    """
-    torch.set_default_dtype(torch.float64)  # else some count their steps in float32
-    workload, found = WORKLOADS["MLP 40-100-10, batch 128"], {}
-    for name, make in peers.EXACT.items():
-        options: dict[str, Any] = {"name": "SGD"} if name.startswith("higher") else {}  # its Adam puts eps elsewhere
-        steps = make(workload, torch.float64, **options), ours(workload, torch.float64, **options)
-        pairs = [(float(theirs()), float(our())) for theirs, our in [steps] * 5]
-        found[name] = max(abs(theirs / our - 1) for theirs, our in pairs)
-    torch.set_default_dtype(torch.float32)
-    if max(found.values()) > 1e-8:
-        raise AssertionError(f"Not the same hypergradient: {found}")
+
+def mlp(title: str, **options: Any) -> Problem:
+    """Return an MLP with ReLU and random batches, the same at each call."""
+    torch.manual_seed(0)
+    widths, samples = MLPS[title]
+    layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
+    network = nn.Sequential(*layers[:-1])
+    train, look = ((torch.randn(samples, widths[0]), torch.randint(10, (samples,))) for _ in range(2))
+    return Problem(network, Adam(network.parameters(), lr=LR, **options), train, look)
+
+
+def steps(quick: bool) -> dict[str, Any]:
+    """Measure the CPU time and the memory of each kind, plain and fused, in one process."""
+    # flush subnormals: the gradients of a fixed batch underflow, and such arithmetic is slow on some processors
+    torch.set_flush_denormal(True)
+    found = {}
+    for title in list(MLPS)[: 1 if quick else None]:
+        build = partial(mlp, title)
+        makes = each_kind(build) | each_kind(build, ", fused", fused=True)
+        found[title] = compare(makes, *((0, 2) if quick else (45, 9)))
+    torch.set_flush_denormal(False)
     return found
 
 
-def run(budget: float = 45.0) -> dict[str, Any]:
-    """Measure time and memory of every candidate on every workload, as ratios to the plain step.
-
-    budget: seconds a workload.
-    """
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(
-        True
-    )  # as losses go to 0 gradients underflow: on Intel one peer then takes 8 times as long
-    warnings.filterwarnings("ignore", module="higher|torchopt|GeN")
-    results: dict[str, Any] = {"agreement": check()}
-    for title, workload in WORKLOADS.items():
-        steps = {name: _made(f"{name}, {title}", make, workload) for name, make in CANDIDATES.items()}
-        able = {name: step for name, step in steps.items() if step}
-        seconds = cpu_seconds(able, budget)
-        base = peak_bytes(partial(plain, workload, torch.float32))
-        results[title] = {
-            name: {
-                "time": ratio(seconds, name, BASE),
-                "memory": peak_bytes(partial(CANDIDATES[name], workload, torch.float32)) / base,
-                "milliseconds": 1000 * min(seconds[name]),
-            }
-            for name in able
-        }
-    return results
+# tokens, width, layers, heads, samples in a batch; the first has 114 million weights
+LARGE, SMALL = (256, 768, 16, 12, 16), (16, 32, 1, 2, 4)
+OPTIONS: dict[str, dict[str, Any]] = {"Adam": {}, "fused": {"fused": True}, "capturable": {"capturable": True}}
 
 
-def _made(name: str, make: Make, workload: Workload) -> Step | None:
-    """Return the step; None, and say why, where the peer cannot do it."""
-    try:
-        step = make(workload, torch.float32)
-        step()
-    except Exception as error:  # whatever a package from elsewhere raises on a network that it does not take
-        print(f"{name}: left out, {type(error).__name__}: {error}")
-        return None
-    return step
+def language_model(size: tuple[int, ...], device: str, bf16: bool, **options: Any) -> Problem:
+    """Return a Transformer on random bytes, its batches (batch, tokens) int64."""
+
+    def loss(network: nn.Module, batch: Batch) -> Tensor:
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            return cross_entropy(network(batch[0]).flatten(0, 1), batch[1].flatten())
+
+    torch.manual_seed(0)
+    tokens, width, layers, heads, samples = size
+    network = ByteTransformer(tokens, width, layers, heads).to(device)
+    train, look = ((x[:, :-1], x[:, 1:]) for x in torch.randint(256, (2, samples, tokens + 1), device=device))
+    return Problem(network, Adam(network.parameters(), lr=LR, **options), train, look, loss)
+
+
+def accelerator(quick: bool) -> dict[str, Any]:
+    """Measure wall time and memory on a CUDA device; quickly, a small network where there is none."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def clock() -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    found = {}
+    for precision in ("fp32", "bf16"):
+        for name, options in list(OPTIONS.items())[: 1 if quick else None]:
+            build = partial(language_model, SMALL if quick else LARGE, device, precision == "bf16")
+            makes = each_kind(build, **options)
+            found[f"{precision}, {name}"] = compare(makes, *((0, 2) if quick else (20, 5)), clock=clock)
+    return found

@@ -1,6 +1,7 @@
 """The learning rate's own gradient, for any optimizer whose step is proportional to its rate; needs torch alone."""
 
-from hypergradient.adapter import NotFiniteError, RateAdapter
+from hypergradient.adapter import RateAdapter
+from hypergradient.finite import NotFiniteError
 from hypergradient.meta import Meta
 from hypergradient.one_step import hypergradient, lookahead, real_step, scaled
 from hypergradient.search import search_rate

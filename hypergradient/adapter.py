@@ -12,21 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from hypergradient.batches import endless, first, samples
+from hypergradient.finite import FiniteSteps
 from hypergradient.meta import Meta
-from hypergradient.run import keep_state
+from hypergradient.run import keep_state, require_keys
 from hypergradient.settings import Settings
 from hypergradient.support import unwrapped
 
-COUNTS = ("calls", "skipped", "in_a_row", "began", "position", "told", "passes", "lowest", "highest")
+COUNTS = ("position", "told", "passes", "lowest", "highest")
 NAME = "rate_adapter"  # of the adapter, in its optimizer, and of its state
-
-
-class NotFiniteError(RuntimeError):
-    """Too many steps in a row were not finite. The message says where it began, and what to look at."""
 
 
 def matrices(p: Tensor) -> bool:
@@ -37,11 +33,10 @@ def matrices(p: Tensor) -> bool:
 class RateAdapter:
     """Adapts learning rate and weight decay by the rule of `Meta`, whenever `optimizer.step()` is called.
 
-    It needs the training batches: `adapter.loss(batch).backward()`, or `see`. The rate to start from follows from the
-    scale of the weights, unless `lr` is lower. `lr` in the parameter groups stays the user's, so schedules continue
-    from it; `used_lr` next to it is the rate of the last step. Groups keep the ratios of their rates. The state is
-    part of the optimizer's `state_dict()`. In a process group, means are taken over the processes. A step whose
-    gradients are not finite is skipped.
+    It needs the training batches: `adapter.loss(batch).backward()`, or `see`. `lr` in the parameter groups stays the
+    user's, so schedules continue from it; `used_lr` next to it is the rate of the last step. Groups keep the ratios of
+    their rates. The state is part of the optimizer's `state_dict()`. In a process group, means are taken over the
+    processes. A step whose gradients are not finite is skipped.
 
     Args:
         optimizer: any that `check_supported` takes. Its own weight decay stays, and then none is adapted.
@@ -93,8 +88,6 @@ class RateAdapter:
         optimizer = unwrapped(optimizer)
         if lr is not None and not 0 < lr < math.inf:
             raise ValueError(f"RateAdapter: lr must be positive and finite, got {lr}.")
-        if patience < 1:
-            raise ValueError(f"RateAdapter: patience must be 1 or more, got {patience}.")
         own = {id(p) for p in network.parameters()}
         if foreign := sum(id(p) not in own for group in optimizer.param_groups for p in group["params"]):
             raise ValueError(f"RateAdapter: the optimizer moves {foreign} parameters that are not the network's.")
@@ -103,17 +96,18 @@ class RateAdapter:
         if older := getattr(optimizer, NAME, None):
             warnings.warn("RateAdapter: this optimizer has one already, which this one replaces.", stacklevel=2)
             older.remove()
-        self.optimizer, self.network, self.loss_of, self.patience = optimizer, network, loss, patience
+        self.optimizer, self.network, self.loss_of = optimizer, network, loss
         self.validation, self.batches = batches, endless(batches)
-        self.meta = Meta(network, optimizer, settings, lr, length, clip, decays)
+        self.meta, self.finite = (
+            Meta(network, optimizer, settings, lr, length, clip, decays),
+            FiniteSteps(optimizer, patience),
+        )
         # parts of the batches whose gradients make the step, their losses, and the samples of the last batch
-        self.seen: list[Any] = []
-        self.losses: list[Tensor] = []
-        self.size = 0
-        # of nested steps: that of an optimizer which calls its base class's; whether the outermost one is adapted
+        self.seen, self.losses, self.size = list[Any](), list[Tensor](), 0
+        # of nested steps, as of an optimizer that calls its base class's; whether this one is adapted
         self.depth, self.adapted, self.in_closure = 0, False, False
-        self.calls = self.skipped = self.in_a_row = self.began = self.position = self.told = 0
-        self.passes, self.lowest, self.highest = 0.0, math.inf, 0.0
+        # validation batches taken, training batches seen, passes that are not plain ones, the extremes of the rate
+        self.position, self.told, self.passes, self.lowest, self.highest = 0, 0, 0.0, math.inf, 0.0
         self.last: dict[str, float] = {}
         self._hooks = [
             optimizer.register_step_pre_hook(torch.compiler.disable(self._before)),
@@ -171,7 +165,7 @@ class RateAdapter:
         `steps` `looks` `skipped` `rewound`: how many. `lr` `lowest` `highest`: the rate, now and at its extremes.
         `passes`: forward-backward passes for each training batch, the plain one included.
         """
-        counts = {"steps": self.calls, "looks": self.meta.looks, "skipped": self.skipped}
+        counts = {"steps": self.finite.steps, "looks": self.meta.looks, "skipped": self.finite.skipped}
         rates = {"lr": self.last.get("lr", 0.0), "lowest": self.lowest, "highest": self.highest}
         return counts | rates | {"rewound": self.meta.guard.rewound, "passes": 1 + self.passes / max(1, self.told)}
 
@@ -214,15 +208,13 @@ class RateAdapter:
 
     def _prepare(self) -> None:
         """Skip a step that is not finite; else adapt, where it moves anything."""
-        self.calls += 1
         self.adapted = False
-        if not self._finite():
-            # one such step may be a bad batch, two in a row are bad weights; a scaler tries a smaller scale itself
-            if self.in_a_row > 1 and self.meta.guard.good:
+        if not self.finite.check():
+            # one such step may be a bad batch, two in a row are bad weights
+            if self.finite.in_a_row > 1 and self.meta.guard.good:
                 self.meta.rewind()
             self._forget()
             return
-        self.in_a_row = 0
         # a warm-up may begin at 0
         moves = any(group["lr"] for group in self.optimizer.param_groups)
         self.meta.prepare()
@@ -237,26 +229,6 @@ class RateAdapter:
         self.last |= self.meta.before_step(self._validation_loss)
         self.lowest, self.highest = min(self.last["lr"], self.lowest), max(self.last["lr"], self.highest)
         self.adapted = True
-
-    def _finite(self) -> bool:
-        """Return whether all gradients are finite; drop them where they are not: then the step does nothing."""
-        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if any(gradient.is_sparse for gradient in gradients):
-            raise ValueError("RateAdapter: sparse gradients cannot be adapted: use Embedding(sparse=False).")
-        filled = [gradient for gradient in gradients if gradient.numel()]
-        if bool(get_total_norm(filled, math.inf).isfinite()):
-            return True
-        self.optimizer.zero_grad(set_to_none=True)
-        if getattr(self.optimizer, "found_inf", None) is None:
-            # else a GradScaler knows
-            self.began = self.began if self.in_a_row else self.calls
-            self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-            if self.in_a_row >= self.patience:
-                raise NotFiniteError(
-                    f"{self.in_a_row} steps in a row were skipped, from step {self.began} on: their gradients are not "
-                    "finite. Look at the batches there, lower the optimizer's lr, or clip the gradients."
-                )
-        return False
 
     def _validation_loss(self) -> Tensor:
         self.position += 1
@@ -282,7 +254,8 @@ class RateAdapter:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run needs to resume; the optimizer's own `state_dict()` has it."""
-        return {name: getattr(self, name) for name in COUNTS} | {"meta": self.meta.state_dict()}
+        parts = {"meta": self.meta.state_dict(), "finite": self.finite.state_dict()}
+        return {name: getattr(self, name) for name in COUNTS} | parts
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from a state, when network and optimizer have theirs.
@@ -290,9 +263,12 @@ class RateAdapter:
         Raises:
             ValueError: another version wrote it; nothing is loaded.
         """
-        if missing := [name for name in (*COUNTS, "meta") if state and name not in state]:
-            raise ValueError(f"the state has no {', no '.join(missing)}: another version wrote it")
-        self.meta.load_state_dict(state.get("meta", {}))
-        for name in COUNTS if state else ():
+        if not state:
+            return
+        require_keys(state, *COUNTS, "meta", "finite")
+        require_keys(state["finite"], *self.finite.state_dict())
+        self.meta.load_state_dict(state["meta"])
+        vars(self.finite).update(state["finite"])
+        for name in COUNTS:
             setattr(self, name, state[name])
         self.batches = endless(self.validation, self.position)

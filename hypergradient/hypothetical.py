@@ -63,38 +63,33 @@ class HypotheticalRun(TensorSet):
                 gradients = mean_over_processes(gradients_of(loss(), self.params))
             with torch.no_grad():
                 kept = [p.grad for p in self.params]
-                for p, before, g in zip(self.params, kept, gradients, strict=True):
-                    # what the real step left alone
-                    p.grad = None if before is None else g
-                if clip:
-                    nn.utils.clip_grad_norm_(self.params, clip)
-                for group, own in zip(real, self.optimizer.param_groups, strict=True):
-                    own.update(
-                        {name: group[name] for name in SCHEDULED if name in group}, lr=settings.factor * group["lr"]
-                    )
-                shrink(self.params, self.decays, decay)
-                plain_step(self.optimizer)
-                for p, before in zip(self.params, kept, strict=True):
-                    p.grad = before
+                try:
+                    for p, g in zip(self.params, gradients, strict=True):
+                        # what the real step left alone stays where it is
+                        p.grad = None if p.grad is None else g
+                    if clip:
+                        nn.utils.clip_grad_norm_(self.params, clip)
+                    for group, own in zip(real, self.optimizer.param_groups, strict=True):
+                        scheduled = {name: group[name] for name in SCHEDULED if name in group}
+                        own.update(scheduled, lr=settings.factor * group["lr"])
+                    shrink(self.params, self.decays, decay)
+                    plain_step(self.optimizer)
+                finally:
+                    for p, grad in zip(self.params, kept, strict=True):
+                        p.grad = grad
         with torch.no_grad():
             torch._foreach_lerp_(self.weights, self.params, settings.pull)
-            averages, real_averages = self._paired_states()
-            if averages:
-                torch._foreach_lerp_(averages, real_averages, settings.pull)
+            # and what the optimizers keep in a parameter's shape, as their moments
+            own_moments, moments = [], []
+            for p in self.params:
+                ours, real_state = (state.get(p, {}) for state in (self.attributes["state"], self.optimizer.state))
+                for name, value in ours.items():
+                    if isinstance(value, Tensor) and value.dim() and value.shape == p.shape and name in real_state:
+                        own_moments.append(value)
+                        moments.append(real_state[name])
+            if moments:
+                torch._foreach_lerp_(own_moments, moments, settings.pull)
             return list(torch._foreach_sub(self.weights, self.params))
-
-    def _paired_states(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Return what both runs' optimizers keep in a parameter's shape, as their moments."""
-        pairs = [
-            (value, self.optimizer.state[p][name])
-            for p in self.params
-            for name, value in self.attributes["state"].get(p, {}).items()
-            if isinstance(value, Tensor)
-            and value.dim()
-            and value.shape == p.shape
-            and name in self.optimizer.state.get(p, {})
-        ]
-        return [own for own, _ in pairs], [real for _, real in pairs]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the values, and the state of the optimizer."""
@@ -118,15 +113,13 @@ def copied_attributes(optimizer: Optimizer, replaced: Mapping[Tensor, Tensor] | 
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     memo: dict[int, Any] = {id(p): (replaced or {}).get(p, p) for p in params}
-    return {
-        name: OrderedDict()
-        if name.endswith("_hooks")
-        else copy.deepcopy(value, memo)
-        if isinstance(value, PLAIN)
-        else value
-        for name, value in vars(optimizer).items()
-        if name not in TEMPORARY
-    }
+    copied: dict[str, Any] = {}
+    for name, value in vars(optimizer).items():
+        if name.endswith("_hooks"):
+            copied[name] = OrderedDict()
+        elif name not in TEMPORARY:
+            copied[name] = copy.deepcopy(value, memo) if isinstance(value, PLAIN) else value
+    return copied
 
 
 @contextmanager

@@ -17,11 +17,6 @@ from hypergradient.support import check_supported
 
 COUNTS = ("steps", "looks", "moves", "moved_at", "clock", "before", "count", "rate", "peak", "weight_decay")
 STATE = (*COUNTS, "sums", "squares", "guard", "average", "hypothetical", "difference")
-PARTS = {
-    "guard": tuple(Guard(Settings()).state_dict()),
-    "average": ("exact", "weights", "buffers"),
-    "hypothetical": ("weights", "buffers", "optimizer"),
-}
 
 
 class AdaptedRun:
@@ -62,18 +57,16 @@ class AdaptedRun:
         clip: float | None = None,
         decays: Callable[[Tensor], bool] | None = None,
     ) -> None:
-        check_supported(optimizer)
         self.network, self.optimizer, self.settings = network, optimizer, settings or Settings()
         if self.settings.weight_decay and any(group.get("weight_decay") for group in optimizer.param_groups):
             raise ValueError(
                 f"{type(optimizer).__name__} has a weight decay of its own, and the method adapts one. Give the "
                 "optimizer weight_decay=0, or the method weight_decay 0."
             )
+        check_supported(optimizer)
         self.lr, self.length, self.clip, self.decays = lr, length, clip, decays
         self.guard, self.loaded = Guard(self.settings), dict[str, Any]()
-        self.params: list[Tensor] = []
-        self.groups = 0
-        self.rates: list[Any] = []
+        self.params, self.rates, self.groups = list[Tensor](), list[Any](), list[list[int]]()
         self.steps = self.looks = self.moves = self.moved_at = self.clock = self.count = 0
         self.before, self.rate, self.peak, self.schedule, self.weight_decay = 1, 0.0, 0.0, 1.0, 0.0
         # since the last move, the sums of what looks saw: the loss, the hypergradients of the rate and of the decay
@@ -81,9 +74,9 @@ class AdaptedRun:
 
     def prepare(self) -> None:
         """Make the sets of tensors, or make them again where the optimizer moves other parameters now."""
-        params = trained(self.network, self.optimizer)
-        groups = len(self.optimizer.param_groups)
-        if [*map(id, params)] != [*map(id, self.params)] or groups != self.groups:
+        groups = [[id(p) for p in group["params"] if p.requires_grad] for group in self.optimizer.param_groups]
+        if groups != self.groups:
+            params = trained(self.network, self.optimizer)
             averages = dict(zip(self.params, self.average.weights, strict=True)) if self.params else {}
             buffers = self.average.buffers if self.params else list(self.network.buffers())
             self.params, self.groups, self.guard.good = params, groups, []
@@ -93,7 +86,6 @@ class AdaptedRun:
             self.begin_hypothetical_run()
         if self.loaded:
             self._load()
-        self.read_rates()
 
     def begin_hypothetical_run(self) -> None:
         """Let the hypothetical run begin where the real one is."""
@@ -112,20 +104,20 @@ class AdaptedRun:
         self.begin_hypothetical_run()
         self.rate = self.guard.rewind(self.rate)
 
-    def read_rates(self) -> None:
-        """Note the user's learning rates, and which part of its highest value a schedule leaves now."""
+    def read_schedule(self) -> None:
+        """Note which part of its highest value a schedule leaves of the user's rate now."""
         groups = self.optimizer.param_groups
-        self.rates = [group["lr"] for group in groups]
         # the other groups keep their ratio to the first one that has a rate
-        lead = next((group for group in groups if group["lr"]), groups[0])
+        lead = next(group for group in groups if group["lr"])
         self.peak = max(self.peak, *(float(lead.get(name, 0.0)) for name in ("lr", "initial_lr", "max_lr")))
-        self.schedule = float(lead["lr"]) / self.peak if self.peak else 0.0
+        self.schedule = float(lead["lr"]) / self.peak
 
     def set_rates(self) -> None:
         """Give the optimizer the rates of this step."""
-        for group, lr in zip(self.optimizer.param_groups, self.rates, strict=True):
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        for group in self.optimizer.param_groups:
             # not in place: groups may share a tensor
-            group["lr"] = lr * (self.rate / self.peak)
+            group["lr"] = group["lr"] * (self.rate / self.peak)
             group["used_lr"] = float(group["lr"])
 
     def restore_rates(self) -> None:
@@ -157,20 +149,28 @@ class AdaptedRun:
         Raises:
             ValueError: another version wrote it.
         """
-        missing = [name for name in STATE if name not in state]
-        missing += [name for part, names in PARTS.items() for name in names if name not in state.get(part, names)]
-        if state and missing:
-            raise ValueError(f"the state has no {', no '.join(missing)}: another version wrote it")
+        if state:
+            require_keys(state, *STATE)
+            require_keys(state["guard"], *self.guard.state_dict())
+            require_keys(state["average"], "exact", "weights", "buffers")
+            require_keys(state["hypothetical"], "weights", "buffers", "optimizer")
         self.loaded = dict(state)
 
     def _load(self) -> None:
-        state, self.loaded = copy.deepcopy(self.loaded), {}
+        state, self.loaded = self.loaded, {}
         for name in (*COUNTS, "sums", "squares"):
-            setattr(self, name, state[name])
+            setattr(self, name, copy.copy(state[name]))
         vars(self.guard).update(state["guard"])
         self.average.load_state_dict(state["average"])
         self.hypothetical.load_state_dict(state["hypothetical"])
-        self.difference = state["difference"]
+        for z, value in zip(self.difference, state["difference"], strict=True):
+            z.copy_(value)
+
+
+def require_keys(state: Mapping[str, Any], *names: str) -> None:
+    """Raise a ValueError where a state that is to be loaded lacks one of the names."""
+    if missing := [name for name in names if name not in state]:
+        raise ValueError(f"the state has no {', no '.join(missing)}: another version wrote it")
 
 
 def keep_state(optimizer: Optimizer, name: str, owner: Any, required: bool = False) -> list[Any]:

@@ -13,9 +13,6 @@ FACTOR = 3.0  # between neighbouring rates
 MOST = 30  # rates, should the loss fall for ever
 LONGEST = 4  # times the first stretch
 
-Losses = dict[float, float]
-"""Exponent k, of the rate start · 3^k -> the validation loss after its stretch."""
-
 
 def search_rate(
     stretch: Callable[[float, int], float],
@@ -27,10 +24,10 @@ def search_rate(
     """Return the best learning rate, from hypothetical stretches of training at `start` times powers of 3.
 
     Upwards while the loss falls, else down. Short stretches prefer small rates: one below `start` must be better by the
-    fraction `trust`, and while larger rates end within the fraction `tie` of the best, these and the best alone go
-    twice as long. Where the next larger rate diverged, the one half-way to it (k + 1/2) takes part too, at four times
-    the length. `start` itself stays where it is the best. Elsewhere, and with trust 0, the rate is the vertex of the
-    parabola through the best rate and its neighbours, in log rate.
+    fraction `trust`, and while larger rates end within the fraction `tie` of the best, these and the best alone are
+    trained twice as long. Where the next larger rate diverged, the one half-way to it (k + 1/2) takes part too, at four
+    times the length. `start` itself stays where it is the best. Elsewhere, and with trust 0, the rate is the vertex of
+    the parabola through the best rate and its neighbours, in log rate.
 
     Args:
         stretch: (rate, times) -> validation loss after a stretch `times` as long; not finite where it diverged.
@@ -47,47 +44,42 @@ def search_rate(
         loss = stretch(start * FACTOR**k, times)
         return loss if loss < untrained else math.inf
 
-    loss = _line_search(judged)
+    # exponent k, of the rate start · 3^k -> the validation loss after its stretch
+    loss: dict[float, float] = {0: judged(0)}
+    while len(loss) < MOST:
+        low, high, best = min(loss), max(loss), _best(loss)
+        if math.isinf(loss[best]) or (best == low != high):
+            loss[low - 1] = judged(low - 1)
+        elif best == high:
+            loss[high + 1] = judged(high + 1)
+        else:
+            break
     best = _best(loss)
     if math.isinf(loss[best]):
-        lowest = start * FACTOR ** min(loss)
         raise ValueError(
-            f"Training lowers the validation loss at no rate from {start:g} down to {lowest:g}. Check the "
-            "data, or give the rate yourself (bracket false, stretch 0)."
+            f"Training lowers the validation loss at no rate from {start:g} down to {start * FACTOR ** min(loss):g}. "
+            "Check the data."
         )
     if trust and best <= 0 and (1 - trust) * loss[0] <= loss[best]:
         best = 0
     raced = _race(judged, loss, best, tie)
     if raced != best or (trust and best == 0):
         return float(start * FACTOR**raced)
-    return float(start * FACTOR ** (best + _vertex(*(loss.get(k, math.inf) for k in (best - 1, best, best + 1)))))
+    below, above = (loss.get(k, math.inf) for k in (best - 1, best + 1))
+    curvature = below - 2 * loss[best] + above
+    # next to a rate that diverged there is no parabola
+    vertex = 0.5 * (below - above) / curvature if 0 < curvature < math.inf else 0.0
+    return float(start * FACTOR ** (best + vertex))
 
 
-def _line_search(judged: Callable[[float], float]) -> Losses:
-    loss: Losses = {}
-    k: float | None = 0
-    while k is not None and len(loss) < MOST:
-        loss[k] = judged(k)
-        k = _next(loss)
-    return loss
-
-
-def _next(loss: Losses) -> float | None:
-    low, high, best = min(loss), max(loss), _best(loss)
-    if math.isinf(loss[best]):
-        return low - 1
-    if best == high:
-        return high + 1
-    return low - 1 if best == low else None
-
-
-def _race(judged: Callable[[float, int], float], loss: Losses, best: float, tie: float) -> float:
-    """Return the best exponent when larger ones that tie with it, and it, went twice as long, and twice again.
+def _race(judged: Callable[[float, int], float], loss: dict[float, float], best: float, tie: float) -> float:
+    """Return the best exponent when larger ones that tie with it, and it, were trained twice and four times as long.
 
     Where none of them lasts so long, the largest of the smaller ones that does.
     """
     exponents, times = [k for k in loss if k >= best and loss[k] <= (1 + tie) * loss[best]], 1
-    if tie and math.isinf(loss.get(best + 1, 0.0)):  # the next one diverged: what is near it must last
+    if tie and math.isinf(loss.get(best + 1, 0.0)):
+        # the next one diverged: what is near it must last
         exponents, times = [*exponents, best + 0.5], LONGEST // 2
     while times < LONGEST and len(exponents) > 1:
         times *= 2
@@ -96,18 +88,13 @@ def _race(judged: Callable[[float, int], float], loss: Losses, best: float, tie:
         while smaller and math.isinf(min(longer.values())):
             k = smaller.pop()
             longer[k] = judged(k, times)
-        if math.isinf(min(longer.values())):  # --trainer.max_time was over
+        if math.isinf(min(longer.values())):
+            # --trainer.max_time was over
             return best
         best = _best(longer)
         exponents = [k for k in longer if longer[k] <= (1 + tie) * longer[best]]
     return best
 
 
-def _best(loss: Losses) -> float:
+def _best(loss: dict[float, float]) -> float:
     return min(loss, key=lambda k: (loss[k], k))
-
-
-def _vertex(below: float, best: float, above: float) -> float:
-    """Return where, in -1/2 ... 1/2, the parabola through three neighbours is lowest; 0 beside a rate that diverged."""
-    curvature = below - 2 * best + above
-    return 0.5 * (below - above) / curvature if 0 < curvature < math.inf else 0.0

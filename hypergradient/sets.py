@@ -37,9 +37,12 @@ class TensorSet:
         for own, value in zip([*self.weights, *self.buffers], [*weights, *buffers], strict=True):
             own.copy_(value)
 
-    def exchange(self) -> None:
-        """Exchange the values with those in the network."""
-        live = [*self.params, *self.network.buffers()]
+    def exchange(self, buffers: Sequence[Tensor] | None = None) -> None:
+        """Exchange the values with those in the network.
+
+        buffers: of the network, where the caller has collected them.
+        """
+        live = [*self.params, *(self.network.buffers() if buffers is None else buffers)]
         values = [tensor.data for tensor in live]
         for tensor, value in zip(live, [*self.weights, *self.buffers], strict=True):
             tensor.data = value
@@ -47,8 +50,8 @@ class TensorSet:
         self.exchanged = not self.exchanged
         # which holds casts of the weights that were there
         torch.clear_autocast_cache()
-        for module in self.network.modules():
-            if isinstance(module, nn.RNNBase) and any(p.is_cuda for p in module.parameters()):
+        for module in self.network.modules() if torch.cuda.is_initialized() else ():
+            if isinstance(module, nn.RNNBase):
                 # cuDNN wants all weights of a layer in one piece
                 module.flatten_parameters()
 
@@ -58,19 +61,20 @@ class TensorSet:
 
         keep: whether what is done to the buffers, as BatchNorm's statistics, stays in the set.
         """
-        before, buffers = list(self.network.buffers()), self.buffers
+        before, kept = list(self.network.buffers()), self.buffers
         if not keep:
-            self.buffers = [buffer.clone() for buffer in buffers]
-        self.exchange()
+            self.buffers = [buffer.clone() for buffer in kept]
+        self.exchange(before)
         try:
             yield
         finally:
-            self.exchange()
-            for buffer, now in zip(before, self.network.buffers(), strict=False):
+            now = list(self.network.buffers())
+            self.exchange(now)
+            for buffer, replaced in zip(before, now, strict=False):
                 # where the forward pass replaced a buffer; `unchanged` puts the module's own one back
-                buffer.data = now.data
+                buffer.data = replaced.data
             if not keep:
-                self.buffers = buffers
+                self.buffers = kept
 
     def state_dict(self) -> dict[str, Any]:
         """Return the values, as lists of tensors."""
@@ -131,9 +135,9 @@ class Average(TensorSet):
         """Return the average; where it is in the network at present, `current` holds the weights of the run."""
         state: dict[str, Any] = {"exact": [e for e, p in zip(self.exact, self.params, strict=True) if p.dtype in HALF]}
         if self.exchanged:
-            live = [*self.params], [*self.network.buffers()]
-            weights, buffers = ([tensor.detach() for tensor in part] for part in live)
-            return state | {"weights": weights, "buffers": buffers, "current": super().state_dict()}
+            live = {"weights": self.params, "buffers": self.network.buffers()}
+            average = {name: [tensor.detach() for tensor in tensors] for name, tensors in live.items()}
+            return state | average | {"current": super().state_dict()}
         return state | super().state_dict()
 
     @torch.no_grad()
@@ -141,8 +145,7 @@ class Average(TensorSet):
         """Take over the average of a state; weights that it has as `current` go into the network."""
         super().load_state_dict(state)
         if current := state.get("current"):
-            for tensor, value in zip(
-                [*self.params, *self.network.buffers()], [*current["weights"], *current["buffers"]], strict=True
-            ):
+            live = [*self.params, *self.network.buffers()]
+            for tensor, value in zip(live, [*current["weights"], *current["buffers"]], strict=True):
                 tensor.copy_(value)
         self.take_exact(state["exact"])

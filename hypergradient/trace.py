@@ -1,13 +1,17 @@
 """Evaluate a network without side effects."""
 
 import copy
-from collections import deque
+import operator
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+
+# of a module's attributes, those that a forward pass may change in place
+CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
 
 
 @contextmanager
@@ -19,12 +23,12 @@ def unchanged(network: nn.Module) -> Iterator[None]:
     modules = list(network.modules())
     modes = [module.training for module in modules]
     attributes = [dict(vars(module)) for module in modules]
-    containers = [
-        (value, copy.copy(value))
-        for own in attributes
-        for name, value in own.items()
-        if (name == "_buffers" or name[0] != "_") and isinstance(value, list | dict | set | deque)
+    mutable = [
+        value for own in attributes for name, value in own.items() if name[0] != "_" and type(value) in CONTAINERS
     ]
+    # those of a scripted module are in no dictionary
+    mutable += [own["_buffers"] for own in attributes if own["_buffers"] and isinstance(own["_buffers"], dict)]
+    containers = [(value, copy.copy(value)) for value in mutable]
     # a metric of torchmetrics adds to its states in place
     metrics = [own for own in attributes if "_update_count" in own]
     states = [copy.deepcopy({name: own[name] for name in own["_defaults"]}) for own in metrics]
@@ -39,7 +43,8 @@ def unchanged(network: nn.Module) -> Iterator[None]:
             (value.extend if isinstance(value, list | deque) else value.update)(kept)
         for module, own, mode in zip(modules, attributes, modes, strict=True):
             now = vars(module)
-            if len(now) != len(own) or any(now.get(name, now) is not value for name, value in own.items()):
+            # by identity: tensors have no truth value
+            if len(now) != len(own) or not all(map(operator.is_, now.values(), own.values())):
                 now.clear()
                 now.update(own)
             # the mode of a scripted module is not in its dictionary

@@ -6,7 +6,6 @@ from lightning_modules.networks import GRU, MLP, ConvNet, PostLayerNorm
 from lightning_modules.one_step import OneStepModule
 from lightning_modules.schedules import warmup_cosine
 from lightning_modules.search import SearchModule
-from lightning_modules.search_decay import SearchDecayModule
 from lightning_modules.supervised import SupervisedModule
 from lightning_modules.transformers import ByteTransformer, VisionTransformer
 
@@ -19,7 +18,6 @@ __all__ = [
     "MetaModule",
     "OneStepModule",
     "PostLayerNorm",
-    "SearchDecayModule",
     "SearchModule",
     "SupervisedModule",
     "VisionTransformer",

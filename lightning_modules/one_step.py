@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from hypergradient import check_supported, hypergradient, lookahead, no_trace, real_step, scaled
-from lightning_modules.supervised import Batch, Factory, OptimizerFactory, Pair, SupervisedModule
+from lightning_modules.supervised import Batch, OptimizerFactory, Pair, SupervisedModule
 
 
 class OneStepModule(SupervisedModule):
@@ -47,7 +47,7 @@ class OneStepModule(SupervisedModule):
             raise ValueError(f"--model.every must be 1 or more, got {every}.")
         check_supported(self.inner_optimizer())
         self.meta_lr, self.adapt, self.every = meta_lr, adapt, every
-        self.make_meta_optimizer = Factory(meta_optimizer or Adam)
+        self.make_meta_optimizer = meta_optimizer or Adam
         # log(rate / lr), or the rate; made here, so that checkpoints hold it; has no gradient, which DDP would wait for
         self.learned = nn.Parameter(torch.tensor(lr if adapt == "rate" else 0.0), requires_grad=False)
         self.batch_size = 0
@@ -77,7 +77,7 @@ class OneStepModule(SupervisedModule):
         return {"loss": loss.detach()} | self._adapted_step(optimizer, meta_optimizer, batch["val"])
 
     def _adapted_step(self, optimizer: Any, meta_optimizer: Any, batch: Batch) -> dict[str, Tensor | float]:
-        """Take one adapted step (`hypergradient.step` has the letters)."""
+        """Take one adapted step (`hypergradient.one_step` has the letters)."""
         self.passes += len(batch[1]) / self.batch_size
         scale = self.scale()
         update = lookahead(optimizer, scale)

@@ -1,8 +1,8 @@
-"""A classifier that finds its learning rate before the first step, by hypothetical steps."""
+"""The rate found before the first step by hypothetical stretches, the decay of the weights adapted during the run."""
 
 import copy
 import math
-from functools import partial
+from contextlib import nullcontext
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -16,79 +16,84 @@ from torch.optim import Optimizer
 from hypergradient import check_supported, no_trace, search_rate, starting_rate
 from lightning_modules.supervised import Batch, OptimizerFactory, Pair, SupervisedModule
 
-REFERENCE_BATCH = 64  # samples: the batch at which the bracket's rate is right as it is
+REFERENCE_BATCH = 64  # samples: the batch size at which the bracket's rate is right as it is
 JUDGES = 1024  # validation samples that judge a stretch
 
 
 class SearchModule(SupervisedModule):
-    """A classifier that needs no learning rate: the validation loss of hypothetical steps gives it, before step 1.
+    """Training that needs no learning rate, and whose weights decay as the validation loss at their average A tells.
 
-        bracket       s                    where the hypergradient of the first step changes sign
-        rate          α = s √(b / 64)      b: samples a batch
-        stretches     α ← the best of α/3, α, 3α, ... after a twelfth of the run, from θ₀; a smaller one by a tenth;
-                      ties go twice as long
+        bracket        s                    where the hypergradient of the first step changes sign
+        rate           α = s √(b / 64)      b: samples a batch
+        stretches      α ← the best of α/3, α, 3α, ... after a part of the run, from θ₀ (`hypergradient.search`)
+        each step      θ ← (1 - η) θ + Δ(α)             at first η = 1 / (time constant · steps an epoch)
+        hypergradient  h = dL_val(A)/d log η = -η ⟨∇L_val(A), θ⟩
+        decay          log η ← log η - meta_lr / √k · h / rms(h)     at the k-th look
 
-    A stretch is training as it will be, hooks `on_before_optimizer_step` included; but a batch a step, and not clipped.
+    A stretch is training as it will be, but a batch a step, and not clipped. Meant to return averaged weights:
+    `callbacks.TailAverage`. Without it, A is θ.
 
     Args:
         network: (batch, ...) inputs -> (batch, classes) logits.
-        lr: the learning rate to start from where `bracket` is off; not read otherwise.
-        bracket: start at the rate at which the hypergradient changes sign.
-        stretch: the length of a hypothetical stretch as a fraction of the run; 0 for none.
-        trust: in the bracket's rate: a smaller rate must be better by this fraction of the validation loss.
-        tie: larger rates than the best that end within this fraction of it go on twice as long, with the bracket.
+        stretch: the length of a hypothetical stretch as a fraction of the run.
+        time_constant: of the decay at first: epochs after which a weight has lost 63 % of its past; inf for no decay.
+        meta_lr: the greatest relative change of η at the first look; 0 for no look.
+        every: training samples between looks.
         optimizer: makes the optimizer from the parameters and the rate; Adam by default.
 
     Raises:
         ValueError: an argument is out of range, or the optimizer's step is not proportional to its rate.
     """
 
-    reads_validation = True
+    reads_validation, reads_lr = True, False
+    k: Tensor
+    square: Tensor
+    log_scale: Tensor
 
     def __init__(
         self,
         network: nn.Module,
-        lr: float = 1e-3,
-        bracket: bool = True,
         stretch: float = 0.08,
-        trust: float = 0.1,
-        tie: float = 0.06,
+        time_constant: float = 12.0,
+        meta_lr: float = 0.6,
+        every: int = 4096,
         optimizer: OptimizerFactory | None = None,
     ) -> None:
-        super().__init__(network, lr, optimizer)
-        if not 0 <= stretch < 1:
-            raise ValueError(f"--model.stretch is a fraction of the run, 0 or more and below 1, got {stretch}.")
-        if not 0 <= trust < 1:
-            raise ValueError(f"--model.trust is a fraction of the validation loss, 0 or more and below 1, got {trust}.")
-        if not 0 <= tie < math.inf:
-            raise ValueError(f"--model.tie is a fraction of the validation loss, 0 or more, got {tie}.")
+        super().__init__(network, optimizer=optimizer)
+        for name, value, valid in (
+            ("stretch", stretch, 0 < stretch < 1),
+            ("time_constant", time_constant, time_constant > 0),
+            ("every", every, every > 0),
+            ("meta_lr", meta_lr, 0 <= meta_lr < 10),
+        ):
+            if not valid:
+                raise ValueError(f"--model.{name} is out of range, got {value}: see --model.help SearchModule.")
         check_supported(self.inner_optimizer())
-        self.bracket, self.stretch, self.trust, self.tie = bracket, stretch, trust, tie
+        self.stretch, self.time_constant, self.meta_lr, self.every = stretch, time_constant, meta_lr, every
         self.tried: list[dict[str, float]] = []  # what the search looked at
-
-    @property
-    def reads_lr(self) -> bool:  # type: ignore[override]
-        """Whether the rate that was given is where the search begins."""
-        return not self.bracket
-
-    def require_one_process(self, processes: int) -> None:
-        """Refuse several: stretches are trained outside of what joins their gradients."""
-        if processes > 1:
-            raise MisconfigurationException(
-                f"--trainer.devices must be 1: {type(self).__name__} trains its stretches in one process. In several, "
-                "take --optimizer meta, or `replay` the schedule that one process found."
-            )
+        self.batch_size = 0
+        # η over the first one, read from the buffer once after each look
+        self.scale: float | None = None
+        self.waiting: Batch | None = None  # the validation batch of the look that comes before the next step
+        # buffers: checkpoints hold them
+        for name in ("k", "square", "log_scale"):
+            self.register_buffer(name, torch.zeros(()))
 
     def on_train_start(self) -> None:
         """Find the rate, unless the run is resumed: then the optimizer has it."""
         super().on_train_start()
-        self.require_one_process(self.trainer.world_size)
+        if self.trainer.world_size > 1:
+            raise MisconfigurationException(
+                "--trainer.devices must be 1: SearchModule trains its stretches in one process. For several, take "
+                "--optimizer meta."
+            )
         if self.trainer.global_step:
             return
         [optimizer] = self.trainer.optimizers
         try:
             rate = self._search(optimizer, self._first_batches())
-        except ValueError as error:  # before step 1, so it is the set-up that is at fault
+        except ValueError as error:
+            # before step 1, so it is the set-up that is at fault
             over = "--trainer.max_time was over before one stretch of the search had ended: give more."
             raise MisconfigurationException(over if self._over() else str(error)) from error
         _set_rate(optimizer, rate)
@@ -97,16 +102,24 @@ class SearchModule(SupervisedModule):
 
     def _search(self, optimizer: Optimizer, batches: list[Pair]) -> float:
         """Return the rate; network and optimizer are left as they were."""
-        rate = self._bracketed_rate(optimizer, batches[0]) if self.bracket else self.lr
-        if not self.stretch:
-            return rate
+
+        def validation_loss() -> Tensor:
+            self.passes += _samples(batches[0]["val"]) / _samples(batches[0]["train"])
+            return self._loss(batches[0]["val"])
+
+        def stretch(rate: float, times: int) -> float:
+            loss = self._stretch(optimizer, start, rate, times)
+            self.tried.append({"lr": rate, "times": times, "val_loss": loss})
+            return loss
+
+        # the bracket moves the weights and puts them back; BatchNorm's statistics are put back with the rest
         start = copy.deepcopy((self.network.state_dict(), optimizer.state_dict()))
-        trust, tie = (
-            (self.trust, self.tie) if self.bracket else (0.0, 0.0)
-        )  # who names the rate may be wrong either way
         try:
-            untrained = self._validation_loss(batches)
-            return search_rate(partial(self._judge, optimizer, start), rate, trust, tie, untrained)
+            with no_trace(self.network, batch_statistics=True):
+                bracket = starting_rate(validation_loss, optimizer)
+            self._set(optimizer, start, self.lr)
+            rate = bracket * math.sqrt(_samples(batches[0]["train"]) / REFERENCE_BATCH)
+            return search_rate(stretch, rate, untrained=self._validation_loss(batches))
         finally:
             self._set(optimizer, start, self.lr)
 
@@ -116,41 +129,26 @@ class SearchModule(SupervisedModule):
             raise ValueError("A stretch is part of a run that ends: give --trainer.max_epochs or --trainer.max_steps.")
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
-            name = type(self).__name__
-            raise ValueError(f"{name} reads the first batches twice, so it needs a datamodule: fit(datamodule=).")
+            raise ValueError("SearchModule reads the first batches twice, so it needs a datamodule: fit(datamodule=).")
         length = max(1, times * math.ceil(self.stretch * self.trainer.estimated_stepping_batches))
-        loader = data.train_dataloader()  # a fresh one: the same order
-        epochs = chain.from_iterable(repeat(loader))  # each iter() is an epoch
+        # a fresh loader: the same order; each iter() is an epoch
+        epochs = chain.from_iterable(repeat(data.train_dataloader()))
         placed = (self.trainer.strategy.batch_to_device(batch) for batch, *_ in islice(epochs, length))
         return [self.trainer.precision_plugin.convert_input(batch) for batch in placed]
-
-    def _bracketed_rate(self, optimizer: Optimizer, batch: Pair) -> float:
-        def validation_loss() -> Tensor:
-            self.passes += _samples(batch["val"]) / _samples(batch["train"])
-            return self._loss(batch["val"])
-
-        with no_trace(self.network, batch_statistics=True):
-            return starting_rate(validation_loss, optimizer) * math.sqrt(_samples(batch["train"]) / REFERENCE_BATCH)
 
     def _loss(self, batch: Batch) -> Tensor:
         """Return the loss in the precision that the run will have."""
         with self.trainer.precision_plugin.forward_context():
             return self.loss(batch)
 
-    def _judge(self, optimizer: Optimizer, start: Any, rate: float, times: int) -> float:
-        loss = self._stretch(optimizer, start, rate, times)
-        self.tried.append({"lr": rate, "times": times, "val_loss": loss})
-        return loss
-
     def _stretch(self, optimizer: Optimizer, start: Any, rate: float, times: int) -> float:
         """Train from `start` and return the validation loss at the average of the second half."""
-        if self._over():
-            return math.inf
         batches = self._first_batches(times)
         self._set(optimizer, start, rate)
         params: list[Tensor] = list(self.network.parameters())
         average = [p.detach().clone() for p in params]
-        with torch.random.fork_rng():  # dropout draws what the run will draw, and the run still does
+        # dropout draws what the run will draw, and the run still does
+        with torch.random.fork_rng():
             for step, batch in enumerate(batches, 1):
                 if self._over():
                     return math.inf
@@ -179,9 +177,14 @@ class SearchModule(SupervisedModule):
         """Return the mean loss over the first validation batches, about JUDGES samples."""
         looks = [batch["val"] for batch in batches]
         looks = looks[: math.ceil(JUDGES / _samples(looks[0]))]
-        self.passes += sum(map(_samples, looks)) / _samples(batches[0]["train"]) / 3  # a forward pass is a third
+        # a forward pass is a third
+        self.passes += sum(map(_samples, looks)) / _samples(batches[0]["train"]) / 3
+        buffers = [buffer.clone() for buffer in self.network.buffers()]
         with no_trace(self.network, batch_statistics=True):
-            return float(sum(self._loss(look) for look in looks) / len(looks))
+            loss = float(sum(self._loss(look) for look in looks) / len(looks))
+        for buffer, value in zip(self.network.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+        return loss
 
     def _set(self, optimizer: Optimizer, start: Any, rate: float) -> None:
         network, state = copy.deepcopy(start)
@@ -189,6 +192,56 @@ class SearchModule(SupervisedModule):
         optimizer.load_state_dict(state)
         optimizer.zero_grad()
         _set_rate(optimizer, rate)
+
+    def decay(self) -> float:
+        """Return η, the fraction of each weight that a step takes away."""
+        steps = float(self.trainer.num_training_batches) / self.trainer.accumulate_grad_batches
+        self.scale = float(self.log_scale.exp()) if self.scale is None else self.scale
+        return self.scale / (self.time_constant * steps)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Shrink the weights. The gradient is already that at the weights before."""
+        with torch.no_grad():
+            torch._foreach_mul_([p for p in self.network.parameters() if p.requires_grad], 1 - self.decay())
+
+    def training_step(self, batch: Pair, batch_idx: int) -> dict[str, Tensor | float]:
+        """Look, if it is time after the last step, and move the decay; then train."""
+        if self.waiting is not None:
+            self._look(self.waiting)
+            self.waiting = None
+        # an epoch's last batch may be smaller
+        self.batch_size = max(self.batch_size, len(batch["train"][1]))
+        # batches, not steps: gradients may be accumulated
+        batches = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        if self.meta_lr and (batches * self.batch_size) % self.every < self.batch_size:
+            self.waiting = batch["val"]
+        return super().training_step(batch, batch_idx)
+
+    def _look(self, batch: Batch) -> None:
+        averaging, params = self.averaging(), [p for p in self.network.parameters() if p.requires_grad]
+        place = averaging.average.in_place(keep=False) if averaging and averaging.average else nullcontext()
+        weights = [p.detach() for p in params]
+        with torch.enable_grad(), no_trace(self.network, batch_statistics=True), place:
+            gradient = torch.autograd.grad(self.loss(batch), params, materialize_grads=True)
+        pairs = zip(gradient, weights, strict=True)
+        h = -self.decay() * sum((torch.sum(g * p) for g, p in pairs), torch.zeros_like(self.k))
+        self.passes += len(batch[1]) / self.batch_size
+        self.k += 1
+        self.square += 0.1 * (h**2 - self.square)
+        rms = (self.square / (1 - 0.9**self.k)).sqrt()
+        self.log_scale -= self.meta_lr / self.k.sqrt() * h / rms.clamp(min=1e-30)
+        self.scale = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is to be looked at too."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["look"] = self.waiting, self.batch_size
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Resume with it."""
+        super().on_load_checkpoint(checkpoint)
+        self.waiting, self.batch_size = checkpoint["look"]
+        self.scale = None
 
 
 def _set_rate(optimizer: Optimizer, rate: float) -> None:

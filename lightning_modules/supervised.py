@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
@@ -18,21 +18,6 @@ Batch = tuple[Tensor, Tensor]
 Pair = dict[str, Batch]
 OptimizerFactory = Callable[[Iterable[nn.Parameter], float], Optimizer]
 ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
-
-
-class Factory:
-    """A callable that a copy of its module shares: jsonargparse's hold the parser, which cannot always be copied."""
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self.call = call
-
-    def __call__(self, *args: Any) -> Any:
-        """Call it."""
-        return self.call(*args)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Factory":
-        """Return itself."""
-        return self
 
 
 class SupervisedModule(LightningModule):
@@ -65,10 +50,10 @@ class SupervisedModule(LightningModule):
         self.network = network
         self.losses: list[Tensor] = []
         self.passes = 0.0  # forward-backward passes of a training batch, beside the plain ones
-        self.random: tuple[Tensor, list[Tensor]] | None = None  # where a run goes on
-        self.lr, self.make_optimizer = lr, Factory(optimizer or Adam)
-        self.make_schedule = schedule and Factory(schedule)
-        trial = self.inner_optimizer()  # what it refuses, it refuses now, before a run begins; as does the schedule
+        self.random: tuple[Tensor, list[Tensor]] | None = None  # the random stream of a run that is resumed
+        self.lr, self.make_optimizer, self.make_schedule = lr, optimizer or Adam, schedule
+        # what the optimizer or the schedule refuses, it refuses now, before a run begins
+        trial = self.inner_optimizer()
         if schedule is not None:
             schedule(trial, 1)
 
@@ -89,7 +74,7 @@ class SupervisedModule(LightningModule):
 
     def inner_optimizer(self) -> Optimizer:
         """Build the optimizer that moves the network."""
-        return cast(Optimizer, self.make_optimizer(self.network.parameters(), self.lr))
+        return self.make_optimizer(self.network.parameters(), self.lr)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, (batch, classes)."""
@@ -125,18 +110,17 @@ class SupervisedModule(LightningModule):
         self.losses.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the losses of the epoch so far, of which train/loss is the mean, the cost, and the random stream."""
-        checkpoint["losses"], checkpoint["passes"] = list(self.losses), self.passes
+        """Keep the cost, and the random stream."""
+        checkpoint["passes"] = self.passes
         checkpoint["random"] = torch.get_rng_state(), torch.cuda.get_rng_state_all()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with them; take the weights' precision, before Lightning puts them into float32."""
-        self.losses, self.passes = list(checkpoint["losses"]), checkpoint["passes"]
-        self.random = checkpoint["random"]
+        """Resume with them; take the weights' precision, before Lightning puts them into float32."""
+        self.passes, self.random = checkpoint["passes"], checkpoint["random"]
         self.to(next(value.dtype for value in checkpoint["state_dict"].values() if value.is_floating_point()))
 
     def on_train_start(self) -> None:
-        """Go on with the random stream."""
+        """Continue the random stream of the checkpoint."""
         if self.random:
             cpu, gpus = self.random
             torch.set_rng_state(cpu)

@@ -1,13 +1,14 @@
 import pytest
 import torch
 
-from benchmarks import accelerator, raw, step
+from benchmarks import raw, step
+from benchmarks.__main__ import SECTIONS, main, table
+from benchmarks.measure import QUIET
 from benchmarks.run import ARMS, LR
-from benchmarks.workloads import WORKLOADS
-from experiment.presets import QUIET
-from experiment.training import train
-from lightning_modules import ByteTransformer
+from experiment.run import train
 from tests.store import history, schedule
+
+SMALL, *_ = step.MLPS
 
 
 @pytest.mark.slow
@@ -15,31 +16,46 @@ from tests.store import history, schedule
 def test_a_run_is_the_raw_loop_that_it_is_measured_against(arm: str) -> None:
     """A second implementation, without Lightning, of the whole method: the same numbers to the last digit."""
     rate = [f"--model.lr={LR}"] if arm == "adam" else []
-    cli = train(["--optimizer", arm, *rate, QUIET])
+    run = train(["--optimizer", arm, *rate, QUIET])
     record = raw.run((ARMS | {"meta_onestep": raw.OneStep})[arm], 50)
-    assert [lr for _, lr in schedule(str(cli.run_id))] == record.rates
-    assert [loss for _, loss in history(str(cli.run_id), "val/loss")] == [loss for loss, _ in record.validation]
-    assert cli.test_metrics["test/loss"] == record.test_loss
+    assert [lr for _, lr in schedule(str(run.run_id))] == record.rates
+    assert [loss for _, loss in history(str(run.run_id), "val/loss")] == [loss for loss, _ in record.validation]
+    assert run.test_metrics["test/loss"] == record.test_loss
 
 
-def test_the_timed_step_adapts_and_skips_as_it_says() -> None:
-    adapted = step.ours(WORKLOADS["MLP 40-100-10, batch 128"], torch.float64, every=3)
-    seen = [adapted() for _ in range(7)]
-    assert [h is not None for h in seen] == [True, False, False] * 2 + [True]
+def test_the_timed_rule_at_a_fixed_rate_is_the_plain_step() -> None:
+    plain, adapted = step.mlp(SMALL), step.mlp(SMALL)
+    steps = step.plain(plain), step.plain_rule(adapted, meta_lr=0.0)
+    for _ in range(5):
+        for take in steps:
+            take()
+    assert all(map(torch.equal, plain.network.parameters(), adapted.network.parameters()))
 
 
 @pytest.mark.slow
-def test_the_benchmark_for_accelerators_runs_in_its_small_form_on_the_processor() -> None:
-    table = accelerator.main(["--device", "cpu", "--size", "small"])
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:7]] == list(accelerator.STEPS)
-    assert table.count("±") == 2 * len(accelerator.STEPS)  # fp32, bf16
-    tokens, width, layers, heads, _ = accelerator.SIZES["large"]
-    with torch.device("meta"):
-        assert sum(p.numel() for p in ByteTransformer(tokens, width, layers, heads).parameters()) > 1e8
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("section", SECTIONS)
+def test_each_section_measures_something_in_its_quick_form(section: str) -> None:
+    measure, corner = SECTIONS[section]
+    found = measure(True)
+    numbers = torch.tensor(list(_numbers(found)))
+    assert numbers.isfinite().all()
+    assert table(corner, found).count("\n") == 1 + len(next(iter(found.values())))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_without_an_accelerator_its_benchmark_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def _numbers(found: object) -> list[float]:
+    if isinstance(found, dict):
+        found = tuple(found.values())
+    return [n for part in found for n in _numbers(part)] if isinstance(found, tuple) else [float(found)]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("section", "message"), [("accelerator", "accelerator needs a CUDA device"), ("peers", "unknown section peers")]
+)
+def test_a_section_that_cannot_be_measured_is_refused(
+    section: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="2"):
-        accelerator.main([])
-    assert "no CUDA device is here: --device cpu --size small" in capsys.readouterr().err
+        main([section])
+    assert message in capsys.readouterr().err

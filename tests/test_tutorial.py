@@ -1,14 +1,16 @@
-"""The notebook runs from its first cell to its last, in a kernel of its own, and says what its text says."""
+"""The notebook runs from its first cell to its last, in its own kernel, and prints what its text says."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiment.presets import ROOT
-
-pytest.importorskip("nbclient")  # of tests/requirements.txt
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of Jupyter, about itself
+# of tests/requirements.txt
+pytest.importorskip("nbclient")
+# the warnings are of Jupyter, about itself
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_tutorial_runs_and_the_adapted_rate_does_as_well_as_the_best_of_its_grid() -> None:

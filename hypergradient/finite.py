@@ -1,0 +1,59 @@
+"""Steps whose gradients are not finite are skipped, before they reach the weights or the optimizer's state."""
+
+import math
+from typing import Any
+
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+
+class NotFiniteError(RuntimeError):
+    """Too many steps in a row were not finite. The message says where it began, and what to look at."""
+
+
+class FiniteSteps:
+    """Counts the steps of an optimizer, and skips those whose gradients are not finite.
+
+    Args:
+        optimizer: whose gradients are dropped where they are not finite: then its step does nothing.
+        patience: so many steps in a row may be skipped.
+
+    Attributes:
+        steps, skipped: their numbers. in_a_row: skipped since the last finite step. began: the first of those.
+
+    Raises:
+        ValueError: patience is below 1; from `check`, gradients are sparse.
+        NotFiniteError: from `check`, when patience is over.
+    """
+
+    def __init__(self, optimizer: Optimizer, patience: int) -> None:
+        if patience < 1:
+            raise ValueError(f"patience must be 1 or more, got {patience}.")
+        self.optimizer, self.patience = optimizer, patience
+        self.steps = self.skipped = self.in_a_row = self.began = 0
+
+    def check(self) -> bool:
+        """Return whether the gradients of the next step are finite."""
+        self.steps += 1
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if any(gradient.is_sparse for gradient in gradients):
+            raise ValueError("sparse gradients cannot be adapted: use Embedding(sparse=False).")
+        if bool(get_total_norm([g for g in gradients if g.numel()], math.inf).isfinite()):
+            self.in_a_row = 0
+            return True
+        self.optimizer.zero_grad(set_to_none=True)
+        if getattr(self.optimizer, "found_inf", None) is not None:
+            # a GradScaler knows, and tries a smaller scale
+            return False
+        self.began = self.began if self.in_a_row else self.steps
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        if self.in_a_row >= self.patience:
+            raise NotFiniteError(
+                f"{self.in_a_row} steps in a row were skipped, from step {self.began} on: their gradients are not "
+                "finite. Look at the batches there, lower the optimizer's lr, or clip the gradients."
+            )
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counts."""
+        return {name: value for name, value in vars(self).items() if name not in ("optimizer", "patience")}
