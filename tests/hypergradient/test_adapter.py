@@ -96,7 +96,7 @@ def test_in_a_subclass_that_calls_the_step_of_its_base_class_the_adapter_acts_on
         else:
             adapter.loss(batch(step)).backward()
             optimizer.step()
-    assert (adapter.calls, adapter.meta.steps, optimizer.calls) == (6, 6, [6])  # type: ignore[attr-defined]
+    assert (adapter.finite.steps, adapter.meta.steps, optimizer.calls) == (6, 6, [6])  # type: ignore[attr-defined]
     assert adapter.depth == 0
     assert adapter.meta.hypothetical.attributes["calls"] == [6]
     assert optimizer.param_groups[0]["lr"] == 0.1
@@ -264,7 +264,7 @@ def test_the_optimizer_inside_a_wrapper_is_adapted_by_one_adapter_the_last() -> 
     first.remove()
     assert wrapped.optimizer.rate_adapter is second
     train(wrapped.optimizer, second, range(2))
-    assert (first.calls, second.calls) == (0, 2)
+    assert (first.finite.steps, second.finite.steps) == (0, 2)
 
 
 def test_removed_it_leaves_a_plain_optimizer_at_the_users_rates() -> None:
@@ -280,7 +280,7 @@ def test_removed_it_leaves_a_plain_optimizer_at_the_users_rates() -> None:
         loss(pair[0], batch(9)).backward()
         pair[1].step()
     assert equal(net, plain_net)
-    assert adapter.calls == 5
+    assert adapter.finite.steps == 5
     assert "rate_adapter" not in optimizer.state_dict()
 
 

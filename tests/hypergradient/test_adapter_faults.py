@@ -16,7 +16,7 @@ def test_too_many_in_a_row_end_the_run_and_the_message_says_where_it_began() -> 
         train(optimizer, adapter, range(start + 2, start + 4), torch.inf)
     with pytest.raises(NotFiniteError, match="3 steps in a row were skipped, from step 7 on: their gradients are not"):
         train(optimizer, adapter, range(8, 9), torch.inf)
-    assert adapter.skipped == 5
+    assert adapter.finite.skipped == 5
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_step_without_gradients_moves_nothing() -> None:
     net, optimizer, adapter = adapted()
     optimizer.step()
     assert equal(net, network())
-    assert (adapter.meta.steps, adapter.skipped) == (0, 0)
+    assert (adapter.meta.steps, adapter.finite.skipped) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_step_without_gradients_moves_nothing() -> None:
     [({"lr": 0.0}, "lr must be positive and finite, got 0.0"), ({"patience": 0}, "patience must be 1 or more, got 0")],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"RateAdapter: {message}"):
+    with pytest.raises(ValueError, match=message):
         adapted(**options)
 
 

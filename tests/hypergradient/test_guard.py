@@ -28,17 +28,17 @@ def test_of_two_steps_that_are_not_finite_the_good_weights_come_back_at_half_the
         before, rate = copy.deepcopy((net.state_dict(), adapter.meta.state_dict())), adapter.meta.rate
         train(optimizer, adapter, range(start + 19, start + 20), math.nan)
         assert equal((net.state_dict(), adapter.meta.state_dict()), before)
-    assert (adapter.skipped, guard.rewound) == (3, 0)
+    assert (adapter.finite.skipped, guard.rewound) == (3, 0)
     good = copy.deepcopy(guard.good)
     train(optimizer, adapter, range(60, 61), math.nan)
-    assert (adapter.skipped, guard.rewound) == (4, 1)
+    assert (adapter.finite.skipped, guard.rewound) == (4, 1)
     assert equal(good[0], [p.detach() for p in net.parameters()])
     assert equal((adapter.meta.average.weights, adapter.meta.hypothetical.weights), (good[0], good[0]))
     assert not optimizer.state
     train(optimizer, adapter, range(61, 62))
     assert adapter.last["lr"] == pytest.approx(rate / 2)
     assert optimizer.param_groups[0]["lr"] == 0.02
-    assert adapter.in_a_row == 0
+    assert adapter.finite.in_a_row == 0
 
 
 @pytest.mark.parametrize(("worse", "rewound"), [(1.0, 0), (1.15, 0), (1.5, 1), (math.nan, 1)])
@@ -108,7 +108,7 @@ def test_an_overflow_that_a_scaler_handles_is_not_counted(fused: bool) -> None:
         scaler.step(optimizer)
         scaler.update()
     assert scaler.get_scale() == 512
-    assert (adapter.report()["rewound"], adapter.skipped, adapter.meta.steps) == (0, 0, 59)
+    assert (adapter.report()["rewound"], adapter.finite.skipped, adapter.meta.steps) == (0, 0, 59)
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam"])

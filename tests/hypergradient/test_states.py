@@ -61,7 +61,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(scheduled: bool, add
     nn.init.ones_(next(rest[0].parameters()))
     load(rest, states)
     # before the first step it is the same state
-    assert equal(rest[1].state_dict()["rate_adapter"]["calls"], 25)
+    assert equal(rest[1].state_dict()["rate_adapter"]["told"], 25)
     go(rest, range(25, 40))
     assert equal(whole[0], rest[0])
     assert equal(whole[1].state_dict(), rest[1].state_dict())
