@@ -88,7 +88,7 @@ def test_in_a_subclass_that_calls_the_step_of_its_base_class_the_adapter_acts_on
     if base:
         # torch wraps the base class's step too, once it was instantiated
         torch.optim.SGD(network().parameters(), lr=0.1)
-    net, optimizer, adapter = adapted(lambda params: Inherits(params, lr=0.1))
+    _, optimizer, adapter = adapted(lambda params: Inherits(params, lr=0.1))
     for step in range(6):
         optimizer.zero_grad()
         if closure:

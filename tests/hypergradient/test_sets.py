@@ -86,11 +86,11 @@ def test_a_set_is_in_the_network_within_the_context_and_given_back_after_an_exce
     for value in own.weights:
         value.add_(1)
     before, values, objects = copy.deepcopy(net.state_dict()), copy.deepcopy(own.state_dict()), [*net.parameters()]
-    with pytest.raises(ZeroDivisionError), own.in_place(keep):
+    with pytest.raises(ZeroDivisionError), own.in_place(keep):  # noqa: PT012
         assert equal([p.detach() for p in net.parameters()], values["weights"])
         net(batch(0)[0])
         raise ZeroDivisionError
-    assert equal(dict(net.state_dict()), dict(before))
+    assert equal(net.state_dict(), before)
     assert all(p is q for p, q in zip(net.parameters(), objects, strict=True))
     assert equal(own.weights, values["weights"])
     # the statistics of the forward pass

@@ -134,7 +134,7 @@ def test_evaluation_has_the_averaged_weights_and_training_gives_every_bit_back()
         assert not net.training
         for _ in range(2):
             adapter.train()
-        assert equal(dict(net.state_dict()), dict(run))
+        assert equal(net.state_dict(), run)
         assert net.training
     adapter.eval()
     optimizer.zero_grad()
@@ -143,6 +143,6 @@ def test_evaluation_has_the_averaged_weights_and_training_gives_every_bit_back()
         optimizer.step()
     assert equal([p.detach() for p in net.parameters()], averaged)
     adapter.train()
-    assert equal(dict(net.state_dict()), dict(run))
+    assert equal(net.state_dict(), run)
     train(optimizer, adapter, range(20, 22))
     assert adapter.meta.steps == 22

@@ -18,7 +18,7 @@ def test_attributes_modes_random_stream_and_replaced_buffers_come_back(network: 
     net(x)
     before = [{key: copy.copy(value) for key, value in own.items()} for own in attributes(net)]
     buffers, stream = [*net.buffers()], torch.get_rng_state()
-    with pytest.raises(ZeroDivisionError), no_trace(net) if look else unchanged(net):
+    with pytest.raises(ZeroDivisionError), no_trace(net) if look else unchanged(net):  # noqa: PT012
         net(x)
         net.flag = 1  # type: ignore[assignment]
         raise ZeroDivisionError
@@ -33,7 +33,7 @@ def test_a_look_measures_as_validation_does_and_changes_no_statistics() -> None:
     state = copy.deepcopy(net.state_dict())
     with no_trace(net):
         seen = net(x)
-    assert equal(dict(net.state_dict()), dict(state))
+    assert equal(net.state_dict(), state)
     assert torch.equal(seen, net.eval()(x))
 
 
@@ -41,7 +41,7 @@ def test_without_it_the_same_look_leaves_a_trace() -> None:
     net, stream = nn.Sequential(DrawsAlways(), nn.BatchNorm1d(3).double()), torch.get_rng_state()
     before = copy.deepcopy(net.state_dict())
     net(batch(0)[0])
-    assert not equal(dict(net.state_dict()), dict(before))
+    assert not equal(net.state_dict(), before)
     assert not torch.equal(torch.get_rng_state(), stream)
 
 
