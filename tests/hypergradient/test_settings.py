@@ -1,4 +1,4 @@
-from dataclasses import asdict, fields
+from dataclasses import fields, replace
 from functools import cache
 from typing import Any
 
@@ -14,7 +14,7 @@ NAMES = [field.name for field in fields(Settings)]
 @cache
 def run(name: str = "meta_lr", value: float = Settings().meta_lr) -> Any:
     """The rates and the weights of a short run; its losses, as the guard sees them, grow from step 20 on."""
-    net, optimizer, adapter = adapted(settings=Settings(**{name: value})  # type: ignore[arg-type])
+    net, optimizer, adapter = adapted(settings=replace(Settings(), **{name: value}))  # type: ignore[arg-type]
     rates = []
     for step in range(45):
         data = batch(step, 48)
@@ -37,7 +37,14 @@ def test_a_constant_that_is_changed_in_the_settings_changes_the_run(name: str) -
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_constant_out_of_range_is_refused(name: str) -> None:
-    wrong: dict[str, list[float]] = {"factor": [0.0, 1.0], "pull": [1.5], "window": [1.5], "part": [0.0, 1.5], "start": [0.0], "every": [0]}
-    for value in (-1.0, float("nan"), float("inf"), *wrong.get(name, [])):
+    wrong = {
+        "factor": (0.0, 1.0),
+        "pull": (1.5,),
+        "window": (1.5,),
+        "part": (0.0, 1.5),
+        "start": (0.0,),
+        "every": (0.5,),
+    }
+    for value in (-1.0, float("nan"), float("inf"), *wrong.get(name, ())):
         with pytest.raises(ValueError, match=f"^{name} must be .*, got"):
-            Settings(**asdict(Settings()) | {name: value})
+            replace(Settings(), **{name: value})  # type: ignore[arg-type]
