@@ -88,6 +88,12 @@ class Ties(Layers):
         return self.other(self.one(x).tanh())  # type: ignore[no-any-return]
 
 
+class LeavesALayerOut(Layers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(8, 8).double()
+
+
 class HasAHook(Layers):
     def __init__(self) -> None:
         super().__init__()

@@ -57,15 +57,6 @@ def test_a_schedule_keeps_its_rates_and_a_step_uses_its_part_of_the_adapted_one(
     assert len(rates) > 5
 
 
-def test_a_given_rate_is_a_start_from_below_and_one_that_is_too_high_is_lowered_with_a_warning() -> None:
-    _, optimizer, adapter = adapted(lr=1e-6)
-    train(optimizer, adapter, range(1))
-    assert adapter.last["lr"] == pytest.approx(1e-6)
-    _, optimizer, adapter = adapted(lr=10.0)
-    with pytest.warns(UserWarning, match="lr 10 is lowered to 0.0"):
-        train(optimizer, adapter, range(1))
-
-
 def test_a_climb_during_a_warm_up_ends_at_the_methods_start() -> None:
     _, optimizer, free = adapted()
     train(optimizer, free, range(1))

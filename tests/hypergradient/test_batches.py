@@ -49,3 +49,9 @@ def test_a_part_of_a_batch_has_its_structure() -> None:
     assert [len(part["x"]), len(part["more"][0]), len(part["more"][1][1]), part["name"]] == [16, 16, 16, "kept"]
     # cannot be cut: the whole batch is taken
     assert samples((x, torch.zeros(3))) == samples((x, torch.zeros(()))) == 0
+
+
+def test_a_loader_leaves_the_random_stream_as_it_was() -> None:
+    before = torch.get_rng_state()
+    list(islice(endless(DataLoader(range(6), shuffle=True)), 20))  # type: ignore[arg-type]
+    assert torch.equal(before, torch.get_rng_state())

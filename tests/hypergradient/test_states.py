@@ -71,14 +71,6 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(scheduled: bool, add
     assert equal(whole[0], rest[0])
 
 
-def test_a_state_that_is_saved_again_before_a_step_is_the_same() -> None:
-    first, second = begun(), begun()
-    go(first, range(20))
-    states = saved(first)
-    load(second, states)
-    assert equal(saved(second), states)
-
-
 def test_a_plain_optimizer_loads_the_file_and_has_the_users_rates() -> None:
     run = begun()
     go(run, range(20))
