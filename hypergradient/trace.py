@@ -26,7 +26,8 @@ def unchanged(network: nn.Module) -> Iterator[None]:
     mutable = [
         value for own in attributes for name, value in own.items() if name[0] != "_" and type(value) in CONTAINERS
     ]
-    mutable += [own["_buffers"] for own in attributes if own["_buffers"]]
+    # those of a scripted module are in no dictionary
+    mutable += [own["_buffers"] for own in attributes if own["_buffers"] and isinstance(own["_buffers"], dict)]
     containers = [(value, copy.copy(value)) for value in mutable]
     # a metric of torchmetrics adds to its states in place
     metrics = [own for own in attributes if "_update_count" in own]

@@ -29,31 +29,16 @@ class Layers(nn.Module):
         return x
 
 
-class OldWeightNorm(Layers):
-    def __init__(self) -> None:
-        super().__init__()
-        nn.utils.weight_norm(self.first)
+class KeepsWhatCannotBeCopied(Layers):
+    """A lock, and an activation with its graph."""
 
-
-class NewWeightNorm(Layers):
-    def __init__(self) -> None:
-        super().__init__()
-        nn.utils.parametrizations.weight_norm(self.first)
-
-
-class Locks(Layers):
     def __init__(self) -> None:
         super().__init__()
         self.lock = threading.Lock()
 
     def between(self, x: Tensor) -> Tensor:
         with self.lock:
-            return x
-
-
-class StoresItsActivation(Layers):
-    def between(self, x: Tensor) -> Tensor:
-        self.activation = x
+            self.activation = x
         return x
 
 
@@ -103,6 +88,12 @@ class Ties(Layers):
         return self.other(self.one(x).tanh())  # type: ignore[no-any-return]
 
 
+class LeavesALayerOut(Layers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(8, 8).double()
+
+
 class HasAHook(Layers):
     def __init__(self) -> None:
         super().__init__()
@@ -136,10 +127,15 @@ class Normalizes(Layers):
         return self.dropout(self.norm(self.frozen(x)))  # type: ignore[no-any-return]
 
 
-def frozen_in_part() -> nn.Module:
-    net = Layers()
-    net.first.requires_grad_(False)
-    return net
+def changed(change: Callable[[nn.Module], Any]) -> Callable[[], nn.Module]:
+    """Make a network whose first layer is changed."""
+
+    def make() -> nn.Module:
+        net = Layers()
+        change(net.first)
+        return net
+
+    return make
 
 
 def compiled(backend: str) -> Callable[[], nn.Module]:
@@ -158,7 +154,9 @@ KINDS: dict[str, Kind] = {
     **{name: Kind(factory=factory) for name, factory in SUPPORTED.items()},
     "fused Adam": Kind(factory=lambda params: torch.optim.Adam(params, lr=0.02, fused=True)),
     "fused SGD": Kind(factory=lambda params: torch.optim.SGD(params, lr=0.02, momentum=0.9, fused=True)),
-    "frozen layer": Kind(frozen_in_part),
+    "frozen layer": Kind(changed(lambda layer: layer.requires_grad_(False))),
+    "old weight_norm": Kind(changed(nn.utils.weight_norm)),
+    "new weight_norm": Kind(changed(nn.utils.parametrizations.weight_norm)),
     "torch.compile, eager": Kind(compiled("eager")),
     "torch.compile, aot_eager": Kind(compiled("aot_eager")),
     **{kind.__name__: Kind(kind) for kind in Layers.__subclasses__()},

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import prodigyopt
+import schedulefree
 from torch import optim
 from torch.optim import Optimizer
 
@@ -32,4 +34,9 @@ REFUSED: dict[str, Factory] = {
     "LBFGS": partial(optim.LBFGS, lr=0.01),
     "SparseAdam": partial(optim.SparseAdam, lr=0.01),
     "Adafactor": partial(optim.Adafactor, lr=0.01),
+    "Prodigy": partial(prodigyopt.Prodigy, lr=1.0),
+    "AdamWScheduleFree": partial(schedulefree.AdamWScheduleFree, lr=0.01),
 }
+
+ELSEWHERE = {"Prodigy", "AdamWScheduleFree"}
+"""Of the refused ones, those of other packages: they adapt the rate themselves."""

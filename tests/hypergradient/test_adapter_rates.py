@@ -1,150 +1,79 @@
-import math
+"""`lr` in the parameter groups is the user's: schedules compose, and `used_lr` is what was used."""
+
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch.optim import Optimizer
+from torch.optim import Optimizer, lr_scheduler
 
 from hypergradient import RateAdapter
-from tests.hypergradient.adapted import HELD, VALIDATION, batch, built, loss, train, warm_up
-from tests.hypergradient.optimizers import SUPPORTED
-from tests.hypergradient.problem import network
+from tests.hypergradient.problem import HELD, VALIDATION, adapted, groups, loss, network, train
 
 
-def test_a_schedule_composes_and_keeps_its_own_rates() -> None:
-    _, optimizer, adapter = built(SUPPORTED["Adam"])
-    schedule, scales = warm_up(optimizer), []
-    for step, part in enumerate([0.0, 1 / 3, 2 / 3, *[1.0] * 30]):
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.02 * part)
+class ByHand:
+    """A schedule that a loop writes itself."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.groups, self.steps = optimizer.param_groups, 0
+
+    def step(self) -> None:
+        self.steps += 1
+        for group, lr in zip(self.groups, (0.02, 0.02 / 3), strict=True):
+            group["lr"] = lr * 0.9**self.steps
+
+
+SCHEDULES: dict[str, Callable[[Optimizer], Any]] = {
+    "warm-up from 0": lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 3)),
+    "cosine": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 20),
+    "exponential": lambda optimizer: lr_scheduler.ExponentialLR(optimizer, 0.9),
+    "one cycle": lambda optimizer: lr_scheduler.OneCycleLR(optimizer, [0.02, 0.02 / 3], total_steps=30),
+    "by hand": ByHand,
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_schedule_keeps_its_rates_and_a_step_uses_its_part_of_the_adapted_one(schedule: str) -> None:
+    plain = groups(network(), lambda params: torch.optim.Adam(params, lr=0.02))
+    _, optimizer, adapter = adapted()
+    theirs, ours = SCHEDULES[schedule](plain), SCHEDULES[schedule](optimizer)
+    rates = set()
+    plain.step()
+    for step in range(20):
+        lr = [group["lr"] for group in plain.param_groups]
+        assert [group["lr"] for group in optimizer.param_groups] == lr
         train(optimizer, adapter, range(step, step + 1))
-        schedule.step()
-        scales.append(adapter.last["lr"] / (0.02 * part) if part else 1.0)
-    assert scales[1] == pytest.approx(scales[2])  # before the first move
-    assert scales[-1] != pytest.approx(scales[1])
-
-
-def test_a_given_rate_is_a_start_from_below_and_one_that_is_too_high_is_lowered_in_words() -> None:
-    _, optimizer, adapter = built(SUPPORTED["Adam"], lr=1e-6)
-    train(optimizer, adapter, range(1))
-    assert adapter.last["lr"] == pytest.approx(1e-6)
-    _, optimizer, adapter = built(SUPPORTED["Adam"], lr=10.0)
-    with pytest.warns(UserWarning, match="lr 10 is lowered to 0.0"):
-        train(optimizer, adapter, range(1))
-
-
-def test_removed_it_leaves_an_optimizer_that_goes_on_at_the_rate_that_was_found() -> None:
-    net, optimizer, adapter = built(SUPPORTED["Adam"])
-    train(optimizer, adapter, range(30))
-    adapter.remove()
-    rate, steps = optimizer.param_groups[0]["lr"], adapter.steps
-    loss(net, batch(30)).backward()
-    optimizer.step()
-    assert (rate, steps) == (adapter.last["lr"], adapter.steps)
-
-
-def schedules(kind: str, optimizer: Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    of = torch.optim.lr_scheduler
-    if kind == "OneCycleLR":
-        return of.OneCycleLR(optimizer, 0.02, total_steps=200, anneal_strategy="linear")
-    return of.LambdaLR(optimizer, lambda _: 1.0) if kind == "LambdaLR" else of.ExponentialLR(optimizer, 1.0)
-
-
-@pytest.mark.parametrize("kind", ["none", "LambdaLR", "ExponentialLR"])
-def test_going_back_halves_the_rate_under_any_schedule(kind: str) -> None:
-    _, optimizer, adapter = built(SUPPORTED["Adam"])
-    schedule = schedules(kind, optimizer) if kind != "none" else None
-    for step in range(40):
-        if step == 30:
-            rate, own = adapter.last["lr"], optimizer.param_groups[0]["lr"]
-        factor = math.nan if step in (30, 31) else 1.0
-        optimizer.zero_grad()
-        (adapter.loss(batch(step)) * factor).backward()
-        optimizer.step()
-        if schedule:
-            schedule.step()
-        if step == 32:
-            break
-    assert adapter.last["lr"] == pytest.approx(rate / 2)
-    assert adapter.report()["rewound"] == 1
-    if schedule:
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(own)
+        assert [group["lr"] for group in optimizer.param_groups] == lr
+        if lr[0]:
+            rates.add(adapter.meta.rate)
+            used = adapter.meta.rate * lr[0] / 0.02
+            assert adapter.last["lr"] == pytest.approx(used)
+            assert [group["used_lr"] for group in optimizer.param_groups] == pytest.approx([used, used / 3])
+        for group in adapter.meta.hypothetical.attributes["param_groups"]:
+            # one cycle cycles the momentum too
+            assert group["betas"] in [own["betas"] for own in optimizer.param_groups]
+        theirs.step()
+        ours.step()
+    assert len(rates) > 5
 
 
 def test_a_climb_during_a_warm_up_ends_at_the_methods_start() -> None:
-    _, optimizer, free = built(SUPPORTED["Adam"])
+    _, optimizer, free = adapted()
     train(optimizer, free, range(1))
-    start = free.last["lr"]
-    _, optimizer, adapter = built(SUPPORTED["Adam"], lr=start / 10)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 100))
+    _, optimizer, adapter = adapted(lr=free.last["lr"] / 10)
+    schedule = lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 100))
     for step in range(30):
         train(optimizer, adapter, range(step, step + 1))
         schedule.step()
-        if not adapter.adaptation.climbing:
+        if not adapter.meta.guard.climbing:
             break
-    assert not adapter.adaptation.climbing
-    assert adapter.scale * optimizer.param_groups[0]["initial_lr"] == pytest.approx(start)  # the schedule goes on
+    assert not adapter.meta.guard.climbing
+    assert adapter.meta.rate == pytest.approx(free.last["lr"])
 
 
-def test_one_cycle_comes_to_the_methods_start_and_the_hypothetical_step_has_its_momentum() -> None:
-    def one_group() -> tuple[Optimizer, RateAdapter]:
-        net = network()
-        optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
-        return optimizer, RateAdapter(optimizer, net, loss, VALIDATION, settings=HELD)
-
-    (optimizer, adapter), (plain, free) = one_group(), one_group()
-    schedule, rates = schedules("OneCycleLR", optimizer), []
-    for step in range(100):
-        train(optimizer, adapter, range(step, step + 1))
-        assert adapter.adaptation.twin.optimizer.param_groups[0]["betas"] == optimizer.param_groups[0]["betas"]
-        rates.append(adapter.last["lr"])
-        schedule.step()
-    train(plain, free, range(1))
-    assert max(rates) == pytest.approx(free.last["lr"], rel=0.05)
-
-
-def test_a_group_at_rate_0_stays_there_and_the_others_are_adapted() -> None:
-    net = network()
-    first_group, second = net.parameters()
-    groups: list[dict[str, Any]] = [{"params": [first_group], "lr": 0.0}, {"params": [second]}]
-    optimizer = torch.optim.Adam(groups, lr=0.01)
-    before = first_group.detach().clone()
-    adapter = RateAdapter(optimizer, net, loss, VALIDATION, decays=lambda p: p is not first_group)
-    train(optimizer, adapter, range(40))
-    assert adapter.report()["highest"] > adapter.report()["lowest"] > 0
-    assert adapter.seen == []
-    assert optimizer.param_groups[0]["lr"] == 0
-    assert torch.equal(before, first_group)
-
-
-def test_a_rate_that_is_a_tensor_starts_where_a_number_does() -> None:
-    rates = []
-    for lr in (1e-3, torch.tensor(1e-3)):
-        net = network()
-        groups: list[dict[str, Any]] = [{"params": [p]} for p in net.parameters()]
-        optimizer = torch.optim.Adam(groups, lr=lr)
-        adapter = RateAdapter(optimizer, net, loss, VALIDATION)
-        train(optimizer, adapter, range(20))
-        rates.append(adapter.report())
-    assert rates[0] == pytest.approx(rates[1], rel=1e-4)
-
-
-def test_a_schedule_written_by_hand_is_told_of_once() -> None:
-    _, optimizer, adapter = built(SUPPORTED["Adam"])
-
-    def by_hand() -> None:
-        for step in range(10):
-            for group in optimizer.param_groups:
-                group["lr"] = 1e-3
-            train(optimizer, adapter, range(step, step + 1))
-
-    with pytest.warns(UserWarning, match="was set from outside before three steps in a row") as told:
-        by_hand()
-    assert len(told) == 1
-
-
-def test_a_cycle_whose_peak_is_told_ends_its_first_climb_at_the_methods_start() -> None:
-    _, optimizer, adapter = built(SUPPORTED["Adam"], settings=HELD)
-    schedule = torch.optim.lr_scheduler.CyclicLR(optimizer, 1e-4, 1e-2, step_size_up=4, cycle_momentum=False)
+def test_a_peak_that_the_groups_name_is_the_methods_rate() -> None:
+    _, optimizer, adapter = adapted(settings=HELD)
+    schedule = lr_scheduler.CyclicLR(optimizer, 1e-4, 1e-2, step_size_up=4, cycle_momentum=False)
     for group in optimizer.param_groups:
         group["max_lr"] = 1e-2
     seen = []
@@ -152,5 +81,30 @@ def test_a_cycle_whose_peak_is_told_ends_its_first_climb_at_the_methods_start() 
         train(optimizer, adapter, range(step, step + 1))
         seen.append(adapter.last["lr"])
         schedule.step()
-    assert seen[4] == pytest.approx(adapter.adaptation.highest)
-    assert seen[0] == pytest.approx(adapter.adaptation.highest / 100)
+    assert (seen[4], seen[0]) == pytest.approx((adapter.meta.rate, adapter.meta.rate / 100))
+
+
+def test_a_group_at_rate_0_stays_there_and_the_others_are_adapted() -> None:
+    net = network()
+    still, second = net.parameters()
+    grouped: list[dict[str, Any]] = [{"params": [still], "lr": 0.0}, {"params": [second]}]
+    optimizer = torch.optim.Adam(grouped, lr=0.01)
+    before = still.detach().clone()
+    adapter = RateAdapter(optimizer, net, loss, VALIDATION, decays=lambda p: p is not still)
+    train(optimizer, adapter, range(20))
+    assert adapter.report()["highest"] > adapter.report()["lowest"] > 0
+    assert optimizer.param_groups[0]["used_lr"] == 0
+    assert torch.equal(before, still)
+
+
+def test_a_rate_that_is_a_tensor_starts_where_a_number_does_and_stays_a_tensor() -> None:
+    rates = []
+    for lr in (1e-3, torch.tensor(1e-3)):
+        net = network()
+        grouped: list[dict[str, Any]] = [{"params": [p]} for p in net.parameters()]
+        optimizer = torch.optim.Adam(grouped, lr=lr)
+        adapter = RateAdapter(optimizer, net, loss, VALIDATION)
+        train(optimizer, adapter, range(12))
+        rates.append(adapter.report())
+        assert optimizer.param_groups[0]["lr"] is lr
+    assert rates[0] == pytest.approx(rates[1], rel=1e-4)

@@ -13,7 +13,7 @@ from hypergradient.batches import first
 from hypergradient.hypothetical import HypotheticalRun
 from tests.hypergradient.kinds import KINDS, Kind, attributes
 from tests.hypergradient.optimizers import SUPPORTED, Factory
-from tests.hypergradient.problem import VALIDATION, Batch, backward, batch, equal, groups, loss, network, warm_up
+from tests.hypergradient.problem import VALIDATION, Batch, backward, batch, equal, groups, loss, network
 
 everything = pytest.mark.parametrize("factory", SUPPORTED.values(), ids=SUPPORTED.keys())
 
@@ -174,20 +174,6 @@ def test_near_the_real_rate_and_without_pull_it_is_the_derivative_of_the_whole_r
     assert torch.linalg.vector_norm(ours - truth) < 1e-4 * torch.linalg.vector_norm(truth)
 
 
-@everything
-def test_pulled_back_almost_whole_it_points_along_the_last_step(factory: Factory) -> None:
-    """Then h has the sign of the one-step rule's."""
-    net = network()
-    optimizer = factory(net.parameters())
-    warm_up(net, optimizer)
-    run = HypotheticalRun(net, optimizer, list(net.parameters()), [False, False])
-    before = [p.detach().clone() for p in net.parameters()]
-    optimizer.step()
-    found = run.step(lambda: loss(net, batch(0)), Settings(pull=1 - 1e-6), 0.0, None)
-    step = torch.cat([(p.detach() - b).flatten() for p, b in zip(net.parameters(), before, strict=True)])
-    assert torch.cosine_similarity(torch.cat([f.flatten() for f in found]) / 1e-6, step, dim=0) > 1 - 1e-4
-
-
 def test_its_gradients_are_clipped_as_those_of_the_run() -> None:
     net = network()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
@@ -195,22 +181,3 @@ def test_its_gradients_are_clipped_as_those_of_the_run() -> None:
     run = HypotheticalRun(net, optimizer, list(net.parameters()), [False, False])
     found = run.step(lambda: loss(net, batch(0)), Settings(pull=0.0), 0.0, 0.01)
     assert torch.cat([f.flatten() for f in found]).norm().item() == pytest.approx(2 * 0.5 * 0.01, rel=1e-3)
-
-
-def test_parameters_without_a_gradient_or_of_no_optimizer_stay_where_they_are() -> None:
-    torch.manual_seed(0)
-    net = nn.ModuleDict({part: nn.Linear(3, 3) for part in ("used", "unused", "frozen", "apart")})
-    net["frozen"].requires_grad_(False)
-    optimizer = torch.optim.AdamW([p for part in ("used", "unused", "frozen") for p in net[part].parameters()])
-    x, before = torch.ones(4, 3), copy.deepcopy(net.state_dict())
-    adapter = RateAdapter(optimizer, net, lambda net, x: net["used"](x).square().mean(), [x])
-    for _ in range(4):
-        optimizer.zero_grad()
-        adapter.loss(x).backward()
-        optimizer.step()
-    for key, value in net.state_dict().items():
-        assert torch.equal(value, before[key]) == (not key.startswith("used")), key
-    hypothetical = dict(zip(map(id, adapter.meta.params), adapter.meta.hypothetical.weights, strict=True))
-    assert hypothetical.keys() == {id(p) for part in ("used", "unused") for p in net[part].parameters()}
-    assert all(torch.equal(hypothetical[id(p)], p) for p in net["unused"].parameters())
-    assert adapter.report()["looks"] > 1

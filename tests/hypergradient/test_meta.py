@@ -4,8 +4,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import nn
-from torch.optim import Optimizer
 
 from hypergradient import Meta, Settings
 from hypergradient.start import weights_per_step
@@ -104,31 +102,3 @@ def test_a_second_weight_decay_is_refused_unless_the_first_is_off() -> None:
     with pytest.raises(ValueError, match="AdamW has a weight decay of its own"):
         Meta(net, optimizer)
     Meta(net, optimizer, Settings(weight_decay=0.0))
-
-
-def with_gradients(factory: type[Optimizer], net: nn.Module, gradient: float) -> Optimizer:
-    for p in net.parameters():
-        p.grad = torch.full_like(p, gradient)
-    return factory(net.parameters(), lr=0.3)  # type: ignore[call-arg]
-
-
-@pytest.mark.parametrize(("factory", "step"), [(torch.optim.Adam, 1.0), (torch.optim.SGD, 0.2)])
-@pytest.mark.parametrize("zeros", [False, True])
-def test_at_the_unit_rate_a_step_is_as_long_as_the_weights(
-    factory: type[Optimizer], step: float, zeros: bool
-) -> None:
-    """Adam's settled step is 1 whatever the gradient, that of SGD the gradient; zeros and biases have no scale."""
-    net = nn.Sequential(*network(), nn.Linear(3, 3).double())
-    if zeros:
-        nn.init.zeros_(net[3].weight)  # type: ignore[arg-type]
-    optimizer = with_gradients(factory, net, 0.2)
-    scaled = [p for p in net.parameters() if p.dim() > 1 and p.any()]
-    size = sum(p.numel() for p in scaled)
-    rms = math.exp(sum(p.numel() * 0.5 * math.log(p.detach().square().mean().item()) for p in scaled) / size)
-    assert weights_per_step(optimizer) == pytest.approx(rms / step, rel=1e-4)
-    assert all(torch.equal(p.grad, torch.full_like(p, 0.2)) for p in net.parameters() if p.grad is not None)
-
-
-def test_a_network_without_gradients_has_no_unit_rate() -> None:
-    with pytest.raises(ValueError, match="No weight matrix has a scale"):
-        weights_per_step(with_gradients(torch.optim.SGD, network(), 0.0))

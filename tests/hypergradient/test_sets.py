@@ -55,28 +55,20 @@ def test_buffers_that_are_replaced_are_averaged_and_counters_are_copied() -> Non
         assert equal(mean, now) is (not now.is_floating_point() or now.unique().numel() == 1)
 
 
-class Unusual(nn.Module):
-    """A causal mask, and parameters that are not trained: quantised, infinite."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(2, 2)
-        self.register_buffer("mask", torch.full((2, 2), float("-inf")).triu(1))
-        self.quantised = nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
-        self.frozen = nn.Parameter(torch.full((2,), float("inf")), requires_grad=False)
-
-
 def test_what_has_no_mean_stays() -> None:
-    net = Unusual()
+    """A causal mask, and parameters that are not trained: quantised, infinite."""
+    net = nn.Linear(2, 2)
+    net.register_buffer("mask", torch.full((2, 2), float("-inf")).triu(1))
+    net.quantised = nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
+    net.frozen = nn.Parameter(torch.full((2,), float("inf")), requires_grad=False)
     average, before = averaged(net), copy.deepcopy(net.state_dict())
     for step in range(1, 30):
-        net.linear.weight.data.add_(0.1)
+        net.weight.data.add_(0.1)
         average.update(step)
     with average.in_place():
-        state = net.state_dict()
-        assert all(equal(state[name], before[name]) for name in ("mask", "quantised", "frozen"))
-        assert state["linear.weight"].isfinite().all()
-        assert not equal(state["linear.weight"], before["linear.weight"])
+        state = dict(net.state_dict())
+        assert not equal(state.pop("weight"), before.pop("weight"))
+        assert equal(state, before)
 
 
 @pytest.mark.parametrize("keep", [False, True])
@@ -86,38 +78,12 @@ def test_a_set_is_in_the_network_within_the_context_and_given_back_after_an_exce
     for value in own.weights:
         value.add_(1)
     before, values, objects = copy.deepcopy(net.state_dict()), copy.deepcopy(own.state_dict()), [*net.parameters()]
-    with pytest.raises(ZeroDivisionError), own.in_place(keep):
+    with pytest.raises(ZeroDivisionError), own.in_place(keep):  # noqa: PT012
         assert equal([p.detach() for p in net.parameters()], values["weights"])
         net(batch(0)[0])
         raise ZeroDivisionError
-    assert equal(dict(net.state_dict()), dict(before))
+    assert equal(net.state_dict(), before)
     assert all(p is q for p, q in zip(net.parameters(), objects, strict=True))
     assert equal(own.weights, values["weights"])
     # the statistics of the forward pass
     assert equal(own.buffers, values["buffers"]) is not keep
-
-
-def test_the_state_of_an_average_in_the_network_has_the_weights_of_the_run_too() -> None:
-    net = nn.Linear(2, 2)
-    average = averaged(net)
-    net.weight.data += 1
-    own, current = copy.deepcopy(average.weights), [p.detach().clone() for p in net.parameters()]
-    assert equal(average.state_dict()["weights"], own)
-    average.exchange()
-    state = average.state_dict()
-    assert equal((state["weights"], state["current"]["weights"]), (own, current))
-    other = nn.Linear(2, 2)
-    again = averaged(other)
-    again.load_state_dict(state)
-    assert equal(([p.detach() for p in other.parameters()], again.weights), (current, own))
-
-
-def test_casts_of_other_weights_are_forgotten_at_each_exchange() -> None:
-    net, x = nn.Linear(2, 2, bias=False), torch.ones(1, 2)
-    average = averaged(net)
-    net.weight.data += 1
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        run = net(x)
-        with average.in_place():
-            assert (net(x) < run).all()
-        assert torch.equal(net(x), run)

@@ -1,11 +1,15 @@
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from hypergradient import no_trace, starting_rate
+from hypergradient import starting_rate
 from hypergradient.start import weights_per_step
+from tests.hypergradient.problem import network
 
 
 class Quadratic:
@@ -18,80 +22,78 @@ class Quadratic:
         return 0.5 * (self.h * (self.theta - 1) ** 2).sum()
 
 
-def test_sgd_starts_at_the_exact_line_search() -> None:
-    """Along the gradient g, ⟨∇L(θ - s g), g⟩ = 0 at s = gᵀg / gᵀHg (Cauchy)."""
+# along the gradient g, ⟨∇L(θ - s g), g⟩ = 0 at s = gᵀg / gᵀHg (Cauchy); steps with momentum 0.9 are ten times as long;
+# along the sign, ⟨∇L(θ + s 1), 1⟩ = Σ h (s - 1) changes sign at s = 1
+@pytest.mark.parametrize("lr", [1e-6, 1.0])
+@pytest.mark.parametrize(
+    ("name", "options", "exact"),
+    [("SGD", {}, 98 / 794), ("SGD", {"momentum": 0.9}, 9.8 / 794), ("Adam", {}, 1.0), ("RMSprop", {"alpha": 0.9}, 1.0)],
+)
+def test_the_start_is_the_line_search_whatever_the_given_rate_and_nothing_is_left_behind(
+    name: str, options: dict[str, float], exact: float, lr: float
+) -> None:
     problem = Quadratic([1.0, 4.0, 9.0])
-    exact = (problem.h**2).sum() / (problem.h**3).sum()
-    rate = starting_rate(problem.loss, torch.optim.SGD([problem.theta], lr=1.0))
-    assert rate == pytest.approx(exact.item(), rel=0.05)  # interpolated in log rate
-
-
-def test_momentum_lowers_the_rate_by_the_length_of_its_steps() -> None:
-    problem = Quadratic([1.0, 4.0, 9.0])
-    plain = starting_rate(problem.loss, torch.optim.SGD([problem.theta], lr=1.0))
-    heavy = starting_rate(problem.loss, torch.optim.SGD([problem.theta], lr=1.0, momentum=0.9))
-    assert heavy == pytest.approx(plain / 10, rel=0.05)
-
-
-def test_adam_starts_at_the_line_search_along_the_sign() -> None:
-    """⟨∇L(θ + s 1), 1⟩ = Σ h (s - 1) changes sign at s = 1."""
-    problem = Quadratic([1.0, 4.0, 9.0])
-    assert starting_rate(problem.loss, torch.optim.Adam([problem.theta], lr=5.0)) == pytest.approx(1.0, rel=0.05)
-
-
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop"])
-def test_the_rate_given_is_never_read_and_nothing_is_left_behind(name: str) -> None:
-    rates = []
-    for lr in (1e-6, 1.0):
-        problem = Quadratic([1.0, 4.0])
-        optimizer = getattr(torch.optim, name)([problem.theta], lr=lr)
-        rates.append(starting_rate(problem.loss, optimizer))
-        assert torch.equal(problem.theta, torch.zeros(2).double())
-        assert problem.theta.grad is None
-        assert not optimizer.state
-        assert optimizer.param_groups[0]["lr"] == lr
-    assert rates[0] == rates[1]
-
-
-def test_a_loss_that_falls_for_ever_and_one_without_a_slope_are_refused() -> None:
-    theta = nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([theta], lr=1.0)
-    with pytest.raises(ValueError, match="is it bounded"):
-        starting_rate(lambda: -theta.sum(), optimizer)
-    with pytest.raises(ValueError, match="there is no rate to start at"):
-        starting_rate(lambda: 0 * theta.sum(), optimizer)
-    assert theta.item() == 0
-
-
-def test_a_look_by_batch_statistics_leaves_batchnorm_as_it_was() -> None:
-    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
-    before = {name: value.clone() for name, value in net.state_dict().items()}
-    with no_trace(net, batch_statistics=True):
-        first, second = net(torch.randn(8, 3).add(5)), net(torch.ones(8, 3))
-        assert first.mean().abs() < 1e-5  # normalised by the batch, not by the untrained statistics
-        assert second.abs().max() < 1e-3  # all alike, so 0 but for rounding; and nothing is dropped
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert all(module.training for module in net.modules())
+    optimizer = getattr(torch.optim, name)([problem.theta], lr=lr, **options)
+    # interpolated in log rate
+    assert starting_rate(problem.loss, optimizer) == pytest.approx(exact, rel=0.05)
+    assert torch.equal(problem.theta, torch.zeros(3).double())
+    assert problem.theta.grad is None
+    assert not optimizer.state
+    assert optimizer.param_groups[0]["lr"] == lr
 
 
 def test_groups_keep_the_ratio_of_their_rates() -> None:
     """Along (g, g/10) the exact line search is Σ d g / Σ h d², with d the direction."""
     one, other = Quadratic([1.0, 4.0, 9.0]), Quadratic([2.0, 3.0])
     groups: list[dict[str, Any]] = [{"params": [one.theta]}, {"params": [other.theta], "lr": 0.05}]
-    optimizer = torch.optim.SGD(groups, lr=0.5)
-    rate = starting_rate(lambda: one.loss() + other.loss(), optimizer)
+    rate = starting_rate(lambda: one.loss() + other.loss(), torch.optim.SGD(groups, lr=0.5))
     slope = (one.h**2).sum() + (other.h**2).sum() / 10
-    exact = slope / ((one.h**3).sum() + (other.h**3).sum() / 100)
-    assert rate == pytest.approx(exact.item(), rel=0.05)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.05]
+    assert rate == pytest.approx((slope / ((one.h**3).sum() + (other.h**3).sum() / 100)).item(), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("slope", "message"), [(-1.0, "is it bounded"), (0.0, "does not fall"), (math.inf, "fall"), (math.nan, "fall")]
+)
+def test_a_loss_without_a_rate_to_start_at_is_refused_and_the_weights_stay(slope: float, message: str) -> None:
+    theta = nn.Parameter(torch.ones(1))
+    with pytest.raises(ValueError, match=message):
+        starting_rate(lambda: slope * theta.sum() + (theta * 0).square().sum(), torch.optim.SGD([theta], lr=1.0))
+    assert theta.item() == 1
+
+
+def with_gradients(factory: Callable[..., Optimizer], net: nn.Module, gradient: float) -> Optimizer:
+    for p in net.parameters():
+        p.grad = torch.full_like(p, gradient)
+    return factory(net.parameters(), lr=0.3)
+
+
+@pytest.mark.parametrize(("factory", "step"), [(torch.optim.Adam, 1.0), (torch.optim.SGD, 0.2)])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_at_the_unit_rate_a_step_is_as_long_as_the_weights(
+    factory: Callable[..., Optimizer], step: float, zeros: bool
+) -> None:
+    """Adam's settled step is 1 whatever the gradient, that of SGD the gradient; zeros and biases have no scale."""
+    last = nn.Linear(3, 3).double()
+    net = nn.Sequential(*network(), last)
+    if zeros:
+        nn.init.zeros_(last.weight)
+    optimizer = with_gradients(factory, net, 0.2)
+    scaled = [p for p in net.parameters() if p.dim() > 1 and p.any()]
+    size = sum(p.numel() for p in scaled)
+    rms = math.exp(sum(p.numel() * 0.5 * math.log(p.detach().square().mean().item()) for p in scaled) / size)
+    assert weights_per_step(optimizer) == pytest.approx(rms / step, rel=1e-4)
+    assert all(torch.equal(p.grad, torch.full_like(p, 0.2)) for p in net.parameters() if p.grad is not None)
+
+
+def test_a_network_without_gradients_has_no_unit_rate() -> None:
+    with pytest.raises(ValueError, match="No weight matrix has a scale"):
+        weights_per_step(with_gradients(torch.optim.SGD, network(), 0.0))
 
 
 def test_low_rank_adapters_have_a_scale_though_only_what_begins_at_zero_moves_first() -> None:
     """rms(Δ(1)) of Adam is 1, so the unit is rms(A)."""
-    down, up = nn.Linear(6, 2, bias=False), nn.Linear(2, 6, bias=False)
+    down, up, x = nn.Linear(6, 2, bias=False), nn.Linear(2, 6, bias=False), torch.randn(8, 6)
     nn.init.zeros_(up.weight)
     optimizer = torch.optim.Adam([down.weight, up.weight], lr=1.0)
-    x = torch.randn(8, 6)
     (up(down(x)) - x).square().mean().backward()
-    assert not down.weight.grad.any()  # type: ignore[union-attr]
     assert weights_per_step(optimizer) == pytest.approx(down.weight.detach().square().mean().sqrt().item(), rel=1e-3)

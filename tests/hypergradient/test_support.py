@@ -1,3 +1,4 @@
+import copy
 import warnings
 from typing import Any
 
@@ -5,10 +6,10 @@ import pytest
 import torch
 
 from hypergradient import check_supported
-from hypergradient.copies import clear_state
+from hypergradient.hypothetical import clear_state
 from hypergradient.support import SUPPORTED as QUOTED
 from tests.hypergradient import problem
-from tests.hypergradient.optimizers import REFUSED, SUPPORTED, Factory
+from tests.hypergradient.optimizers import ELSEWHERE, REFUSED, SUPPORTED, Factory
 
 
 @pytest.mark.parametrize("steps", [0, 3], ids=["fresh", "resumed"])
@@ -17,11 +18,15 @@ def test_supported_optimizers_are_accepted_and_not_disturbed(factory: Factory, s
     net = problem.network()
     optimizer = problem.groups(net, factory)
     problem.warm_up(net, optimizer, steps)
-    before = str((list(net.parameters()), optimizer.state_dict()))
-    stream = torch.get_rng_state()
+    before, stream = copy.deepcopy((net.state_dict(), optimizer.state_dict())), torch.get_rng_state()
     check_supported(optimizer)
-    assert str((list(net.parameters()), optimizer.state_dict())) == before
+    assert problem.equal((net.state_dict(), optimizer.state_dict()), before)
     assert torch.equal(torch.get_rng_state(), stream)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_little_precision_are_judged_in_float64(dtype: torch.dtype) -> None:
+    check_supported(torch.optim.Adam(problem.network().to(dtype).parameters(), lr=1e-3))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -77,6 +82,6 @@ def test_the_list_that_the_error_quotes_is_the_list_that_is_tested() -> None:
 
 
 def test_every_optimizer_of_torch_is_either_supported_or_refused() -> None:
-    known = {name.split("-")[0] for name in SUPPORTED} | set(REFUSED)
+    known = {name.split("-")[0] for name in [*SUPPORTED, *REFUSED]} - ELSEWHERE
     classes = {name for name in torch.optim.__all__ if isinstance(getattr(torch.optim, name), type)}
     assert known == classes - {"Optimizer"}

@@ -2,73 +2,74 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from hypergradient import no_trace
-from hypergradient.copies import follow_modes
+from hypergradient.trace import unchanged
+from tests.hypergradient.kinds import Layers, Normalizes, attributes
+from tests.hypergradient.problem import batch, equal
 
 
-class Noisy(nn.Module):
-    """Draws in evaluation mode too, as a variational autoencoder does."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.dropout(x, 0.5, training=True)
-
-
-def network() -> nn.Sequential:
-    return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), Noisy(), nn.BatchNorm1d(4))
-
-
-def test_a_look_leaves_statistics_random_stream_gradients_and_modes_as_they_were() -> None:
-    net = network()
-    net[4].eval()  # frozen by its user: must not wake up
-    state = {key: value.clone() for key, value in net.state_dict().items()}
-    modes = [module.training for module in net.modules()]
-    stream = torch.get_rng_state()
-    with no_trace(net):
-        net(torch.randn(8, 4)).sum()
-    assert all(torch.equal(state[key], value) for key, value in net.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), stream)
-    assert [module.training for module in net.modules()] == modes
-    assert all(p.grad is None for p in net.parameters())
-
-
-def test_modes_come_back_after_an_exception() -> None:
-    net = network()
-    with pytest.raises(ZeroDivisionError), no_trace(net):
+@pytest.mark.parametrize("look", [False, True])
+@pytest.mark.parametrize("network", Layers.__subclasses__())
+@pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm. is deprecated")
+def test_attributes_modes_random_stream_and_replaced_buffers_come_back(network: type[Layers], look: bool) -> None:
+    net, (x, _) = network(), batch(0)
+    net(x)
+    before = [{key: copy.copy(value) for key, value in own.items()} for own in attributes(net)]
+    buffers, stream = [*net.buffers()], torch.get_rng_state()
+    with pytest.raises(ZeroDivisionError), no_trace(net) if look else unchanged(net):  # noqa: PT012
+        net(x)
+        net.flag = 1  # type: ignore[assignment]
         raise ZeroDivisionError
-    assert all(module.training for module in net.modules())
+    assert equal(attributes(net), before)
+    assert all(b is now for b, now in zip(buffers, net.buffers(), strict=True))
+    assert torch.equal(torch.get_rng_state(), stream)
 
 
-def test_without_it_the_same_look_leaves_a_trace() -> None:
-    net = network()
-    mean, stream = next(net.buffers()).clone(), torch.get_rng_state()
-    net(torch.randn(8, 4))
-    assert not torch.equal(next(net.buffers()), mean)
-    assert not torch.equal(torch.get_rng_state(), stream)
+def test_a_look_measures_as_validation_does_and_changes_no_statistics() -> None:
+    net, (x, _) = Normalizes(), batch(0)
+    net(x)
+    state = copy.deepcopy(net.state_dict())
+    with no_trace(net):
+        seen = net(x)
+    assert equal(net.state_dict(), state)
+    assert torch.equal(seen, net.eval()(x))
+
+
+@pytest.mark.parametrize("channels", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("samples", [1, 8])
+def test_batch_statistics_normalize_by_the_batch_where_it_has_a_variance_and_the_layer_is_not_frozen(
+    channels: bool, frozen: bool, samples: int
+) -> None:
+    norm: nn.Module = nn.BatchNorm2d(3) if channels else nn.BatchNorm1d(3)
+    norm.train(not frozen)
+    norm.running_mean.fill_(3.0)  # type: ignore[operator,union-attr]
+    x = torch.randn(samples, 3, *((2, 2) if channels else ()))
+    by_the_batch = not frozen and x.numel() > 3
+    expected = nn.functional.batch_norm(x, None, None, training=True) if by_the_batch else (x - 3) / (1 + 1e-5) ** 0.5
+    with no_trace(norm, batch_statistics=True):
+        seen = norm(x)
+    torch.testing.assert_close(seen, expected)
+    assert norm.training is not frozen
+    assert not norm._forward_pre_hooks
 
 
 def test_a_look_at_a_recurrent_network_leaves_cudnn_as_it_was() -> None:
     """Whose own RNNs have no backward pass in evaluation mode: within the look, torch's are used."""
-    network = nn.Sequential(nn.LSTM(3, 4), nn.Linear(4, 2))
     before = torch.backends.cudnn.enabled
-    with no_trace(network):
-        assert not torch.backends.cudnn.enabled
-    assert torch.backends.cudnn.enabled == before
-    with no_trace(nn.Linear(3, 4)):
+    for net in (nn.Sequential(nn.LSTM(3, 4), nn.Linear(4, 2)), nn.Linear(3, 4)):
+        with no_trace(net):
+            assert torch.backends.cudnn.enabled == (before and isinstance(net, nn.Linear))
         assert torch.backends.cudnn.enabled == before
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_the_mode_of_a_scripted_module_is_not_in_python() -> None:
-    """In a look it drops nothing, and afterwards it does; a copy follows it into evaluation mode."""
-    net, x = nn.Sequential(nn.Linear(4, 400), torch.jit.script(nn.Dropout(0.5))), torch.ones(1, 4)
-    copied = copy.deepcopy(net)
+    """In a look it drops nothing, and afterwards it does."""
+    norm, x = torch.jit.script(nn.BatchNorm1d(400)), torch.ones(2, 4)
+    net = nn.Sequential(nn.Linear(4, 400), torch.jit.script(nn.Dropout(0.5)), norm)
     with no_trace(net):
-        assert torch.equal(net(x), net[0](x))
+        torch.testing.assert_close(net(x), net[0](x))
     assert (net(x) == 0).any()
-    for training in (False, True):
-        net.train(training)
-        follow_modes(copied, net)
-        assert (copied(x) == 0).any().item() is training
