@@ -86,7 +86,7 @@ class StopOnDivergence(Callback):
         with torch.no_grad():
             pl_module.load_state_dict(self._weights)
             if averaging := getattr(pl_module, "averaging", lambda: None)():  # a checkpoint holds the average
-                averaging.average.load_state_dict(self._weights)
+                averaging.reset(self._weights)
         raise DivergenceError(f"Training diverged at step {step}: {reason}. Lower --model.lr (or --model.meta_lr).")
 
 
