@@ -1,20 +1,34 @@
-"""What the callbacks are tested under: one list, shown in docs/lightning.md."""
+"""What the Lightning callback is tested under: one list, shown in docs/lightning.md; and how a case is fitted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
+
+from data import TensorLoader
 
 Configure = Callable[[nn.Module], Any]
+QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+WARNINGS = [
+    # the samples are in memory
+    pytest.mark.filterwarnings("ignore:The '(train|val|test)_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    # of the first step, which a scaler skips
+    pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),
+    pytest.mark.filterwarnings("ignore:You are using a CUDA device"),
+    # a resumed run saves nothing, or elsewhere
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+]
 
 
 class Plain(LightningModule):
@@ -31,8 +45,11 @@ class Plain(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.loss(batch)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.log("val/loss", self.loss(batch))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test/loss", self.loss(batch))
 
     def configure_optimizers(self) -> Any:
         return self.configure(self.network)
@@ -100,18 +117,16 @@ def warm_up(network: nn.Module) -> dict[str, Any]:
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def samples(kind: str) -> DataLoader[Any]:
+def samples(kind: str, share: tuple[int, int] = (0, 1)) -> Any:
+    """Six batches of eight samples, which resume in mid-epoch; of them the part of one process of several."""
     draw = torch.Generator().manual_seed(len(kind))
     x = torch.randn(48, 6, generator=draw)
     y = x[:, :3].argmax(1)
-    if kind == "values":
-        return DataLoader(TensorDataset(x, x.sum(1)), batch_size=8)
-    if kind == "inputs":
-        return DataLoader(TensorDataset(x), batch_size=8)
     if kind == "dictionaries":
         rows: Any = [{"inputs": a, "labels": b} for a, b in zip(x, y, strict=True)]
         return DataLoader(rows, batch_size=8)
-    return DataLoader(TensorDataset(x, y), batch_size=8)
+    tensors = {"values": (x, x.sum(1)), "inputs": (x,), "classes": (x, y)}[kind]
+    return TensorLoader(*tensors, batch_size=8, share=share)
 
 
 @dataclass(frozen=True)
@@ -155,6 +170,26 @@ CASES: dict[str, Case] = {
     "batches that are dictionaries": Case(module=OfDictionaries, data="dictionaries"),
     "several losses": Case(module=SeveralLosses),
 }
+
+
+def loss(module: Plain, batch: Any) -> Tensor:
+    return module.loss(batch)
+
+
+def fit(case: Case, folder: Path, *callbacks: Callback, val: Any = None, **options: Any) -> tuple[Plain, Trainer]:
+    """Fit a case for six epochs of six batches; return the module and its Trainer."""
+    seed_everything(3)
+    path = options.pop("ckpt_path", None)
+    given = QUIET | {"accelerator": "cpu", "max_epochs": 6, "default_root_dir": folder} | case.trainer() | options
+    trainer = Trainer(**given | {"callbacks": [*given.get("callbacks", []), *callbacks]})
+    module = case.module(case.network(), case.configure)
+    trainer.fit(module, samples(case.data), val or samples(case.data), ckpt_path=path)
+    return module, trainer
+
+
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    """Whether two state dictionaries have the same bits."""
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 class SavesBefore(Callback):
