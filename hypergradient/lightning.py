@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hypergradient.adapter import RateAdapter
+from hypergradient.adapter import NAME, RateAdapter
 from hypergradient.batches import has_len
 from hypergradient.sets import Average
 
@@ -179,6 +179,12 @@ class AdaptLearningRate(ReturnsAverage):
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.adapter.last and every and trainer.global_step % every == 0:
             pl_module.log_dict(self.adapter.last)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save the adapter's state after the fit too, when it has left the optimizer."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        for state in checkpoint.get("optimizer_states", ()) if hasattr(self, "adapter") else ():
+            state.setdefault(NAME, self.adapter.state_dict())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the optimizer as it was."""
