@@ -91,12 +91,6 @@ def in_a_validation_that_fails(last: Path, path: Path) -> None:
     assert same(adapt.adapter.network.state_dict(), saved(last)["current"])
 
 
-def where_the_adapter_is_refused(last: Path, path: Path) -> None:
-    saver = ModelCheckpoint(path.parent, path.stem, save_on_exception=True)
-    with pytest.raises(ValueError, match="patience must be 1 or more"):
-        fit(Case(), path.parent, AdaptLearningRate(loss, patience=0), saver, max_epochs=5, ckpt_path=last)
-
-
 @pytest.mark.parametrize(
     "save",
     [
@@ -105,7 +99,6 @@ def where_the_adapter_is_refused(last: Path, path: Path) -> None:
         before_training_continues,
         in_a_validation,
         in_a_validation_that_fails,
-        where_the_adapter_is_refused,
     ],
 )
 def test_a_checkpoint_holds_the_average_and_the_weights_of_the_run_whenever_it_is_saved(
