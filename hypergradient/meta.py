@@ -101,10 +101,11 @@ class Meta(AdaptedRun):
             h = torch.stack(products).sum(0)
             [seen] = mean_over_processes([torch.cat([loss.detach().reshape(1).to(h), h])])
         self.looks += 1
-        if not all(bool(z.isfinite().all()) for z in self.difference) and not seen.isfinite().all():
+        found: list[float] = seen.tolist()
+        if not math.isfinite(sum(found)) and not all(bool(z.isfinite().all()) for z in self.difference):
             # the hypothetical run overflowed at its higher rate, and would stay so
             self.begin_hypothetical_run()
-        return seen.tolist()
+        return found
 
     def _remember(self, *seen: float) -> None:
         self.sums += torch.tensor(seen, dtype=torch.float64)
