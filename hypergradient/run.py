@@ -57,13 +57,13 @@ class AdaptedRun:
         clip: float | None = None,
         decays: Callable[[Tensor], bool] | None = None,
     ) -> None:
-        check_supported(optimizer)
         self.network, self.optimizer, self.settings = network, optimizer, settings or Settings()
         if self.settings.weight_decay and any(group.get("weight_decay") for group in optimizer.param_groups):
             raise ValueError(
                 f"{type(optimizer).__name__} has a weight decay of its own, and the method adapts one. Give the "
                 "optimizer weight_decay=0, or the method weight_decay 0."
             )
+        check_supported(optimizer)
         self.lr, self.length, self.clip, self.decays = lr, length, clip, decays
         self.guard, self.loaded = Guard(self.settings), dict[str, Any]()
         self.params: list[Tensor] = []
