@@ -97,14 +97,14 @@ class SearchModule(SupervisedModule):
 
     def _search(self, optimizer: Optimizer, batches: list[Pair]) -> float:
         """Return the rate; network and optimizer are left as they were."""
-        rate = self._bracketed_rate(optimizer, batches[0]) if self.bracket else self.lr
-        if not self.stretch:
-            return rate
+        # the bracket changes BatchNorm's statistics
         start = copy.deepcopy((self.network.state_dict(), optimizer.state_dict()))
-        trust, tie = (
-            (self.trust, self.tie) if self.bracket else (0.0, 0.0)
-        )  # who names the rate may be wrong either way
         try:
+            rate = self._bracketed_rate(optimizer, batches[0]) if self.bracket else self.lr
+            if not self.stretch:
+                return rate
+            # who names the rate may be wrong either way
+            trust, tie = (self.trust, self.tie) if self.bracket else (0.0, 0.0)
             untrained = self._validation_loss(batches)
             return search_rate(partial(self._judge, optimizer, start), rate, trust, tie, untrained)
         finally:

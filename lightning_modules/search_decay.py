@@ -1,6 +1,5 @@
 """The rate found before the first step, the decay of the weights adapted during the run."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hypergradient import no_trace
+from hypergradient.sets import TensorSet
 from lightning_modules.search import SearchModule
 from lightning_modules.supervised import Batch, Pair
 
@@ -100,10 +100,11 @@ class SearchDecayModule(SearchModule):
 
     def _hypergradient(self, batch: Batch) -> Tensor:
         averaging = self.averaging()
-        place = averaging.average.in_place(keep=False) if averaging and averaging.average else nullcontext()
+        # without an average, BatchNorm's statistics alone are put aside
+        average = (averaging and averaging.average) or TensorSet(self.network, [])
         weights = [p.detach() for p in self.network.parameters() if p.requires_grad]
         params = [p for p in self.network.parameters() if p.requires_grad]
-        with torch.enable_grad(), no_trace(self.network, batch_statistics=True), place:
+        with torch.enable_grad(), no_trace(self.network, batch_statistics=True), average.in_place(keep=False):
             gradient = torch.autograd.grad(self.loss(batch), params, materialize_grads=True)
         pairs = zip(gradient, weights, strict=True)
         return -self.decay() * sum((torch.sum(g * p) for g, p in pairs), torch.zeros_like(self.k))
