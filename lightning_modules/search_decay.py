@@ -105,6 +105,6 @@ class SearchDecayModule(SearchModule):
         weights = [p.detach() for p in self.network.parameters() if p.requires_grad]
         params = [p for p in self.network.parameters() if p.requires_grad]
         with torch.enable_grad(), no_trace(self.network, batch_statistics=True), average.in_place(keep=False):
-            gradient = torch.autograd.grad(self.loss(batch), params, materialize_grads=True)
+            gradient = torch.autograd.grad(self._loss(batch), params, materialize_grads=True)
         pairs = zip(gradient, weights, strict=True)
         return -self.decay() * sum((torch.sum(g * p) for g, p in pairs), torch.zeros_like(self.k))
