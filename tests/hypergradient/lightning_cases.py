@@ -39,8 +39,7 @@ class Plain(LightningModule):
         self.network, self.configure = network, configure
 
     def loss(self, batch: Any) -> Tensor:
-        x, y = batch
-        return cross_entropy(self.network(x), y)
+        return cross_entropy(self.network(batch[0]), batch[1])
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.loss(batch)
@@ -57,14 +56,12 @@ class Plain(LightningModule):
 
 class Regression(Plain):
     def loss(self, batch: Any) -> Tensor:
-        x, y = batch
-        return mse_loss(self.network(x).squeeze(1), y)
+        return mse_loss(self.network(batch[0]).squeeze(1), batch[1])
 
 
 class Autoencoder(Plain):
     def loss(self, batch: Any) -> Tensor:
-        (x,) = batch
-        return mse_loss(self.network(x), x)
+        return mse_loss(self.network(batch[0]), batch[0])
 
 
 class OfDictionaries(Plain):
@@ -76,14 +73,17 @@ class SeveralLosses(Plain):
     """Trained on the sum of two losses, adapted by one of them."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        x, _ = batch
-        small: Tensor = self.network(x).square().mean()
+        small: Tensor = self.network(batch[0]).square().mean()
         return self.loss(batch) + 0.1 * small
 
 
-def mlp(*extra: nn.Module, inputs: int = 6, outputs: int = 3) -> nn.Sequential:
+def loss(module: Plain, batch: Any) -> Tensor:
+    return module.loss(batch)
+
+
+def mlp(*extra: nn.Module, outputs: int = 3) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(inputs, 8), *extra, nn.ReLU(), nn.Linear(8, outputs))
+    return nn.Sequential(nn.Linear(6, 8), *extra, nn.ReLU(), nn.Linear(8, outputs))
 
 
 def tied() -> nn.Sequential:
@@ -119,8 +119,7 @@ def warm_up(network: nn.Module) -> dict[str, Any]:
 
 def samples(kind: str, share: tuple[int, int] = (0, 1)) -> Any:
     """Six batches of eight samples, which resume in mid-epoch; of them the part of one process of several."""
-    draw = torch.Generator().manual_seed(len(kind))
-    x = torch.randn(48, 6, generator=draw)
+    x = torch.randn(48, 6, generator=torch.Generator().manual_seed(len(kind)))
     y = x[:, :3].argmax(1)
     if kind == "dictionaries":
         rows: Any = [{"inputs": a, "labels": b} for a, b in zip(x, y, strict=True)]
@@ -138,6 +137,9 @@ class Case:
     trainer: Callable[[], dict[str, Any]] = dict
     module: type[Plain] = Plain
     data: str = "classes"
+
+    def build(self) -> Plain:
+        return self.module(self.network(), self.configure)
 
 
 def scaler() -> dict[str, Any]:
@@ -172,17 +174,12 @@ CASES: dict[str, Case] = {
 }
 
 
-def loss(module: Plain, batch: Any) -> Tensor:
-    return module.loss(batch)
-
-
 def fit(case: Case, folder: Path, *callbacks: Callback, val: Any = None, **options: Any) -> tuple[Plain, Trainer]:
     """Fit a case for six epochs of six batches; return the module and its Trainer."""
     seed_everything(3)
     path = options.pop("ckpt_path", None)
     given = QUIET | {"accelerator": "cpu", "max_epochs": 6, "default_root_dir": folder} | case.trainer() | options
-    trainer = Trainer(**given | {"callbacks": [*given.get("callbacks", []), *callbacks]})
-    module = case.module(case.network(), case.configure)
+    trainer, module = Trainer(**given | {"callbacks": [*given.get("callbacks", []), *callbacks]}), case.build()
     trainer.fit(module, samples(case.data), val or samples(case.data), ckpt_path=path)
     return module, trainer
 

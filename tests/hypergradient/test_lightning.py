@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Callback, Trainer, strategies
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, IterableDataset
@@ -21,7 +20,7 @@ from torchmetrics import SumMetric
 
 from hypergradient import NotFiniteError, Settings
 from hypergradient.lightning import AdaptLearningRate
-from tests.hypergradient.lightning_cases import CASES, QUIET, WARNINGS, Case, Plain, adam, fit, loss, mlp, same, samples
+from tests.hypergradient.lightning_cases import CASES, QUIET, WARNINGS, Case, Plain, adam, fit, loss, same, samples
 
 pytestmark = WARNINGS
 HELD: dict[str, Any] = {"settings": Settings(meta_lr=0.0, weight_decay=0.0, window=0.0)}
@@ -36,16 +35,13 @@ class Watch(Callback):
     """Keeps, by step, the rates that were used, and the weights after each adapted step."""
 
     def __init__(self, adapt: AdaptLearningRate) -> None:
-        self.adapt, self.steps = adapt, 0
-        self.rates: dict[int, list[float]] = {}
-        self.course: list[list[Tensor]] = []
+        self.adapt, self.rates, self.course = adapt, dict[int, list[float]](), list[list[Tensor]]()
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        groups = trainer.optimizers[0].param_groups
+        groups, meta = trainer.optimizers[0].param_groups, self.adapt.adapter.meta
         self.rates[trainer.global_step] = [float(group.get("used_lr", 0.0)) for group in groups]
-        if self.adapt.adapter.meta.steps > self.steps:
-            self.steps += 1
-            self.course.append([p.detach().to(torch.float64, copy=True) for p in self.adapt.adapter.meta.params])
+        if meta.steps > len(self.course):
+            self.course.append([p.detach().to(torch.float64, copy=True) for p in meta.params])
 
 
 class AtRates(Callback):
@@ -59,11 +55,6 @@ class AtRates(Callback):
             group["lr"] = rate
 
 
-def user_rates(optimizer: Any) -> list[float]:
-    groups = optimizer["optimizer"].param_groups if isinstance(optimizer, dict) else optimizer.param_groups
-    return [group.get("initial_lr", group["lr"]) for group in groups]
-
-
 @every_case
 def test_with_the_rate_held_the_weights_are_those_of_plain_training_at_it_bit_for_bit(
     case: Case, tmp_path: Path
@@ -73,10 +64,13 @@ def test_with_the_rate_held_the_weights_are_those_of_plain_training_at_it_bit_fo
     held, trainer = fit(case, tmp_path, adapt, watch)
     plain, _ = fit(case, tmp_path, AtRates(watch.rates))
     assert same(held.state_dict(), plain.state_dict())
-    assert not same(held.state_dict(), case.module(case.network(), case.configure).state_dict())
+    assert not same(held.state_dict(), case.build().state_dict())
     assert adapt.adapter.meta.looks > 0
-    # a schedule continues from the user's rates
-    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == user_rates(case.configure(case.network()))
+    # `lr` stays the user's: a schedule continues from it
+    made = case.configure(case.network())
+    groups = made["optimizer"].param_groups if isinstance(made, dict) else made.param_groups
+    own = [group.get("initial_lr", group["lr"]) for group in groups]
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == own
 
 
 @every_case
@@ -85,13 +79,12 @@ def test_adapted_the_rate_moves_and_the_average_of_the_formula_is_returned(case:
     watch = Watch(adapt)
     module, _ = fit(case, tmp_path, adapt, watch)
     assert len({tuple(rates) for rates in watch.rates.values()}) > 3
-    assert adapt.adapter.report()["looks"] > 3
     average = [torch.zeros_like(p) for p in watch.course[0]]
     for t, weights in enumerate(watch.course, 1):
         average = [a + (p - a) / max(1.0, 0.1 * t) for a, p in zip(average, weights, strict=True)]
     returned = [p.double() for p in module.parameters() if p.requires_grad]
     torch.testing.assert_close(returned, average, rtol=1e-4, atol=1e-6)
-    assert any(not torch.equal(p, q) for p, q in zip(returned, watch.course[-1], strict=True))
+    assert not torch.equal(returned[0], watch.course[-1][0])
 
 
 class Anneals(Plain):
@@ -122,7 +115,6 @@ def test_a_look_has_the_trainer_the_epoch_and_the_attributes_of_the_run(tmp_path
         found.append(module.seen.states)  # type: ignore[union-attr]
     plain, adapted = found
     training, looks = ({state for state in plain if state[-1]}, {(*state[:-1], False) for state in plain if state[-1]})
-    assert len(training) == 3
     # a hypothetical step for each of the 18 real ones
     assert len([state for state in adapted if state[-1]]) == 36
     assert {state for state in adapted if state[-1]} == training
@@ -201,14 +193,12 @@ def test_what_cannot_be_adapted_is_refused_before_the_first_step(
 
 
 @pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"])
-def test_a_strategy_that_cuts_up_the_weights_is_refused(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, **QUIET)
+def test_a_strategy_that_cuts_up_the_weights_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(accelerator="cpu", enable_checkpointing=False, **QUIET)
     # which itself needs a GPU, or a package, to start
     monkeypatch.setattr(Trainer, "strategy", object.__new__(getattr(strategies, name)))
     with pytest.raises(ValueError, match=f"cannot be used under {name}, which cuts up the weights: use DDP"):
-        AdaptLearningRate(loss).on_fit_start(trainer, Plain(mlp(), adam))
+        AdaptLearningRate(loss).on_fit_start(trainer, Case().build())
 
 
 class Stream(IterableDataset[Any]):
@@ -228,38 +218,10 @@ def test_validation_batches_may_come_from_loaders_in_any_structure(kind: str, tm
     val = {"list": [own, own], "dictionary": {"first": own, "second": own}}.get(kind)
     batches = {"without-a-length": stream(0), "with-workers": stream(1)}.get(kind)
     adapt = AdaptLearningRate(loss, batches, **HELD)
-    held, _ = fit(CASES["dropout"], tmp_path, adapt, val=val)
-    usual, _ = fit(CASES["dropout"], tmp_path, AdaptLearningRate(loss, **HELD))
+    held, _ = fit(CASES["dropout"], tmp_path, adapt, val=val, max_epochs=4)
+    usual, _ = fit(CASES["dropout"], tmp_path, AdaptLearningRate(loss, **HELD), max_epochs=4)
     assert adapt.adapter.meta.looks > 0
     assert same(held.state_dict(), usual.state_dict())
-
-
-@pytest.mark.parametrize(("options", "clip"), [({}, None), ({"gradient_clip_val": 0.0}, 0.0)])
-def test_clipping_that_is_off_clips_no_hypothetical_step(options: Any, clip: float | None, tmp_path: Path) -> None:
-    adapt, usual = AdaptLearningRate(loss), AdaptLearningRate(loss, clip=None)
-    fit(Case(), tmp_path, adapt, **options)
-    fit(Case(), tmp_path, usual)
-    assert adapt.adapter.meta.clip == clip
-    assert adapt.adapter.last == usual.adapter.last
-
-
-def test_a_learning_rate_monitor_shows_the_users_rate(tmp_path: Path) -> None:
-    monitor = LearningRateMonitor()
-    fit(Case(), tmp_path, AdaptLearningRate(loss), monitor, logger=CSVLogger(tmp_path), log_every_n_steps=1)
-    assert set(monitor.lrs["lr-Adam"]) == {0.01}
-
-
-@pytest.mark.slow
-def test_a_module_compiled_whole_is_adapted_as_one_that_is_not(tmp_path: Path) -> None:
-    found = []
-    for compiled in (False, True):
-        module = Plain(mlp(), adam)
-        adapt = AdaptLearningRate(loss)
-        trainer = Trainer(accelerator="cpu", max_epochs=6, callbacks=[adapt], default_root_dir=tmp_path, **QUIET)
-        whole: Any = torch.compile(module, backend="eager") if compiled else module
-        trainer.fit(whole, samples("classes"), samples("classes"))
-        found.append(adapt.adapter.last)
-    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 def ranks(folder: Path, processes: int) -> list[dict[str, Any]]:
@@ -275,8 +237,7 @@ def ranks(folder: Path, processes: int) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_two_processes_have_one_rate_and_end_where_one_process_with_the_joined_batches_does(tmp_path: Path) -> None:
     """Real processes, gloo, other data on each rank."""
-    first, second = ranks(tmp_path / "two", 2)
-    [one] = ranks(tmp_path / "one", 1)
+    (first, second), [one] = ranks(tmp_path / "two", 2), ranks(tmp_path / "one", 1)
     assert first["rates"] == second["rates"]
     assert len(set(first["rates"])) > 3
     assert first["rates"] == pytest.approx(one["rates"], rel=1e-3)
