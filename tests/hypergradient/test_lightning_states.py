@@ -1,6 +1,5 @@
 """Lightning's checkpoints of an adapted run, saved at usual and at unusual moments, and what continues from them."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +46,6 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(name: str, stop: int
     assert saved(path)["optimizer_states"][0]["rate_adapter"]["meta"]["steps"] >= stop - 1
 
 
-class Fails(RuntimeError):
-    pass
-
-
 class SavesInValidation(Callback):
     """Saves in the middle of the last validation, which may fail there."""
 
@@ -61,60 +56,35 @@ class SavesInValidation(Callback):
         if trainer.current_epoch == 2 and not trainer.sanity_checking:
             trainer.save_checkpoint(self.path)
             if self.fails:
-                raise Fails
-
-
-def after_the_fit(last: Path, path: Path) -> None:
-    _, trainer = fit(Case(), path.parent, AdaptLearningRate(loss), max_epochs=3)
-    trainer.save_checkpoint(path)
-
-
-def after_a_fit_that_was_over(last: Path, path: Path) -> None:
-    module, trainer = fit(Case(), path.parent, AdaptLearningRate(loss), max_epochs=3, ckpt_path=last)
-    assert same(module.state_dict(), saved(last)["state_dict"])
-    trainer.save_checkpoint(path)
-
-
-def before_training_continues(last: Path, path: Path) -> None:
-    fit(Case(), path.parent, AdaptLearningRate(loss), SavesBefore(path), max_epochs=4, ckpt_path=last)
-
-
-def in_a_validation(last: Path, path: Path) -> None:
-    fit(Case(), path.parent, AdaptLearningRate(loss), SavesInValidation(path), max_epochs=3)
-
-
-def in_a_validation_that_fails(last: Path, path: Path) -> None:
-    adapt = AdaptLearningRate(loss)
-    with pytest.raises(Fails):
-        fit(Case(), path.parent, adapt, SavesInValidation(path, fails=True), max_epochs=3)
-    # the module has its own weights back
-    assert same(adapt.adapter.network.state_dict(), saved(last)["current"])
+                raise InterruptedError
 
 
 @pytest.mark.parametrize(
-    "save",
-    [
-        after_the_fit,
-        after_a_fit_that_was_over,
-        before_training_continues,
-        in_a_validation,
-        in_a_validation_that_fails,
-    ],
+    "moment", ["after the fit", "after a fit that was over", "before training", "in validation", "in a failed one"]
 )
 def test_a_checkpoint_holds_the_average_and_the_weights_of_the_run_whenever_it_is_saved(
-    save: Callable[[Path, Path], None], tmp_path: Path
+    moment: str, tmp_path: Path
 ) -> None:
-    last, other = tmp_path / "last.ckpt", tmp_path / "other.ckpt"
-    saver = ModelCheckpoint(tmp_path, "last", save_on_train_epoch_end=True)
-    module, _ = fit(Case(), tmp_path, AdaptLearningRate(loss), saver, max_epochs=3)
-    save(last, other)
+    last, other, adapt = tmp_path / "last.ckpt", tmp_path / "other.ckpt", AdaptLearningRate(loss)
+    module, trainer = fit(Case(), tmp_path, AdaptLearningRate(loss), ModelCheckpoint(tmp_path, "last"), max_epochs=3)
+    if moment == "after a fit that was over":
+        module, trainer = fit(Case(), tmp_path, adapt, max_epochs=3, ckpt_path=last)
+    elif moment == "before training":
+        fit(Case(), tmp_path, adapt, SavesBefore(other), max_epochs=4, ckpt_path=last)
+    elif moment == "in validation":
+        fit(Case(), tmp_path, adapt, SavesInValidation(other), max_epochs=3)
+    elif moment == "in a failed one":
+        with pytest.raises(InterruptedError):
+            fit(Case(), tmp_path, adapt, SavesInValidation(other, fails=True), max_epochs=3)
+        # the module has its own weights back
+        assert same(adapt.adapter.network.state_dict(), saved(last)["current"])
+    if "after" in moment:
+        trainer.save_checkpoint(other)
     first, second = saved(last), saved(other)
     assert same(first["state_dict"], module.state_dict())
     assert not same(first["state_dict"], first["current"])
-    for name in ("state_dict", "current"):
-        assert same(first[name], second[name])
-    whole, _ = fit(Case(), tmp_path, AdaptLearningRate(loss), ckpt_path=last)
-    rest, _ = fit(Case(), tmp_path, AdaptLearningRate(loss), ckpt_path=other)
+    assert all(same(first[name], second[name]) for name in ("state_dict", "current"))
+    whole, rest = (fit(Case(), tmp_path, AdaptLearningRate(loss), ckpt_path=path)[0] for path in (last, other))
     assert same(whole.state_dict(), rest.state_dict())
 
 
@@ -126,12 +96,12 @@ def test_the_average_is_validated_and_a_checkpoint_tests_as_its_run_did(tmp_path
     with torch.no_grad():
         assert validated == pytest.approx(sum(float(module.loss(batch)) for batch in samples("classes")) / 6)
     [tested] = trainer.test(module, samples("classes"), verbose=False)
-    other = Plain(case.network(), case.configure)
-    [again] = trainer.test(other, samples("classes"), ckpt_path=tmp_path / "last.ckpt", verbose=False)
+    [again] = trainer.test(case.build(), samples("classes"), ckpt_path=tmp_path / "last.ckpt", verbose=False)
     assert tested == again
     with pytest.warns(UserWarning, match="AdaptLearningRate starts again: this is another fit, without a checkpoint"):
-        trainer.fit(Plain(case.network(), case.configure), samples("classes"), samples("classes"))
-    assert adapt.adapter.calls == 0  # the Trainer's epochs are over
+        trainer.fit(case.build(), samples("classes"), samples("classes"))
+    # the Trainer's epochs are over
+    assert adapt.adapter.calls == 0
 
 
 class PartlySaved(Plain):
@@ -162,8 +132,7 @@ def test_what_is_made_of_the_average_after_the_fit_is_what_is_saved(tmp_path: Pa
     assert same(saved(tmp_path / "after.ckpt")["state_dict"], module.state_dict())
 
 
-def test_without_a_window_the_weights_themselves_are_saved_and_may_be_saved_alone(tmp_path: Path) -> None:
+def test_without_a_window_the_weights_themselves_may_be_saved_alone(tmp_path: Path) -> None:
     saver = ModelCheckpoint(tmp_path, "last", save_weights_only=True)
     module, _ = fit(Case(), tmp_path, AdaptLearningRate(loss, settings=Settings(window=0.0)), saver)
     assert same(saved(tmp_path / "last.ckpt")["state_dict"], module.state_dict())
-    assert "current" not in saved(tmp_path / "last.ckpt")
