@@ -30,6 +30,7 @@ CASES: dict[str, Callable[[], tuple[LightningModule, dict[str, Any]]]] = {
     "64-bits": lambda: plain("64-true"),
     "BatchNorm": lambda: (SupervisedModule(network(), lr=0.01), {}),
     "its-own-average": lambda: (MetaModule(network()), {}),
+    "its-own-average-in-mixed-precision": lambda: (MetaModule(network()), {"precision": "bf16-mixed"}),
     "its-own-average-in-16-bits": lambda: (MetaModule(network()), {"precision": "bf16-true"}),
 }
 every_case = pytest.mark.parametrize("make", CASES.values(), ids=CASES.keys())

@@ -7,6 +7,7 @@ it trains as its users do, at the rate `lr`.
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from itertools import chain, islice, repeat
 from typing import Any
@@ -60,65 +61,62 @@ class Loop:
     def __init__(self, adapt: Options | None, lr: float, make: Callable[..., Any] = adam) -> None:
         self.model, self.adapt, self.data = LanguageModel(), adapt, loader()
         self.forward: Any = self.model
-        self.optimizer = make(self.model, lr)
-        self.adapter: RateAdapter | None = None
+        self.optimizer, self.adapter = make(self.model, lr), None
         self.backward: Callable[[Tensor], object] = lambda loss: loss.backward()
         self.step: Callable[[], object] = lambda: self.optimizer.step()
 
-    def attach(self) -> "Loop":
+    def attach(self) -> Any:
         """Adapt the rate, where the loop is to."""
         if self.adapt is not None and self.adapter is None:
             self.adapter = RateAdapter(self.optimizer, self.model, loss, list(loader(16)), **self.adapt)
-        return self
+        return self.adapter
 
     def run(self, steps: int = STEPS) -> Result:
-        adapter = self.attach().adapter
+        adapter = self.attach()
         for batch in islice(chain.from_iterable(repeat(self.data)), steps):
             self.optimizer.zero_grad()
             if adapter and self.forward is self.model:
                 now = adapter.loss(batch)
             else:
-                # a wrapped network computes the loss
                 now = loss(self.forward, batch)
                 if adapter:
+                    # a wrapped network computed the loss
                     adapter.see(batch, now)
             self.backward(now)
             self.step()
         return self.model, adapter
 
 
-def compiled(adapt: Options | None, lr: float) -> Result:
-    loop = Loop(adapt, lr)
+def compiled(loop: Loop) -> None:
     loop.forward = torch.compile(loop.model, backend="aot_eager")
-    return loop.run()
 
 
-def grad_scaler(adapt: Options | None, lr: float) -> Result:
-    loop, scaler = Loop(adapt, lr), torch.amp.GradScaler("cpu")
-
-    def step() -> None:
-        scaler.step(loop.optimizer)
-        scaler.update()
-
-    loop.backward, loop.step = lambda loss: scaler.scale(loss).backward(), step
-    return loop.run()
+def scaled(loop: Loop) -> None:
+    scaler = torch.amp.GradScaler("cpu")
+    loop.backward = lambda loss: scaler.scale(loss).backward()
+    loop.step = lambda: (scaler.step(loop.optimizer), scaler.update())
 
 
-def accelerated(adapt: Options | None, lr: float) -> tuple[Loop, Any]:
+def accelerated(loop: Loop) -> Any:
     from accelerate import Accelerator
 
-    accelerator, loop = Accelerator(cpu=True), Loop(adapt, lr)
+    accelerator = Accelerator(cpu=True)
     loop.forward, loop.optimizer, loop.data = accelerator.prepare(loop.model, loop.optimizer, loop.data)
     loop.backward = accelerator.backward
-    return loop, accelerator
+    return accelerator
 
 
-def fabric(adapt: Options | None, lr: float) -> Result:
+def fabric(loop: Loop) -> None:
     from lightning_fabric import Fabric
 
-    launched, loop = Fabric(accelerator="cpu", devices=1), Loop(adapt, lr)
+    launched = Fabric(accelerator="cpu", devices=1)
     loop.forward, loop.optimizer = launched.setup(loop.model, loop.optimizer)
     loop.backward = launched.backward
+
+
+def run(change: Callable[[Loop], object], adapt: Options | None, lr: float) -> Result:
+    loop = Loop(adapt, lr)
+    change(loop)
     return loop.run()
 
 
@@ -159,11 +157,11 @@ class Client:
 
 
 CLIENTS: dict[str, Client] = {
-    "a plain loop": Client("torch", 2, lambda adapt, lr: Loop(adapt, lr).run()),
-    "`torch.compile`": Client("torch", 2, compiled),
-    "`GradScaler`": Client("torch", 2, grad_scaler),
-    "Accelerate": Client("accelerate", 2, lambda adapt, lr: accelerated(adapt, lr)[0].run()),
-    "Fabric": Client("lightning", 2, fabric),
+    "a plain loop": Client("torch", 2, partial(run, lambda loop: None)),
+    "`torch.compile`": Client("torch", 2, partial(run, compiled)),
+    "`GradScaler`": Client("torch", 2, partial(run, scaled)),
+    "Accelerate": Client("accelerate", 2, partial(run, accelerated)),
+    "Fabric": Client("lightning", 2, partial(run, fabric)),
     "Hugging Face `Trainer`": Client("transformers", 1, huggingface),
     "an optimizer of pytorch_optimizer": Client("pytorch_optimizer", 2, pytorch_optimizer),
 }

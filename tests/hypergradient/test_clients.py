@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hypergradient import Settings
-from tests.hypergradient.clients import CLIENTS, STEPS, Client, LanguageModel, accelerated, loader, loss, rows
+from tests.hypergradient.clients import CLIENTS, STEPS, Client, LanguageModel, Loop, accelerated, loader, loss, rows
 from tests.hypergradient.lightning_cases import same
 
 pytest.importorskip("transformers")  # of tests/requirements.txt
@@ -44,18 +44,16 @@ def test_from_too_low_a_rate_the_adapted_run_ends_below_the_client_alone(client:
 
 
 def test_accelerate_resumes_from_its_own_checkpoint_bit_for_bit(tmp_path: Path) -> None:
-    whole, saving = accelerated({"length": STEPS}, 1e-4)
+    whole, rest = Loop({"length": STEPS}, 1e-4), Loop({"length": STEPS}, 1e-4)
+    saving, loading = accelerated(whole), accelerated(rest)
     whole.run(STEPS // 2)
     saving.save_state(str(tmp_path))
     whole.run(STEPS // 2)
-    rest, loading = accelerated({"length": STEPS}, 1e-4)
-    rest.attach()
+    adapter = rest.attach()
     loading.load_state(str(tmp_path))
     rest.run(STEPS // 2)
     assert same(whole.model.state_dict(), rest.model.state_dict())
-    assert whole.adapter
-    assert rest.adapter
-    assert whole.adapter.report() == rest.adapter.report()
+    assert whole.attach().report() == adapter.report()
 
 
 def trainer(folder: Path, model: type[nn.Module] = LanguageModel, evaluated: Any = None, **options: Any) -> Any:

@@ -9,9 +9,8 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from callbacks import TailAverage
 from data import MNIST1DDataModule
-from experiment.training import train
 from lightning_modules import MLP, SearchDecayModule, SupervisedModule
-from lightning_modules.supervised import Batch, Pair
+from lightning_modules.supervised import Batch
 from tests.lightning_modules.fitting import fit, network, same, trainer
 
 
@@ -72,26 +71,6 @@ def test_stretches_find_a_rate_near_the_brackets_whatever_they_start_from(tmp_pa
     assert max(found) < 3 * min(found)
 
 
-def test_a_stretch_has_the_batches_that_the_run_begins_with_beyond_the_first_epoch_too(tmp_path: Path) -> None:
-    class Watched(SearchDecayModule):
-        def training_step(self, batch: Pair, batch_idx: int) -> dict[str, torch.Tensor | float]:
-            seen.append(batch["train"][0])
-            return super().training_step(batch, batch_idx)
-
-        def _first_batches(self, times: int = 1) -> list[Pair]:
-            batches = super()._first_batches(times)
-            read.append(batches)
-            return batches
-
-    seen: list[torch.Tensor] = []
-    read: list[list[Pair]] = []
-    fit(Watched(MLP(), stretch=0.5), tmp_path, max_epochs=4)
-    # once, twice, four times as long
-    assert {len(first) for first in read} <= {16, 32, 64}
-    for first in read:
-        assert all(torch.equal(batch["train"][0], x) for batch, x in zip(first, seen, strict=False))
-
-
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # the resumed run saves nothing
 def test_a_resumed_run_does_not_search_again_and_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     whole = SearchDecayModule(mlp(), stretch=0.0, every=1000)
@@ -140,23 +119,8 @@ def test_the_decays_hypergradient_is_the_finite_difference(tmp_path: Path) -> No
     assert meta._hypergradient(batch).item() == pytest.approx((loss(1e-6) - loss(-1e-6)) / 2e-6, rel=1e-5)
 
 
-@pytest.mark.parametrize(("time_constant", "direction"), [(0.5, -1), (1000.0, 1)])
-def test_the_adapted_decay_moves_towards_its_place(time_constant: float, direction: int, tmp_path: Path) -> None:
-    meta = SearchDecayModule(MLP(), time_constant=time_constant, stretch=0.0, every=200)
-    fit(meta, tmp_path, batch_size=200, max_epochs=20, callbacks=[TailAverage()])
-    assert direction * float(meta.log_scale) > 0
-
-
 def test_it_looks_each_4096_samples_where_an_epoch_ends_with_a_smaller_batch(tmp_path: Path) -> None:
     """4,000 samples in batches of 128: the 32nd of an epoch, which is its last, has 32."""
     model = SearchDecayModule(MLP(), stretch=0.0)
     fit(model, tmp_path, batch_size=128, max_epochs=4)
     assert model.k == 4
-
-
-@pytest.mark.slow
-def test_the_arm_trains_with_lightnings_clipping_and_accumulation() -> None:
-    options = ["--trainer.gradient_clip_val=0.5", "--trainer.accumulate_grad_batches=2", "--trainer.max_epochs=4"]
-    run = train(["--optimizer=meta_search", *options, "--trainer.enable_progress_bar=false", "--data.batch_size=200"])
-    assert run.trainer.global_step == 40
-    assert run.test_metrics["test/loss"] < 2.3
