@@ -117,15 +117,15 @@ def warm_up(network: nn.Module) -> dict[str, Any]:
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def samples(kind: str, share: tuple[int, int] = (0, 1)) -> Any:
-    """Six batches of eight samples, which resume in mid-epoch; of them the part of one process of several."""
+def samples(kind: str) -> Any:
+    """Six batches of eight samples, which resume in mid-epoch."""
     x = torch.randn(48, 6, generator=torch.Generator().manual_seed(len(kind)))
     y = x[:, :3].argmax(1)
     if kind == "dictionaries":
         rows: Any = [{"inputs": a, "labels": b} for a, b in zip(x, y, strict=True)]
         return DataLoader(rows, batch_size=8)
     tensors = {"values": (x, x.sum(1)), "inputs": (x,), "classes": (x, y)}[kind]
-    return TensorLoader(*tensors, batch_size=8, share=share)
+    return TensorLoader(*tensors, batch_size=8)
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,24 @@
 """Lightning's Trainer with the rate adapted: what is adapted, and that nothing else is changed."""
 
-import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from pytorch_lightning import Callback, Trainer, strategies
 from pytorch_lightning.callbacks import ModelCheckpoint
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import SumMetric
 
-from hypergradient import NotFiniteError, Settings
+from hypergradient import Settings
 from hypergradient.lightning import AdaptLearningRate
-from tests.hypergradient.lightning_cases import CASES, QUIET, WARNINGS, Case, Plain, adam, fit, loss, same, samples
+from tests.hypergradient.lightning_cases import CASES, QUIET, WARNINGS, Case, Plain, adam, fit, loss, same, samples, sgd
 
 pytestmark = WARNINGS
 HELD: dict[str, Any] = {"settings": Settings(meta_lr=0.0, weight_decay=0.0, window=0.0)}
@@ -150,34 +148,15 @@ def test_looks_and_hypothetical_steps_leave_no_trace_in_metrics_and_log_what_the
     assert adapted.keys() == {"lr", "decay", "hypergradient", "lookahead_loss"}
 
 
-class Spoilt(Plain):
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        bad = batch_idx == 2 or self.current_epoch == 2
-        return super().training_step(batch, batch_idx) * (math.nan if bad else 1.0)
-
-
-def test_steps_that_are_not_finite_are_skipped_until_patience_is_over(tmp_path: Path) -> None:
-    adapt = AdaptLearningRate(loss, patience=4)
-    with pytest.raises(NotFiniteError, match="4 steps in a row were skipped, from step 13 on"):
-        fit(Case(module=Spoilt), tmp_path, adapt)
-    # one in each of two epochs before
-    assert adapt.adapter.report()["skipped"] == 6
-    assert all(p.isfinite().all() for p in adapt.adapter.network.parameters())
-
-
 class Manual(Plain):
     automatic_optimization = False  # type: ignore[assignment]
-
-
-def rprop(network: nn.Module) -> Optimizer:
-    return torch.optim.Rprop(network.parameters())
 
 
 @pytest.mark.parametrize(
     ("case", "options", "callbacks", "message"),
     [
         (Case(module=Manual, configure=lambda n: [adam(n), adam(n)]), {}, [], "adapts one optimizer, and there are 2"),
-        (Case(configure=rprop), {}, [], "Rprop cannot be adapted"),
+        (Case(configure=lambda n: torch.optim.Rprop(n.parameters())), {}, [], "Rprop cannot be adapted"),
         (Case(), {"batches": []}, [], "needs validation batches: a validation loader in fit"),
         (Case(), {}, [ModelCheckpoint(save_weights_only=True)], r"save_weights_only=True\) would save others"),
     ],
@@ -202,12 +181,15 @@ def test_a_strategy_that_cuts_up_the_weights_is_refused(name: str, monkeypatch: 
 
 
 class Stream(IterableDataset[Any]):
+    """The samples one by one; of two processes, each has every other one."""
+
     def __iter__(self) -> Iterator[Any]:
-        return zip(*samples("classes").tensors, strict=True)
+        rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        return islice(zip(*samples("classes").tensors, strict=True), rank, None, processes)
 
 
-def stream(workers: int) -> DataLoader[Any]:
-    return DataLoader(Stream(), batch_size=8, num_workers=workers, persistent_workers=workers > 0)
+def stream(workers: int = 0, size: int = 8) -> DataLoader[Any]:
+    return DataLoader(Stream(), batch_size=size, num_workers=workers, persistent_workers=workers > 0)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork")  # of Python, in a process with threads
@@ -216,7 +198,7 @@ def test_validation_batches_may_come_from_loaders_in_any_structure(kind: str, tm
     """Workers that stay leave the random stream as it was: dropout draws from it."""
     own = samples("classes")
     val = {"list": [own, own], "dictionary": {"first": own, "second": own}}.get(kind)
-    batches = {"without-a-length": stream(0), "with-workers": stream(1)}.get(kind)
+    batches = {"without-a-length": stream(), "with-workers": stream(workers=1)}.get(kind)
     adapt = AdaptLearningRate(loss, batches, **HELD)
     held, _ = fit(CASES["dropout"], tmp_path, adapt, val=val, max_epochs=4)
     usual, _ = fit(CASES["dropout"], tmp_path, AdaptLearningRate(loss, **HELD), max_epochs=4)
@@ -224,22 +206,32 @@ def test_validation_batches_may_come_from_loaders_in_any_structure(kind: str, tm
     assert same(held.state_dict(), usual.state_dict())
 
 
-def ranks(folder: Path, processes: int) -> list[dict[str, Any]]:
-    folder.mkdir()
-    script, root = Path(__file__).with_name("processes.py"), Path(__file__).parents[2]
-    command = [sys.executable, str(script), str(folder), str(processes)]
-    environment = os.environ | {"PYTHONPATH": str(root)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
+class Keeps(Callback):
+    """Keeps, in a file for each process, the rates and the weights."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.rates = folder, list[float]()
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["used_lr"])
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        path = self.folder / f"{trainer.world_size}-{trainer.global_rank}.pt"
+        torch.save({"rates": self.rates, "weights": pl_module.state_dict()}, path)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of processes that are spawned
 def test_two_processes_have_one_rate_and_end_where_one_process_with_the_joined_batches_does(tmp_path: Path) -> None:
-    """Real processes, gloo, other data on each rank."""
-    (first, second), [one] = ranks(tmp_path / "two", 2), ranks(tmp_path / "one", 1)
-    assert first["rates"] == second["rates"]
+    """Real processes, gloo, other data on each."""
+    for processes in (1, 2):
+        several = {"strategy": "ddp_spawn", "devices": processes} if processes > 1 else {}
+        callbacks = [AdaptLearningRate(loss, length=24), Keeps(tmp_path)]
+        own = {"max_epochs": 4, "accelerator": "cpu", "callbacks": callbacks, "default_root_dir": tmp_path}
+        loader = stream(size=8 // processes)
+        Trainer(**QUIET | several | own).fit(Case(configure=sgd).build(), loader, loader)
+    one, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
+    assert first["rates"] == second["rates"] == pytest.approx(one["rates"], rel=1e-3)
     assert len(set(first["rates"])) > 3
-    assert first["rates"] == pytest.approx(one["rates"], rel=1e-3)
     assert same(first["weights"], second["weights"])
     torch.testing.assert_close(first["weights"], one["weights"], rtol=1e-3, atol=1e-4)

@@ -93,32 +93,6 @@ def test_a_run_without_an_end_or_without_a_datamodule_is_refused(tmp_path: Path)
         trainer(tmp_path).fit(SearchDecayModule(MLP()), data.train_dataloader(), data.val_dataloader())
 
 
-def test_the_decays_hypergradient_is_the_finite_difference(tmp_path: Path) -> None:
-    """Of the validation loss at the average A, as a step takes η θ more or less from the weights."""
-    meta, averaging = SearchDecayModule(MLP(), stretch=0.0, time_constant=2.0), TailAverage(window=1.0)
-    fitting = fit(meta, tmp_path, callbacks=[averaging], precision="64-true")
-    assert averaging.average
-    # the average is in the module after the fit
-    averaging.average.exchange()
-    batch: Any = fitting.datamodule.val  # type: ignore[attr-defined]
-    batch = batch[0].double(), batch[1]
-    point = [p.clone() for p in averaging.average.weights]
-    assert not torch.equal(point[0], next(meta.network.parameters()))
-
-    def loss(log_eta: float) -> float:
-        moved = copy.deepcopy(meta.network)
-        with torch.no_grad():
-            for p, a, theta in zip(moved.parameters(), point, meta.network.parameters(), strict=True):
-                p.copy_(a - meta.decay() * math.exp(log_eta) * theta)
-            return float(torch.nn.functional.cross_entropy(moved(batch[0]), batch[1]))
-
-    # so little that no ReLU turns; at A itself, the derivative is that of one step on
-    with torch.no_grad():
-        for a, theta in zip(averaging.average.weights, meta.network.parameters(), strict=True):
-            a.sub_(meta.decay() * theta)
-    assert meta._hypergradient(batch).item() == pytest.approx((loss(1e-6) - loss(-1e-6)) / 2e-6, rel=1e-5)
-
-
 def test_it_looks_each_4096_samples_where_an_epoch_ends_with_a_smaller_batch(tmp_path: Path) -> None:
     """4,000 samples in batches of 128: the 32nd of an epoch, which is its last, has 32."""
     model = SearchDecayModule(MLP(), stretch=0.0)
