@@ -118,7 +118,7 @@ def test_batchnorm_statistics_are_those_of_the_average_also_where_training_stops
     for make in (CASES["BatchNorm"], CASES["its-own-average"]):
         module, fitting = run(make, tmp_path, *([StopsEarly()] if stops else []))
         assert fitting.global_step == (16 if stops else 24)
-        linear, norm, *_ = module.network.children()  # type: ignore[union-attr, operator]
+        linear, norm, *_ = module.network.children()  # type: ignore[union-attr]
         with torch.no_grad():
             seen = linear(fitting.datamodule.train[0])  # type: ignore[attr-defined]
         torch.testing.assert_close(norm.running_mean, seen.mean(0), rtol=1e-4, atol=1e-4)

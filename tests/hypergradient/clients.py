@@ -61,7 +61,8 @@ class Loop:
     def __init__(self, adapt: Options | None, lr: float, make: Callable[..., Any] = adam) -> None:
         self.model, self.adapt, self.data = LanguageModel(), adapt, loader()
         self.forward: Any = self.model
-        self.optimizer, self.adapter = make(self.model, lr), None
+        self.optimizer = make(self.model, lr)
+        self.adapter: Any = None
         self.backward: Callable[[Tensor], object] = lambda loss: loss.backward()
         self.step: Callable[[], object] = lambda: self.optimizer.step()
 
@@ -93,8 +94,12 @@ def compiled(loop: Loop) -> None:
 
 def scaled(loop: Loop) -> None:
     scaler = torch.amp.GradScaler("cpu")
-    loop.backward = lambda loss: scaler.scale(loss).backward()
-    loop.step = lambda: (scaler.step(loop.optimizer), scaler.update())
+
+    def step() -> None:
+        scaler.step(loop.optimizer)
+        scaler.update()
+
+    loop.backward, loop.step = lambda loss: scaler.scale(loss).backward(), step
 
 
 def accelerated(loop: Loop) -> Any:
@@ -157,7 +162,7 @@ class Client:
 
 
 CLIENTS: dict[str, Client] = {
-    "a plain loop": Client("torch", 2, partial(run, lambda loop: None)),
+    "a plain loop": Client("torch", 2, partial(run, Loop.attach)),
     "`torch.compile`": Client("torch", 2, partial(run, compiled)),
     "`GradScaler`": Client("torch", 2, partial(run, scaled)),
     "Accelerate": Client("accelerate", 2, partial(run, accelerated)),

@@ -107,7 +107,7 @@ class Anneals(Plain):
 
 
 def test_a_look_has_the_trainer_the_epoch_and_the_attributes_of_the_run(tmp_path: Path) -> None:
-    found = []
+    found: list[Any] = []
     for callbacks in ([], [AdaptLearningRate(loss)]):
         module, _ = fit(Case(module=Anneals), tmp_path, *callbacks, max_epochs=3, num_sanity_val_steps=0)
         found.append(module.seen.states)  # type: ignore[union-attr]
@@ -149,7 +149,7 @@ def test_looks_and_hypothetical_steps_leave_no_trace_in_metrics_and_log_what_the
 
 
 class Manual(Plain):
-    automatic_optimization = False  # type: ignore[assignment]
+    automatic_optimization = False
 
 
 @pytest.mark.parametrize(

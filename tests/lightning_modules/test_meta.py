@@ -92,9 +92,8 @@ def test_a_second_fit_starts_again_also_of_a_module_that_was_loaded(tmp_path: Pa
 
 @pytest.mark.parametrize("field", dataclasses.fields(Settings), ids=lambda field: field.name)
 def test_each_constant_is_an_option_of_the_module(field: Any) -> None:
-    value = 2 * field.default if isinstance(field.default, int) else 0.7 * field.default
-    meta = MetaModule(MLP(), **{field.name: value})
-    assert meta.meta.settings == dataclasses.replace(Settings(), **{field.name: value})
+    other: Any = {field.name: 2 * field.default if isinstance(field.default, int) else 0.7 * field.default}
+    assert MetaModule(MLP(), **other).meta.settings == Settings(**other)
 
 
 @pytest.mark.slow
@@ -153,7 +152,7 @@ def test_clipping_is_that_of_the_trainer_and_by_norm_of_the_hypothetical_run_too
     algorithm: str, tmp_path: Path
 ) -> None:
     """At 1/1000 of the gradients' norm, by SGD."""
-    lr, sgd, options = 1e-3, torch.optim.SGD, {"gradient_clip_algorithm": algorithm}
+    lr, sgd, options = 1e-3, torch.optim.SGD, dict[str, Any](gradient_clip_algorithm=algorithm)
     held = MetaModule(mlp(), lr=lr, optimizer=sgd, gradient_clip_val=0.001, pull=0.0, **HELD)
     plain = SupervisedModule(mlp(), lr=lr, optimizer=sgd)
     fit(held, tmp_path, **options)
