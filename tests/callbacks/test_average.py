@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,117 +9,124 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from callbacks import TailAverage
 from data import MNIST1DDataModule
-from experiment.training import train
-from lightning_modules import MLP, SupervisedModule
+from lightning_modules import MLP, MetaModule, SupervisedModule
 from tests.hypergradient.lightning_cases import SavesBefore
+from tests.lightning_modules.fitting import fit, network, same
 
-SHORT = ["--trainer.max_epochs=2", "--trainer.enable_progress_bar=false", "--data.batch_size=100"]
-
-
-def averaged(course: list[float], window: float) -> float:
-    """A ← A + (θ - A) / max(1, window t), by hand."""
-    average = 0.0
-    for t, theta in enumerate(course, 1):
-        average += (theta - average) / max(1.0, window * t)
-    return average
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+]
 
 
-@pytest.mark.slow
+def plain(precision: Any = "32-true") -> tuple[LightningModule, dict[str, Any]]:
+    torch.manual_seed(0)
+    return SupervisedModule(MLP(), lr=0.01), {"precision": precision}
+
+
+CASES: dict[str, Callable[[], tuple[LightningModule, dict[str, Any]]]] = {
+    "32-bits": plain,
+    "16-bits": lambda: plain("bf16-true"),
+    "64-bits": lambda: plain("64-true"),
+    "BatchNorm": lambda: (SupervisedModule(network(), lr=0.01), {}),
+    "its-own-average": lambda: (MetaModule(network()), {}),
+    "its-own-average-in-mixed-precision": lambda: (MetaModule(network()), {"precision": "bf16-mixed"}),
+    "its-own-average-in-16-bits": lambda: (MetaModule(network()), {"precision": "bf16-true"}),
+}
+every_case = pytest.mark.parametrize("make", CASES.values(), ids=CASES.keys())
+
+
+def run(
+    make: Callable[[], tuple[LightningModule, dict[str, Any]]],
+    folder: Path,
+    *callbacks: Callback,
+    window: float = 0.5,
+    **options: Any,
+) -> tuple[LightningModule, Trainer]:
+    """Fit for three epochs of eight steps."""
+    module, own = make()
+    return module, fit(module, folder, max_epochs=3, callbacks=[TailAverage(window), *callbacks], **own | options)
+
+
+class StopsEarly(Callback):
+    """Ends the run after two epochs, as a callback of the user may."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.should_stop = trainer.should_stop or trainer.current_epoch == 1
+
+
 @pytest.mark.parametrize("window", [0.1, 0.5, 1.0])
-def test_the_average_is_the_one_of_the_formula(window: float) -> None:
-    """window 1 is the plain mean of all."""
+def test_the_average_is_that_of_the_formula(window: float, tmp_path: Path) -> None:
+    """A ← A + (θ - A) / max(1, window t); a window of 1 is the mean of all."""
     course: list[float] = []
 
     class Notes(Callback):
         def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
             course.append(next(pl_module.parameters())[0, 0].item())
 
-    callback = TailAverage(window)
-    run = train(["--optimizer", "adam", "--model.lr=0.01", *SHORT], callbacks=[Notes(), callback])
-    average = next(run.model.parameters())[0, 0].item()
-    assert len(course) == 80
-    assert average == pytest.approx(averaged(course, window), abs=1e-6)
+    module, _ = run(plain, tmp_path, Notes(), window=window)
+    average = 0.0
+    for t, theta in enumerate(course, 1):
+        average += (theta - average) / max(1.0, window * t)
+    assert len(course) == 24
+    assert next(module.parameters())[0, 0].item() == pytest.approx(average, abs=1e-6)
     if window == 1.0:
-        assert average == pytest.approx(sum(course) / 80, abs=1e-6)
+        assert average == pytest.approx(sum(course) / 24)
 
 
-def test_what_is_validated_tested_and_saved_is_the_average() -> None:
-    plain = train(["--optimizer", "adam", "--model.lr=0.01", *SHORT])
-    average = train(["--optimizer", "adam_average", "--model.lr=0.01", *SHORT])
-    assert plain.test_metrics["test/loss"] != average.test_metrics["test/loss"]
-    path = str(average.trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
-    saved = torch.load(path, weights_only=True)["state_dict"]
-    assert all(torch.equal(value, saved[name]) for name, value in average.model.state_dict().items())
+@every_case
+def test_the_average_is_validated_and_a_checkpoint_tests_as_its_run_did(make: Any, tmp_path: Path) -> None:
+    module, fitting = run(make, tmp_path, ModelCheckpoint(tmp_path, "last"))
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert all(torch.equal(value, saved["state_dict"][name]) for name, value in module.state_dict().items())
+    assert any(not torch.equal(value, saved["current"][name]) for name, value in module.state_dict().items())
+    data = MNIST1DDataModule()
+    [tested] = fitting.test(module, data, verbose=False)
+    [again] = fitting.test(make()[0], data, ckpt_path=str(tmp_path / "last.ckpt"), verbose=False)
+    assert tested == again
+    # a run that was over when it is continued, as one that was killed in its test
+    over, continued = run(make, tmp_path, ckpt_path=tmp_path / "last.ckpt")
+    assert continued.test(over, data, verbose=False) == [tested]
 
 
-def test_batchnorm_statistics_are_those_of_the_average() -> None:
-    cli = train(["--optimizer", "adam_average", "--task", "conv_batchnorm", "--model.lr=0.05", *SHORT])
-    norm, x = cli.model.network[2], cli.datamodule.train[0]
-    with torch.no_grad():
-        seen = cli.model.network[1](cli.model.network[0](x))
-    assert norm.running_mean == pytest.approx(seen.mean((0, 2)), abs=1e-4)
+@pytest.mark.parametrize("ended", [False, True], ids=["in-mid-epoch", "after-the-fit"])
+@every_case
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(make: Any, ended: bool, tmp_path: Path) -> None:
+    whole, _ = run(make, tmp_path, ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=11, save_top_k=-1))
+    path = tmp_path / "step=11.ckpt"
+    if ended:
+        path = tmp_path / "after.ckpt"
+        run(make, tmp_path, StopsEarly())[1].save_checkpoint(path)
+    rest, _ = run(make, tmp_path, ckpt_path=path)
+    assert same(whole, rest)
 
 
-def test_a_window_out_of_range_is_refused() -> None:
+@every_case
+def test_a_checkpoint_from_before_training_continues_holds_what_was_loaded(make: Any, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.ckpt", tmp_path / "second.ckpt"
+    run(make, tmp_path, StopsEarly())[1].save_checkpoint(first)
+    run(make, tmp_path, SavesBefore(second), ckpt_path=first, num_sanity_val_steps=1)
+    for name in ("state_dict", "current", "exact", "optimizer_states"):
+        loaded, again = (torch.load(path, weights_only=True)[name] for path in (first, second))
+        torch.testing.assert_close(again, loaded, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_batchnorm_statistics_are_those_of_the_average_also_where_training_stops_early(
+    stops: bool, tmp_path: Path
+) -> None:
+    for make in (CASES["BatchNorm"], CASES["its-own-average"]):
+        module, fitting = run(make, tmp_path, *([StopsEarly()] if stops else []))
+        assert fitting.global_step == (16 if stops else 24)
+        linear, norm, *_ = module.network.children()  # type: ignore[union-attr]
+        with torch.no_grad():
+            seen = linear(fitting.datamodule.train[0])  # type: ignore[attr-defined]
+        torch.testing.assert_close(norm.running_mean, seen.mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_averaged_is_refused(tmp_path: Path) -> None:
     for window in (0.0, 1.5):
-        with pytest.raises(ValueError, match="window is a part of the run"):
+        with pytest.raises(ValueError, match="window is a fraction of the run"):
             TailAverage(window)
-
-
-def test_a_checkpoint_from_before_training_goes_on_holds_the_average_and_the_weights(tmp_path: Path) -> None:
-    def run(epochs: int, path: Path | None, extra: Callback) -> None:
-        options: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-        own = [TailAverage(), extra]
-        trainer = Trainer(accelerator="cpu", max_epochs=epochs, callbacks=own, default_root_dir=tmp_path, **options)
-        trainer.fit(SupervisedModule(MLP()), MNIST1DDataModule(batch_size=100), ckpt_path=path)
-
-    last, before = tmp_path / "last.ckpt", tmp_path / "before.ckpt"
-    run(2, None, ModelCheckpoint(tmp_path, filename="last"))
-    run(3, last, SavesBefore(before))
-    first, saved = (torch.load(path, weights_only=True) for path in (last, before))
-    for name in ("state_dict", "current"):
-        assert all(torch.equal(value, saved[name][key]) for key, value in first[name].items())
-    assert not torch.equal(saved["current"]["network.0.weight"], saved["state_dict"]["network.0.weight"])
-
-
-def test_a_checkpoint_saved_after_the_fit_goes_on_as_if_it_had_not_ended(tmp_path: Path) -> None:
-    def run(epochs: int, path: Path | None = None) -> Trainer:
-        options: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-        trainer = Trainer(
-            accelerator="cpu", max_epochs=epochs, callbacks=[TailAverage(0.5)], default_root_dir=tmp_path, **options
-        )
-        torch.manual_seed(0)
-        trainer.fit(SupervisedModule(MLP()), MNIST1DDataModule(batch_size=100), ckpt_path=path)
-        return trainer
-
-    run(2).save_checkpoint(tmp_path / "after.ckpt")
-    whole, rest = run(3).lightning_module, run(3, tmp_path / "after.ckpt").lightning_module
-    assert all(torch.equal(value, rest.state_dict()[name]) for name, value in whole.state_dict().items())
-
-
-@pytest.mark.parametrize("arm", ["adam_average", "schedule_free", "meta"])
-def test_a_run_that_was_over_when_it_went_on_is_tested_as_it_was(arm: str) -> None:
-    """As one that was killed in its test: no training starts."""
-    whole = train(["--optimizer", arm, *SHORT])
-    path = str(whole.trainer.checkpoint_callback.best_model_path)  # type: ignore[union-attr]
-    again = train(["--optimizer", arm, *SHORT, f"--ckpt_path={path}"])
-    assert again.test_metrics["test/loss"] == pytest.approx(whole.test_metrics["test/loss"], rel=1e-5)
-
-
-def test_batchnorm_statistics_are_those_of_the_average_where_training_stops_early() -> None:
-    stop = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"]
-    stop += ["--trainer.callbacks.patience=1", "--trainer.callbacks.min_delta=9"]
-    cli = train(["--optimizer", "adam_average", "--task", "conv_batchnorm", "--model.lr=0.05", *SHORT, *stop])
-    assert cli.trainer.current_epoch == 2
-    norm, x = cli.model.network[2], cli.datamodule.train[0]
-    with torch.no_grad():
-        seen = cli.model.network[1](cli.model.network[0](x))
-    assert norm.running_mean == pytest.approx(seen.mean((0, 2)), abs=1e-4)
-
-
-@pytest.mark.parametrize("arm", ["adam_average", "meta", "meta_search"])
-def test_averages_and_searches_are_of_the_trainers_precision(arm: str) -> None:
-    options = ["--task", "conv_batchnorm", "--trainer.precision=64-true", "--trainer.max_epochs=1", SHORT[1]]
-    cli = train(["--optimizer", arm, *options, "--data.batch_size=500"])
-    assert next(cli.model.parameters()).dtype == torch.float64
-    assert cli.test_metrics["test/loss"] < 3
+    with pytest.raises(ValueError, match=r"ModelCheckpoint\(save_weights_only=True\) would save others"):
+        run(plain, tmp_path, ModelCheckpoint(tmp_path, save_weights_only=True))

@@ -5,9 +5,11 @@ it trains as its users do, at the rate `lr`.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
+from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
@@ -20,7 +22,6 @@ from hypergradient import RateAdapter
 STEPS, SIZE = 40, 8
 Result = tuple[nn.Module, Any]
 Options = dict[str, Any]
-Make = Callable[[nn.Module, float], torch.optim.Optimizer]
 
 
 class LanguageModel(nn.Module):
@@ -41,99 +42,87 @@ def rows() -> list[dict[str, Tensor]]:
     return [{"input_ids": row, "labels": row} for row in x]
 
 
+def loader(size: int = SIZE) -> DataLoader[Any]:
+    return DataLoader(rows(), batch_size=size)  # type: ignore[arg-type]
+
+
 def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     found: Tensor = model(**batch)["loss"]
     return found
-
-
-def endless() -> Iterator[Any]:
-    while True:
-        yield from DataLoader(rows(), batch_size=SIZE)  # type: ignore[arg-type]
-
-
-def validation() -> list[Any]:
-    return list(DataLoader(rows(), batch_size=16))  # type: ignore[arg-type]
 
 
 def adam(model: nn.Module, lr: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
 
 
-def plain_loop(adapt: Options | None, lr: float, make: Make = adam) -> Result:
-    model, data = LanguageModel(), endless()
-    optimizer = make(model, lr)
-    adapter = None if adapt is None else RateAdapter(optimizer, model, loss, validation(), **adapt)
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        batch = next(data)
-        (adapter.loss(batch) if adapter else loss(model, batch)).backward()
-        optimizer.step()
-    return model, adapter
+class Loop:
+    """A training loop, and where one differs from the next: the optimizer, the forward pass, how a step is taken."""
+
+    def __init__(self, adapt: Options | None, lr: float, make: Callable[..., Any] = adam) -> None:
+        self.model, self.adapt, self.data = LanguageModel(), adapt, loader()
+        self.forward: Any = self.model
+        self.optimizer = make(self.model, lr)
+        self.adapter: Any = None
+        self.backward: Callable[[Tensor], object] = lambda loss: loss.backward()
+        self.step: Callable[[], object] = lambda: self.optimizer.step()
+
+    def attach(self) -> Any:
+        """Adapt the rate, where the loop is to."""
+        if self.adapt is not None and self.adapter is None:
+            self.adapter = RateAdapter(self.optimizer, self.model, loss, list(loader(16)), **self.adapt)
+        return self.adapter
+
+    def run(self, steps: int = STEPS) -> Result:
+        adapter = self.attach()
+        for batch in islice(chain.from_iterable(repeat(self.data)), steps):
+            self.optimizer.zero_grad()
+            if adapter and self.forward is self.model:
+                now = adapter.loss(batch)
+            else:
+                now = loss(self.forward, batch)
+                if adapter:
+                    # a wrapped network computed the loss
+                    adapter.see(batch, now)
+            self.backward(now)
+            self.step()
+        return self.model, adapter
 
 
-def compiled(adapt: Options | None, lr: float) -> Result:
-    model, data = LanguageModel(), endless()
-    optimizer = adam(model, lr)
-    adapter = None if adapt is None else RateAdapter(optimizer, model, loss, validation(), **adapt)
-    forward = torch.compile(model, backend="aot_eager")
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        batch = next(data)
-        now: Any = loss(forward, batch)  # type: ignore[arg-type]
-        if adapter:
-            adapter.see(batch, now)
-        now.backward()
-        optimizer.step()
-    return model, adapter
+def compiled(loop: Loop) -> None:
+    loop.forward = torch.compile(loop.model, backend="aot_eager")
 
 
-def grad_scaler(adapt: Options | None, lr: float) -> Result:
-    model, data, scaler = LanguageModel(), endless(), torch.amp.GradScaler("cpu")
-    optimizer = adam(model, lr)
-    adapter = None if adapt is None else RateAdapter(optimizer, model, loss, validation(), **adapt)
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        batch = next(data)
-        scaler.scale(adapter.loss(batch) if adapter else loss(model, batch)).backward()
-        scaler.step(optimizer)
+def scaled(loop: Loop) -> None:
+    scaler = torch.amp.GradScaler("cpu")
+
+    def step() -> None:
+        scaler.step(loop.optimizer)
         scaler.update()
-    return model, adapter
+
+    loop.backward, loop.step = lambda loss: scaler.scale(loss).backward(), step
 
 
-def accelerate(adapt: Options | None, lr: float) -> Result:
+def accelerated(loop: Loop) -> Any:
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)
-    model = LanguageModel()
-    prepared, optimizer, data = accelerator.prepare(model, adam(model, lr), DataLoader(rows(), batch_size=SIZE))  # type: ignore[arg-type]
-    adapter = None if adapt is None else RateAdapter(optimizer, model, loss, validation(), **adapt)
-    for step in range(STEPS):
-        if step % 8 == 0:
-            batches = iter(data)
-        optimizer.zero_grad()
-        batch = next(batches)
-        accelerator.backward(adapter.loss(batch) if adapter else loss(prepared, batch))
-        optimizer.step()
-    return model, adapter
+    loop.forward, loop.optimizer, loop.data = accelerator.prepare(loop.model, loop.optimizer, loop.data)
+    loop.backward = accelerator.backward
+    return accelerator
 
 
-def fabric(adapt: Options | None, lr: float) -> Result:
+def fabric(loop: Loop) -> None:
     from lightning_fabric import Fabric
 
     launched = Fabric(accelerator="cpu", devices=1)
-    model = LanguageModel()
-    prepared, optimizer = launched.setup(model, adam(model, lr))
-    adapter = None if adapt is None else RateAdapter(optimizer, model, loss, validation(), **adapt)
-    data = endless()
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        batch = next(data)
-        now = loss(prepared, batch)
-        if adapter:
-            adapter.see(batch, now)
-        launched.backward(now)
-        optimizer.step()
-    return model, adapter
+    loop.forward, loop.optimizer = launched.setup(loop.model, loop.optimizer)
+    loop.backward = launched.backward
+
+
+def run(change: Callable[[Loop], object], adapt: Options | None, lr: float) -> Result:
+    loop = Loop(adapt, lr)
+    change(loop)
+    return loop.run()
 
 
 def huggingface(adapt: Options | None, lr: float) -> Result:
@@ -142,16 +131,10 @@ def huggingface(adapt: Options | None, lr: float) -> Result:
     from hypergradient.huggingface import AdaptLearningRate
 
     options: dict[str, Any] = {"max_steps": STEPS, "per_device_train_batch_size": SIZE, "learning_rate": lr}
+    options |= {"lr_scheduler_type": "constant", "train_sampling_strategy": "sequential", "save_strategy": "no"}
     quiet: dict[str, Any] = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "logging_strategy": "no"}
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder,
-            lr_scheduler_type="constant",
-            train_sampling_strategy="sequential",
-            save_strategy="no",
-            **options,
-            **quiet,
-        )
+        arguments = TrainingArguments(folder, **options, **quiet)
         trainer = Trainer(LanguageModel(), arguments, train_dataset=rows(), eval_dataset=rows())
         callback = None if adapt is None else AdaptLearningRate(trainer, **adapt)
         trainer.train()
@@ -162,7 +145,7 @@ def huggingface(adapt: Options | None, lr: float) -> Result:
 def pytorch_optimizer(adapt: Options | None, lr: float) -> Result:
     from pytorch_optimizer import AdaBelief
 
-    return plain_loop(adapt, lr, lambda model, lr: AdaBelief(model.parameters(), lr=lr))
+    return Loop(adapt, lr, lambda model, lr: AdaBelief(model.parameters(), lr=lr)).run()
 
 
 @dataclass(frozen=True)
@@ -179,11 +162,11 @@ class Client:
 
 
 CLIENTS: dict[str, Client] = {
-    "a plain loop": Client("torch", 2, plain_loop),
-    "`torch.compile`": Client("torch", 2, compiled),
-    "`GradScaler`": Client("torch", 2, grad_scaler),
-    "Accelerate": Client("accelerate", 2, accelerate),
-    "Fabric": Client("lightning", 2, fabric),
+    "a plain loop": Client("torch", 2, partial(run, Loop.attach)),
+    "`torch.compile`": Client("torch", 2, partial(run, compiled)),
+    "`GradScaler`": Client("torch", 2, partial(run, scaled)),
+    "Accelerate": Client("accelerate", 2, partial(run, accelerated)),
+    "Fabric": Client("lightning", 2, partial(run, fabric)),
     "Hugging Face `Trainer`": Client("transformers", 1, huggingface),
     "an optimizer of pytorch_optimizer": Client("pytorch_optimizer", 2, pytorch_optimizer),
 }

@@ -1,20 +1,34 @@
-"""What the callbacks are tested under: one list, shown in docs/lightning.md."""
+"""What the Lightning callback is tested under: one list, shown in docs/lightning.md; and how a case is fitted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
+
+from data import TensorLoader
 
 Configure = Callable[[nn.Module], Any]
+QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+WARNINGS = [
+    # the samples are in memory
+    pytest.mark.filterwarnings("ignore:The '(train|val|test)_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    # of the first step, which a scaler skips
+    pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),
+    pytest.mark.filterwarnings("ignore:You are using a CUDA device"),
+    # a resumed run saves nothing, or elsewhere
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+]
 
 
 class Plain(LightningModule):
@@ -25,14 +39,16 @@ class Plain(LightningModule):
         self.network, self.configure = network, configure
 
     def loss(self, batch: Any) -> Tensor:
-        x, y = batch
-        return cross_entropy(self.network(x), y)
+        return cross_entropy(self.network(batch[0]), batch[1])
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.loss(batch)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.log("val/loss", self.loss(batch))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test/loss", self.loss(batch))
 
     def configure_optimizers(self) -> Any:
         return self.configure(self.network)
@@ -40,14 +56,12 @@ class Plain(LightningModule):
 
 class Regression(Plain):
     def loss(self, batch: Any) -> Tensor:
-        x, y = batch
-        return mse_loss(self.network(x).squeeze(1), y)
+        return mse_loss(self.network(batch[0]).squeeze(1), batch[1])
 
 
 class Autoencoder(Plain):
     def loss(self, batch: Any) -> Tensor:
-        (x,) = batch
-        return mse_loss(self.network(x), x)
+        return mse_loss(self.network(batch[0]), batch[0])
 
 
 class OfDictionaries(Plain):
@@ -59,14 +73,17 @@ class SeveralLosses(Plain):
     """Trained on the sum of two losses, adapted by one of them."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        x, _ = batch
-        small: Tensor = self.network(x).square().mean()
+        small: Tensor = self.network(batch[0]).square().mean()
         return self.loss(batch) + 0.1 * small
 
 
-def mlp(*extra: nn.Module, inputs: int = 6, outputs: int = 3) -> nn.Sequential:
+def loss(module: Plain, batch: Any) -> Tensor:
+    return module.loss(batch)
+
+
+def mlp(*extra: nn.Module, outputs: int = 3) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(inputs, 8), *extra, nn.ReLU(), nn.Linear(8, outputs))
+    return nn.Sequential(nn.Linear(6, 8), *extra, nn.ReLU(), nn.Linear(8, outputs))
 
 
 def tied() -> nn.Sequential:
@@ -100,18 +117,15 @@ def warm_up(network: nn.Module) -> dict[str, Any]:
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def samples(kind: str) -> DataLoader[Any]:
-    draw = torch.Generator().manual_seed(len(kind))
-    x = torch.randn(48, 6, generator=draw)
+def samples(kind: str) -> Any:
+    """Six batches of eight samples, which resume in mid-epoch."""
+    x = torch.randn(48, 6, generator=torch.Generator().manual_seed(len(kind)))
     y = x[:, :3].argmax(1)
-    if kind == "values":
-        return DataLoader(TensorDataset(x, x.sum(1)), batch_size=8)
-    if kind == "inputs":
-        return DataLoader(TensorDataset(x), batch_size=8)
     if kind == "dictionaries":
         rows: Any = [{"inputs": a, "labels": b} for a, b in zip(x, y, strict=True)]
         return DataLoader(rows, batch_size=8)
-    return DataLoader(TensorDataset(x, y), batch_size=8)
+    tensors = {"values": (x, x.sum(1)), "inputs": (x,), "classes": (x, y)}[kind]
+    return TensorLoader(*tensors, batch_size=8)
 
 
 @dataclass(frozen=True)
@@ -123,6 +137,9 @@ class Case:
     trainer: Callable[[], dict[str, Any]] = dict
     module: type[Plain] = Plain
     data: str = "classes"
+
+    def build(self) -> Plain:
+        return self.module(self.network(), self.configure)
 
 
 def scaler() -> dict[str, Any]:
@@ -155,6 +172,21 @@ CASES: dict[str, Case] = {
     "batches that are dictionaries": Case(module=OfDictionaries, data="dictionaries"),
     "several losses": Case(module=SeveralLosses),
 }
+
+
+def fit(case: Case, folder: Path, *callbacks: Callback, val: Any = None, **options: Any) -> tuple[Plain, Trainer]:
+    """Fit a case for six epochs of six batches; return the module and its Trainer."""
+    seed_everything(3)
+    path = options.pop("ckpt_path", None)
+    given = QUIET | {"accelerator": "cpu", "max_epochs": 6, "default_root_dir": folder} | case.trainer() | options
+    trainer, module = Trainer(**given | {"callbacks": [*given.get("callbacks", []), *callbacks]}), case.build()
+    trainer.fit(module, samples(case.data), val or samples(case.data), ckpt_path=path)
+    return module, trainer
+
+
+def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    """Whether two state dictionaries have the same bits."""
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 class SavesBefore(Callback):

@@ -1,193 +1,122 @@
-import copy
-import math
-import os
-import subprocess
-import sys
-import warnings
+"""Lightning's Trainer with the rate adapted: what is adapted, and that nothing else is changed."""
+
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Callback, Trainer, seed_everything, strategies
+import torch.distributed as dist
+from pytorch_lightning import Callback, Trainer, strategies
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.plugins import DoublePrecision
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import SumMetric
 
-from data import TensorLoader
-from experiment.presets import ROOT
-from hypergradient import NotFiniteError, OneStepAdapter
-from hypergradient.lightning import AdaptLearningRate, AdaptOneStep
-from tests.hypergradient.lightning_cases import CASES, Case, Plain, SavesBefore, adam, mlp, samples
+from hypergradient import Settings
+from hypergradient.lightning import AdaptLearningRate
+from tests.hypergradient.lightning_cases import CASES, QUIET, WARNINGS, Case, Plain, adam, fit, loss, same, samples, sgd
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers"),  # in memory
-    pytest.mark.filterwarnings("ignore:The 'val_dataloader' does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step"),  # of the first step that a scaler skips
-    pytest.mark.filterwarnings("ignore:You are using a CUDA device"),
-]
-QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-
-
-def loss(module: Plain, batch: Any) -> torch.Tensor:
-    return module.loss(batch)
+pytestmark = WARNINGS
+HELD: dict[str, Any] = {"settings": Settings(meta_lr=0.0, weight_decay=0.0, window=0.0)}
+FAST = ("Adam", "BatchNorm", "accumulation over batches", "LR warm-up")
+every_case = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=name, marks=[] if name in FAST else [pytest.mark.slow]) for name, case in CASES.items()],
+)
 
 
 class Watch(Callback):
-    """Notes what each look saw, and whether the gradients were finite."""
+    """Keeps, by step, the rates that were used, and the weights after each adapted step."""
 
-    def __init__(self, adapt: AdaptOneStep | None) -> None:
-        self.adapt, self.seen = adapt, []  # type: ignore[var-annotated]
+    def __init__(self, adapt: AdaptLearningRate) -> None:
+        self.adapt, self.rates, self.course = adapt, dict[int, list[float]](), list[list[Tensor]]()
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        if self.adapt and self.adapt.adapter.last:
-            self.seen.append({name: value.clone() for name, value in self.adapt.adapter.last.items()})
-
-
-def fit(
-    case: Case,
-    adapt: AdaptOneStep | None,
-    folder: Path,
-    ckpt_path: str | None = None,
-    resumable: bool = False,
-    **options: Any,
-) -> tuple[Plain, Watch]:
-    seed_everything(3)
-    watch, given = Watch(adapt), case.trainer() | options
-    callbacks = [*given.pop("callbacks", []), *([adapt] if adapt else []), watch]
-    trainer = Trainer(
-        **QUIET | {"accelerator": "cpu", "max_epochs": 4, "default_root_dir": folder, "callbacks": callbacks} | given
-    )
-    module = case.module(case.network(), case.configure)
-    loader = samples(case.data)
-    train = TensorLoader(*loader.dataset.tensors, batch_size=8) if resumable else loader  # type: ignore[attr-defined]
-    trainer.fit(module, train, loader, ckpt_path=ckpt_path)
-    return module, watch
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        groups, meta = trainer.optimizers[0].param_groups, self.adapt.adapter.meta
+        self.rates[trainer.global_step] = [float(group.get("used_lr", 0.0)) for group in groups]
+        if meta.steps > len(self.course):
+            self.course.append([p.detach().to(torch.float64, copy=True) for p in meta.params])
 
 
-def same(first: nn.Module, second: nn.Module) -> bool:
-    pairs = zip(first.state_dict().items(), second.state_dict().items(), strict=True)
-    return all(name == other and torch.equal(a, b) for (name, a), (other, b) in pairs)
+class AtRates(Callback):
+    """Trains at given rates, step by step."""
+
+    def __init__(self, rates: dict[int, list[float]]) -> None:
+        self.rates = rates
+
+    def on_before_optimizer_step(self, trainer: Trainer, module: Any, optimizer: Optimizer) -> None:
+        for group, rate in zip(optimizer.param_groups, self.rates[trainer.global_step + 1], strict=True):
+            group["lr"] = rate
 
 
-@pytest.mark.slow
 @every_case
-def test_with_meta_rate_0_the_weights_are_those_of_plain_training_to_the_bit(case: Case, tmp_path: Path) -> None:
-    plain, _ = fit(case, None, tmp_path / "plain")
-    frozen, watch = fit(case, AdaptOneStep(loss, meta_lr=0.0), tmp_path / "frozen")
-    assert same(plain, frozen)
-    assert not same(plain, case.module(case.network(), case.configure))
-    assert len(watch.seen) > 3
-
-
-@pytest.mark.slow
-@every_case
-def test_adapted_the_rate_moves_stays_in_its_bounds_and_h_is_right(case: Case, tmp_path: Path) -> None:
-    adapt = AdaptOneStep(loss, meta_lr=0.2, bounds=(0.5, 2.0))
-    module, watch = fit(case, adapt, tmp_path)
-    scales = adapt.adapter.log_scale.exp()
-    assert 0.5 <= scales.min() <= scales.max() <= 2.0
-    assert scales != 1
-    assert all(p.isfinite().all() for p in module.parameters())
-    for seen in watch.seen:
-        assert (seen["lr"] >= 0).all()
-        assert all(value.isfinite().all() for value in seen.values())
-    assert sum(float(seen["hypergradient"].abs().sum()) for seen in watch.seen) > 0
-
-
-@pytest.mark.slow
-@every_case
-def test_h_is_the_finite_difference_of_the_real_step_in_float64(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_with_the_rate_held_the_weights_are_those_of_plain_training_at_it_bit_for_bit(
+    case: Case, tmp_path: Path
 ) -> None:
-    """At every step: what the optimizer's own step does at a rate a little larger, and a little smaller."""
-    if "precision" in case.trainer() or "plugins" in case.trainer():
-        case = Case()  # a reduced precision has no finite differences
-    truth, batches, prepare = [], list(samples(case.data)), OneStepAdapter._prepare
-
-    def with_truth(adapter: OneStepAdapter) -> None:
-        truth.append(difference(adapter, case, batches[adapter.looks % len(batches)]))
-        prepare(adapter)
-
-    monkeypatch.setattr(OneStepAdapter, "_prepare", with_truth)
-    _, watch = fit(case, AdaptOneStep(loss, meta_lr=0.1), tmp_path, precision="64-true")
-    found = {float(seen["lookahead_loss"]): float(seen["hypergradient"].sum()) for seen in watch.seen}  # one a step
-    assert list(found.values()) == pytest.approx(truth, rel=1e-4, abs=1e-9)
-
-
-def difference(adapter: OneStepAdapter, case: Case, batch: Any) -> float:
-    """Return dL_val/d log rate by two ordinary steps of a copy."""
-    network: Any = adapter.network.network
-    losses = []
-    for e in (1e-6, -1e-6):
-        copied, optimizer = copy.deepcopy((network, adapter.optimizer))
-        for p, q in zip(copied.parameters(), network.parameters(), strict=True):
-            p.grad = None if q.grad is None else q.grad.clone()
-        for group in optimizer.param_groups:
-            group["lr"] *= math.exp(e + adapter.log_scale.item())
-        optimizer.step()
-        copied.eval()
-        double = DoublePrecision().convert_input(batch)
-        losses.append(case.module(copied, adam).loss(double).item())
-    return (losses[0] - losses[1]) / 2e-6
+    adapt = AdaptLearningRate(loss, **HELD)
+    watch = Watch(adapt)
+    held, trainer = fit(case, tmp_path, adapt, watch)
+    plain, _ = fit(case, tmp_path, AtRates(watch.rates))
+    assert same(held.state_dict(), plain.state_dict())
+    assert not same(held.state_dict(), case.build().state_dict())
+    assert adapt.adapter.meta.looks > 0
+    # `lr` stays the user's: a schedule continues from it
+    made = case.configure(case.network())
+    groups = made["optimizer"].param_groups if isinstance(made, dict) else made.param_groups
+    own = [group.get("initial_lr", group["lr"]) for group in groups]
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == own
 
 
-@pytest.mark.parametrize("stop", [6, 9], ids=["at-an-epochs-end", "in-mid-epoch"])
-@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(stop: int, tmp_path: Path) -> None:
-    saver = ModelCheckpoint(tmp_path / "saved", filename="stop", every_n_train_steps=stop)
-    whole, _ = fit(Case(), AdaptOneStep(loss), tmp_path / "whole", resumable=True)
-    fit(Case(), AdaptOneStep(loss), tmp_path / "part", resumable=True, max_steps=stop, callbacks=[saver])
-    path = tmp_path / "saved" / "stop.ckpt"
-    torch.load(path, weights_only=True)
-    rest, _ = fit(Case(), AdaptOneStep(loss), tmp_path / "rest", str(path), resumable=True)
-    assert same(whole, rest)
+@every_case
+def test_adapted_the_rate_moves_and_the_average_of_the_formula_is_returned(case: Case, tmp_path: Path) -> None:
+    adapt = AdaptLearningRate(loss)
+    watch = Watch(adapt)
+    module, _ = fit(case, tmp_path, adapt, watch)
+    assert len({tuple(rates) for rates in watch.rates.values()}) > 3
+    average = [torch.zeros_like(p) for p in watch.course[0]]
+    for t, weights in enumerate(watch.course, 1):
+        average = [a + (p - a) / max(1.0, 0.1 * t) for a, p in zip(average, weights, strict=True)]
+    returned = [p.double() for p in module.parameters() if p.requires_grad]
+    torch.testing.assert_close(returned, average, rtol=1e-4, atol=1e-6)
+    assert not torch.equal(returned[0], watch.course[-1][0])
 
 
-class SpoiltBatch(Plain):
-    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        return super().training_step(batch, batch_idx) * (math.nan if batch_idx == 2 else 1.0)
+class Anneals(Plain):
+    """Has a loss that depends on the Trainer, on hooks of the epochs, and on what else is changed during the run."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.temperature, self.validations = 0.0, 0
+        # behind an object: a look leaves a module's own lists as they were
+        self.seen = SimpleNamespace(states=[])
+
+    def on_train_epoch_start(self) -> None:
+        self.temperature = 1 + self.current_epoch / (self.trainer.max_epochs or 1)
+
+    def on_validation_epoch_start(self) -> None:
+        self.validations += 1
+
+    def loss(self, batch: Any) -> Tensor:
+        part = self.current_epoch / (self.trainer.max_epochs or 1)
+        self.seen.states.append((self.current_epoch, part, self.temperature, self.validations, self.training))
+        return super().loss(batch) * (1 + part) / self.temperature
 
 
-class SpoiltFromThen(Plain):
-    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        return super().training_step(batch, batch_idx) * (math.nan if self.global_step >= 3 else 1.0)
-
-
-def test_a_batch_that_is_not_finite_is_skipped_and_counted(tmp_path: Path) -> None:
-    adapt = AdaptOneStep(loss)
-    module, _ = fit(Case(module=SpoiltBatch), adapt, tmp_path)
-    assert (adapt.adapter.skipped, adapt.adapter.looks) == (4, 20)  # one an epoch
-    assert all(p.isfinite().all() for p in module.parameters())
-
-
-def test_a_run_whose_losses_stay_so_ends_and_says_where_it_began(tmp_path: Path) -> None:
-    with pytest.raises(NotFiniteError, match="5 steps in a row were skipped, from step 4 on"):
-        fit(Case(module=SpoiltFromThen), AdaptOneStep(loss, patience=5), tmp_path)
-
-
-def test_what_a_look_saw_is_logged(tmp_path: Path) -> None:
-    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        default_root_dir=tmp_path,
-        callbacks=[AdaptOneStep(loss)],
-        log_every_n_steps=1,
-        **quiet,
-    )
-    trainer.fit(Plain(mlp(), adam), samples("classes"), samples("classes"))
-    assert {
-        "lr",
-        "hypergradient",
-        "hypergradient_error",
-        "lookahead_loss",
-        "bounded",
-    } <= trainer.callback_metrics.keys()
+def test_a_look_has_the_trainer_the_epoch_and_the_attributes_of_the_run(tmp_path: Path) -> None:
+    found: list[Any] = []
+    for callbacks in ([], [AdaptLearningRate(loss)]):
+        module, _ = fit(Case(module=Anneals), tmp_path, *callbacks, max_epochs=3, num_sanity_val_steps=0)
+        found.append(module.seen.states)  # type: ignore[union-attr]
+    plain, adapted = found
+    training, looks = ({state for state in plain if state[-1]}, {(*state[:-1], False) for state in plain if state[-1]})
+    # a hypothetical step for each of the 18 real ones
+    assert len([state for state in adapted if state[-1]]) == 36
+    assert {state for state in adapted if state[-1]} == training
+    assert {state for state in adapted if not state[-1]} == {state for state in plain if not state[-1]} | looks
 
 
 class Measures(Plain):
@@ -207,112 +136,102 @@ class Measures(Plain):
         self.log("seen", self.seen.compute())
 
 
-def test_a_look_leaves_no_trace_in_metrics_and_logs(tmp_path: Path) -> None:
-    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    found, cases = [], list[list[Callback]]([[], [AdaptOneStep(loss, meta_lr=0.0)]])
-    for callbacks in cases:
-        trainer = Trainer(accelerator="cpu", max_epochs=2, default_root_dir=tmp_path, callbacks=callbacks, **quiet)
-        trainer.fit(Measures(mlp(), adam), samples("classes"), samples("classes"))
-        found.append({name: float(trainer.callback_metrics[name]) for name in ("seen", "loss")})
-    assert found[0] == found[1]
-    assert found[0]["seen"] > 0
-
-
-def two_optimizers(network: nn.Module) -> list[Optimizer]:
-    return [adam(network), adam(network)]
+def test_looks_and_hypothetical_steps_leave_no_trace_in_metrics_and_log_what_they_saw(tmp_path: Path) -> None:
+    case = Case(module=Measures, configure=lambda network: torch.optim.Adam(network.parameters(), lr=1e-9))
+    found = []
+    for callbacks in ([], [AdaptLearningRate(loss, **HELD, lr=1e-9)]):
+        _, trainer = fit(case, tmp_path, *callbacks, max_epochs=2, log_every_n_steps=1)
+        found.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+    plain, adapted = found
+    assert {name: adapted.pop(name) for name in plain} == pytest.approx(plain)
+    assert plain["seen"] > 0
+    assert adapted.keys() == {"lr", "decay", "hypergradient", "lookahead_loss"}
 
 
 class Manual(Plain):
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.automatic_optimization = False
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
-        pass
+    automatic_optimization = False
 
 
-def test_what_cannot_be_adapted_is_refused_before_the_first_step(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="adapts one optimizer, and there are 2"):
-        fit(Case(module=Manual, configure=two_optimizers), AdaptOneStep(loss), tmp_path)
-    rprop = Case(configure=lambda network: torch.optim.Rprop(network.parameters()))
-    with pytest.raises(ValueError, match="Rprop cannot be adapted"):
-        fit(rprop, AdaptOneStep(loss), tmp_path)
-    with pytest.raises(ValueError, match="needs validation batches: a validation loader in fit"):
-        fit(Case(), AdaptOneStep(loss, batches=[]), tmp_path)
+@pytest.mark.parametrize(
+    ("case", "options", "callbacks", "message"),
+    [
+        (Case(module=Manual, configure=lambda n: [adam(n), adam(n)]), {}, [], "adapts one optimizer, and there are 2"),
+        (Case(configure=lambda n: torch.optim.Rprop(n.parameters())), {}, [], "Rprop cannot be adapted"),
+        (Case(), {"batches": []}, [], "needs validation batches: a validation loader in fit"),
+        (Case(), {}, [ModelCheckpoint(save_weights_only=True)], r"save_weights_only=True\) would save others"),
+    ],
+    ids=["optimizers", "Rprop", "no-batches", "weights-alone"],
+)
+def test_what_cannot_be_adapted_is_refused_before_the_first_step(
+    case: Case, options: dict[str, Any], callbacks: list[Callback], message: str, tmp_path: Path
+) -> None:
+    adapt = AdaptLearningRate(loss, **options)
+    with pytest.raises(ValueError, match=message):
+        fit(case, tmp_path, adapt, *callbacks)
+    assert not hasattr(adapt, "adapter") or adapt.adapter.calls == 0
 
 
 @pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"])
-def test_a_strategy_that_cuts_up_the_weights_is_refused(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = Trainer(accelerator="cpu", default_root_dir=tmp_path, logger=False)
-    strategy = object.__new__(getattr(strategies, name))  # which itself needs a GPU, or a package, to start
-    monkeypatch.setattr(Trainer, "strategy", strategy)
+def test_a_strategy_that_cuts_up_the_weights_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(accelerator="cpu", enable_checkpointing=False, **QUIET)
+    # which itself needs a GPU, or a package, to start
+    monkeypatch.setattr(Trainer, "strategy", object.__new__(getattr(strategies, name)))
     with pytest.raises(ValueError, match=f"cannot be used under {name}, which cuts up the weights: use DDP"):
-        AdaptOneStep(loss).on_train_start(trainer, Plain(mlp(), adam))
+        AdaptLearningRate(loss).on_fit_start(trainer, Case().build())
 
 
-@pytest.mark.parametrize("callback", [AdaptOneStep, AdaptLearningRate])
-def test_a_checkpoint_from_before_training_goes_on_holds_what_was_loaded(callback: type[Any], tmp_path: Path) -> None:
-    def run(epochs: int, path: Path | None, extra: Callback) -> None:
-        own = [callback(loss), extra]
-        trainer = Trainer(accelerator="cpu", max_epochs=epochs, callbacks=own, default_root_dir=tmp_path, **QUIET)
-        trainer.fit(Plain(mlp(), adam), samples("classes"), samples("classes"), ckpt_path=path)
+class Stream(IterableDataset[Any]):
+    """The samples one by one; of two processes, each has every other one."""
 
-    last, before = tmp_path / "last.ckpt", tmp_path / "before.ckpt"
-    run(2, None, ModelCheckpoint(tmp_path, filename="last"))
-    run(3, last, SavesBefore(before))
-    first, saved = (torch.load(path, weights_only=True) for path in (last, before))
-    assert str(saved["callbacks"][callback.__name__]) == str(first["callbacks"][callback.__name__])
-    for name in ("state_dict", *(["current"] if callback is AdaptLearningRate else [])):
-        assert all(torch.equal(value, saved[name][key]) for key, value in first[name].items())
+    def __iter__(self) -> Iterator[Any]:
+        rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        return islice(zip(*samples("classes").tensors, strict=True), rank, None, processes)
 
 
-class ManyLoaders(Plain):
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        super().validation_step(batch, batch_idx)
+def stream(workers: int = 0, size: int = 8) -> DataLoader[Any]:
+    return DataLoader(Stream(), batch_size=size, num_workers=workers, persistent_workers=workers > 0)
 
 
-@pytest.mark.parametrize("kind", ["one", "list", "dict"])
-def test_validation_loaders_in_any_structure_are_read(kind: str, tmp_path: Path) -> None:
-    own, adapt = samples("classes"), AdaptOneStep(loss)
-    loaders: Any = {"one": own, "list": [own, own], "dict": {"first": own, "second": own}}[kind]
-    module, positions = ManyLoaders(mlp(), adam), []
-    for _ in range(2):  # the second fit begins anew, at the first validation batch
-        trainer = Trainer(accelerator="cpu", max_epochs=1, callbacks=[adapt], default_root_dir=tmp_path, **QUIET)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*begins anew")
-            trainer.fit(module, own, loaders)
-        assert adapt.adapter.looks == trainer.global_step > 0
-        positions.append(adapt.position)
-    assert positions == [trainer.global_step] * 2
+@pytest.mark.filterwarnings("ignore:.*fork")  # of Python, in a process with threads
+@pytest.mark.parametrize("kind", ["list", "dictionary", "without-a-length", "with-workers"])
+def test_validation_batches_may_come_from_loaders_in_any_structure(kind: str, tmp_path: Path) -> None:
+    """Workers that stay leave the random stream as it was: dropout draws from it."""
+    own = samples("classes")
+    val = {"list": [own, own], "dictionary": {"first": own, "second": own}}.get(kind)
+    batches = {"without-a-length": stream(), "with-workers": stream(workers=1)}.get(kind)
+    adapt = AdaptLearningRate(loss, batches, **HELD)
+    held, _ = fit(CASES["dropout"], tmp_path, adapt, val=val, max_epochs=4)
+    usual, _ = fit(CASES["dropout"], tmp_path, AdaptLearningRate(loss, **HELD), max_epochs=4)
+    assert adapt.adapter.meta.looks > 0
+    assert same(held.state_dict(), usual.state_dict())
 
 
-def ranks(folder: Path, processes: int, meta_lr: float) -> list[dict[str, Any]]:
-    folder.mkdir()
-    script = Path(__file__).with_name("processes.py")
-    command = [sys.executable, str(script), str(folder), str(processes), str(meta_lr)]
-    done = subprocess.run(
-        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(processes)]
+class Keeps(Callback):
+    """Keeps, in a file for each process, the rates and the weights."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.rates = folder, list[float]()
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["used_lr"])
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        path = self.folder / f"{trainer.world_size}-{trainer.global_rank}.pt"
+        torch.save({"rates": self.rates, "weights": pl_module.state_dict()}, path)
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of processes that are spawned
 def test_two_processes_have_one_rate_and_end_where_one_process_with_the_joined_batches_does(tmp_path: Path) -> None:
-    """Real processes, gloo, other data on each rank."""
-    first, second = ranks(tmp_path / "two", 2, 0.1)
-    [one] = ranks(tmp_path / "one", 1, 0.1)
-    assert torch.equal(first["log_scale"], second["log_scale"])
-    assert first["log_scale"].abs() > 0.1
-    torch.testing.assert_close(first["log_scale"], one["log_scale"], rtol=1e-4, atol=1e-5)
-    for name, value in first["weights"].items():
-        assert torch.equal(value, second["weights"][name])
-        torch.testing.assert_close(value, one["weights"][name], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_in_two_processes_meta_rate_0_gives_the_weights_of_plain_ddp_to_the_bit(tmp_path: Path) -> None:
-    (frozen, _), (plain, _) = ranks(tmp_path / "frozen", 2, 0.0), ranks(tmp_path / "plain", 2, -1.0)
-    assert all(torch.equal(value, plain["weights"][name]) for name, value in frozen["weights"].items())
+    """Real processes, gloo, other data on each."""
+    for processes in (1, 2):
+        several = {"strategy": "ddp_spawn", "devices": processes} if processes > 1 else {}
+        callbacks = [AdaptLearningRate(loss, length=24), Keeps(tmp_path)]
+        own = {"max_epochs": 4, "accelerator": "cpu", "callbacks": callbacks, "default_root_dir": tmp_path}
+        loader = stream(size=8 // processes)
+        Trainer(**QUIET | several | own).fit(Case(configure=sgd).build(), loader, loader)
+    one, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
+    assert first["rates"] == second["rates"] == pytest.approx(one["rates"], rel=1e-3)
+    assert len(set(first["rates"])) > 3
+    assert same(first["weights"], second["weights"])
+    torch.testing.assert_close(first["weights"], one["weights"], rtol=1e-3, atol=1e-4)

@@ -1,42 +1,111 @@
-"""What the callbacks keep, load, copy and give back, in fits that begin, end and go on in unusual ways."""
+"""Lightning's checkpoints of an adapted run, saved at usual and at unusual moments, and what continues from them."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
-from torch.nn.functional import cross_entropy
 
-from hypergradient.lightning import AdaptLearningRate, AdaptOneStep
-from tests.hypergradient.lightning_cases import Plain, adam, mlp, samples
-from tests.hypergradient.test_lightning import loss, same
+from hypergradient import Settings
+from hypergradient.lightning import AdaptLearningRate
+from tests.hypergradient.lightning_cases import CASES, WARNINGS, Case, Plain, SavesBefore, fit, loss, same, samples
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The '(train|val|test)_dataloader' does not have many workers"),  # in memory
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:You are using a CUDA device"),
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
-]
-QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+pytestmark = WARNINGS
 
 
-class WithTest(Plain):
-    """It computes with `forward`, which is what compilation replaces, and has a test."""
+def saved(path: Path) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(path, weights_only=True)
+    return checkpoint
 
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.network(x)
 
-    def loss(self, batch: Any) -> torch.Tensor:
-        return cross_entropy(self(batch[0]), batch[1])
+class Rates(Callback):
+    """Keeps the rate of each step."""
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("test/loss", self.loss(batch))
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        self.seen.append(trainer.optimizers[0].param_groups[0].get("used_lr", 0.0))
+
+
+@pytest.mark.parametrize("stop", [12, 15], ids=["at-an-epochs-end", "in-mid-epoch"])
+@pytest.mark.parametrize("name", ["Adam", "LR warm-up", "BatchNorm", "parameter groups with different rates"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(name: str, stop: int, tmp_path: Path) -> None:
+    case, path = CASES[name], tmp_path / "stop.ckpt"
+    saver, first, second = ModelCheckpoint(tmp_path, "stop", every_n_train_steps=stop), Rates(), Rates()
+    whole, _ = fit(case, tmp_path, AdaptLearningRate(loss, length=36), first)
+    fit(case, tmp_path, AdaptLearningRate(loss, length=36), saver, max_steps=stop)
+    rest, _ = fit(case, tmp_path, AdaptLearningRate(loss, length=36), second, ckpt_path=path)
+    assert first.seen[stop:] == second.seen
+    assert len(set(first.seen)) > 3
+    assert same(whole.state_dict(), rest.state_dict())
+    # the state is in the optimizer's
+    assert not any("AdaptLearningRate" in key for key in saved(path)["callbacks"])
+    assert saved(path)["optimizer_states"][0]["rate_adapter"]["meta"]["steps"] >= stop - 1
+
+
+class SavesInValidation(Callback):
+    """Saves in the middle of the last validation, which may fail there."""
+
+    def __init__(self, path: Path, fails: bool = False) -> None:
+        self.path, self.fails = path, fails
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 2 and not trainer.sanity_checking:
+            trainer.save_checkpoint(self.path)
+            if self.fails:
+                raise InterruptedError
+
+
+@pytest.mark.parametrize(
+    "moment", ["after the fit", "after a fit that was over", "before training", "in validation", "in a failed one"]
+)
+def test_a_checkpoint_holds_the_average_and_the_weights_of_the_run_whenever_it_is_saved(
+    moment: str, tmp_path: Path
+) -> None:
+    last, other, adapt = tmp_path / "last.ckpt", tmp_path / "other.ckpt", AdaptLearningRate(loss)
+    module, trainer = fit(Case(), tmp_path, AdaptLearningRate(loss), ModelCheckpoint(tmp_path, "last"), max_epochs=3)
+    if moment == "after a fit that was over":
+        module, trainer = fit(Case(), tmp_path, adapt, max_epochs=3, ckpt_path=last)
+    elif moment == "before training":
+        fit(Case(), tmp_path, adapt, SavesBefore(other), max_epochs=4, ckpt_path=last)
+    elif moment == "in validation":
+        fit(Case(), tmp_path, adapt, SavesInValidation(other), max_epochs=3)
+    elif moment == "in a failed one":
+        with pytest.raises(InterruptedError):
+            fit(Case(), tmp_path, adapt, SavesInValidation(other, fails=True), max_epochs=3)
+        # the module has its own weights back
+        assert same(adapt.adapter.network.state_dict(), saved(last)["current"])
+    if "after" in moment:
+        trainer.save_checkpoint(other)
+    first, second = saved(last), saved(other)
+    assert same(first["state_dict"], module.state_dict())
+    assert not same(first["state_dict"], first["current"])
+    assert all(same(first[name], second[name]) for name in ("state_dict", "current"))
+    whole, rest = (fit(Case(), tmp_path, AdaptLearningRate(loss), ckpt_path=path)[0] for path in (last, other))
+    assert same(whole.state_dict(), rest.state_dict())
+
+
+def test_the_average_is_validated_and_a_checkpoint_tests_as_its_run_did(tmp_path: Path) -> None:
+    case, adapt = CASES["BatchNorm"], AdaptLearningRate(loss)
+    module, trainer = fit(case, tmp_path, adapt, ModelCheckpoint(tmp_path, "last"))
+    validated = float(trainer.callback_metrics["val/loss"])
+    module.eval()
+    with torch.no_grad():
+        assert validated == pytest.approx(sum(float(module.loss(batch)) for batch in samples("classes")) / 6)
+    [tested] = trainer.test(module, samples("classes"), verbose=False)
+    [again] = trainer.test(case.build(), samples("classes"), ckpt_path=tmp_path / "last.ckpt", verbose=False)
+    assert tested == again
+    with pytest.warns(UserWarning, match="AdaptLearningRate starts again: this is another fit, without a checkpoint"):
+        trainer.fit(case.build(), samples("classes"), samples("classes"))
+    # the Trainer's epochs are over
+    assert adapt.adapter.calls == 0
 
 
 class PartlySaved(Plain):
-    """What is frozen comes from elsewhere, and is in no checkpoint of its own: Lightning's `strict_loading`."""
+    """Has frozen weights that come from elsewhere, and are in no checkpoint: Lightning's `strict_loading`."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -48,85 +117,22 @@ class PartlySaved(Plain):
         return {name: value for name, value in own.items() if not name.startswith("network.0")}
 
 
-def trainer(folder: Path, *callbacks: Callback, epochs: int = 3) -> Trainer:
-    return Trainer(accelerator="cpu", max_epochs=epochs, callbacks=list(callbacks), default_root_dir=folder, **QUIET)
+def test_a_module_that_saves_a_part_of_its_weights_resumes_bit_for_bit(tmp_path: Path) -> None:
+    case, saver = Case(module=PartlySaved), ModelCheckpoint(tmp_path, "stop", every_n_train_steps=15)
+    whole, _ = fit(case, tmp_path, AdaptLearningRate(loss), saver, max_epochs=3)
+    rest, _ = fit(case, tmp_path, AdaptLearningRate(loss), max_epochs=3, ckpt_path=tmp_path / "stop.ckpt")
+    assert same(whole.state_dict(), rest.state_dict())
 
 
-def fit(running: Trainer, module: Any, **options: Any) -> None:
-    running.fit(module, samples("classes"), samples("classes"), **options)
+def test_what_is_made_of_the_average_after_the_fit_is_what_is_saved(tmp_path: Path) -> None:
+    module, trainer = fit(Case(), tmp_path, AdaptLearningRate(loss), max_epochs=2)
+    with torch.no_grad():
+        module.network[0].bias.fill_(7.0)  # type: ignore[index]
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    assert same(saved(tmp_path / "after.ckpt")["state_dict"], module.state_dict())
 
 
-def saver(folder: Path, name: str = "last", **options: Any) -> ModelCheckpoint:
-    return ModelCheckpoint(folder, filename=name, **options)
-
-
-def test_a_run_that_was_over_when_it_went_on_returns_the_average(tmp_path: Path) -> None:
-    whole, again = WithTest(mlp(), adam), WithTest(mlp(), adam)
-    fit(trainer(tmp_path, AdaptLearningRate(loss), saver(tmp_path)), whole)
-    running = trainer(tmp_path, AdaptLearningRate(loss))
-    fit(running, again, ckpt_path=tmp_path / "last.ckpt")
-    assert same(whole, again)
-    running.save_checkpoint(tmp_path / "again.ckpt")
-    first, second = (torch.load(tmp_path / f"{name}.ckpt", weights_only=True) for name in ("last", "again"))
-    for name in ("state_dict", "current"):
-        assert all(torch.equal(value, second[name][key]) for key, value in first[name].items())
-
-
-@pytest.mark.parametrize("callback", [AdaptLearningRate, AdaptOneStep])
-def test_a_checkpoint_that_was_tested_does_not_go_on_in_the_next_fit(callback: Any, tmp_path: Path) -> None:
-    adapt = callback(loss)
-    fit(trainer(tmp_path, adapt, saver(tmp_path)), WithTest(mlp(), adam))
-    running = trainer(tmp_path, adapt, epochs=1)
-    running.test(WithTest(mlp(), adam), samples("classes"), ckpt_path=tmp_path / "last.ckpt")
-    with pytest.warns(UserWarning, match="begins anew: this is another fit"):
-        fit(running, WithTest(mlp(), adam))
-    assert adapt.adapter.steps == 6
-
-
-@pytest.mark.slow
-def test_a_module_compiled_whole_is_adapted_as_one_that_is_not(tmp_path: Path) -> None:
-    """Lightning puts compiled methods of the module over its own, which a copy would take for its own."""
-    plain, compiled = AdaptLearningRate(loss), AdaptLearningRate(loss)
-    fit(trainer(tmp_path, plain, epochs=6), WithTest(mlp(), adam))
-    fit(trainer(tmp_path, compiled, epochs=6), torch.compile(WithTest(mlp(), adam), backend="eager"))
-    assert compiled.adapter.last == pytest.approx(plain.adapter.last, rel=1e-4)
-
-
-def test_a_module_that_saves_a_part_of_its_weights_is_averaged_whole(tmp_path: Path) -> None:
-    module, again = PartlySaved(mlp(), adam), PartlySaved(mlp(), adam)
-    fit(trainer(tmp_path, AdaptLearningRate(loss), saver(tmp_path)), module)
-    fit(trainer(tmp_path, AdaptLearningRate(loss), epochs=4), again, ckpt_path=tmp_path / "last.ckpt")
-    assert torch.equal(module.network[0].weight, again.network[0].weight)  # type: ignore[index]
-    assert not torch.equal(module.network[2].weight, again.network[2].weight)  # type: ignore[index]
-
-
-def test_what_is_saved_where_the_adapter_is_refused_is_the_average_still(tmp_path: Path) -> None:
-    fit(trainer(tmp_path, AdaptLearningRate(loss), saver(tmp_path)), WithTest(mlp(), adam))
-    refused = AdaptLearningRate(loss, part=7)
-    with pytest.raises(ValueError, match="part is above 0"):
-        fit(
-            trainer(tmp_path, refused, saver(tmp_path, "refused", save_on_exception=True), epochs=5),
-            WithTest(mlp(), adam),
-            ckpt_path=tmp_path / "last.ckpt",
-        )
-    first, second = (torch.load(tmp_path / f"{name}.ckpt", weights_only=True) for name in ("last", "refused"))
-    for name in ("state_dict", "current"):
-        assert all(torch.equal(value, second[name][key]) for key, value in first[name].items())
-
-
-def test_clipping_that_is_switched_off_clips_no_hypothetical_step(tmp_path: Path) -> None:
-    """`gradient_clip_val=0`, as Lightning has it."""
-    found = []
-    for clip in (None, 0.0):
-        adapt = AdaptLearningRate(loss)
-        running = Trainer(
-            accelerator="cpu",
-            max_epochs=6,
-            callbacks=[adapt],
-            gradient_clip_val=clip,
-            default_root_dir=tmp_path,
-            **QUIET,
-        )
-        fit(running, WithTest(mlp(), adam))
-        found.append(adapt.adapter.last)
-    assert found[0] == found[1]
+def test_without_a_window_the_weights_themselves_may_be_saved_alone(tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path, "last", save_weights_only=True)
+    module, _ = fit(Case(), tmp_path, AdaptLearningRate(loss, settings=Settings(window=0.0)), saver)
+    assert same(saved(tmp_path / "last.ckpt")["state_dict"], module.state_dict())

@@ -2,47 +2,36 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-
-from experiment.presets import ROOT
 
 SCRIPT = """
 import sys
 sys.modules.update(dict.fromkeys({absent!r}))  # as if they were not installed
 import torch
 import {name} as L
-from hypergradient.lightning import AdaptLearningRate, AdaptOneStep
+from hypergradient.lightning import AdaptLearningRate
 
 class Module(L.LightningModule):
     def __init__(self):
         super().__init__()
-        torch.manual_seed(0)
-        self.network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        self.network = torch.nn.Linear(4, 1)
     def loss(self, batch):
-        x, y = batch
-        return torch.nn.functional.mse_loss(self.network(x), y)
+        return (self.network(batch) - 1).square().mean()
     def training_step(self, batch, batch_idx):
         return self.loss(batch)
     def validation_step(self, batch, batch_idx):
         self.log("val/loss", self.loss(batch))
     def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), lr=1e-3)
+        return torch.optim.Adam(self.parameters())
 
-def fit(*callbacks):
-    draw = torch.Generator().manual_seed(1)
-    data = torch.utils.data.TensorDataset(torch.randn(64, 4, generator=draw), torch.randn(64, 1, generator=draw))
-    loader = torch.utils.data.DataLoader(data, batch_size=8)
-    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    module = Module()
-    L.Trainer(accelerator="cpu", max_epochs=3, callbacks=list(callbacks), **quiet).fit(module, loader, loader)
-    return torch.cat([p.detach().flatten() for p in module.parameters()])
-
-adapt = AdaptOneStep(Module.loss, meta_lr=0.2)
-plain, held, adapted = fit(), fit(AdaptOneStep(Module.loss, meta_lr=0.0)), fit(adapt)
-whole = AdaptLearningRate(Module.loss)
-fit(whole)
-print(torch.equal(plain, held), not torch.equal(plain, adapted), adapt.adapter.looks, whole.adapter.report()["steps"])
+module, adapt = Module(), AdaptLearningRate(Module.loss)
+loader = torch.utils.data.DataLoader(torch.randn(64, 4), batch_size=8)
+quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+L.Trainer(accelerator="cpu", max_epochs=3, callbacks=[adapt], **quiet).fit(module, loader, loader)
+report = adapt.adapter.report()
+print(report["steps"], report["highest"] > report["lowest"] > 0, adapt.adapter.meta.average.exchanged)
 """
 
 
@@ -57,12 +46,8 @@ print(torch.equal(plain, held), not torch.equal(plain, adapted), adapt.adapter.l
     ],
 )
 def test_the_callback_adapts_under_either_package(name: str, absent: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(name=name, absent=absent)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-c", SCRIPT.format(name=name, absent=absent)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "True True 24 24"
+    assert done.stdout.splitlines()[-1] == "24 True True"

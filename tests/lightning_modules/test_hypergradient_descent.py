@@ -5,39 +5,31 @@ from pathlib import Path
 import pytest
 import torch
 
-from data import MNIST1DDataModule
 from lightning_modules import MLP, HypergradientDescentModule
-from tests.lightning_modules.test_one_step import Rates, fit, trainer
+from tests.lightning_modules.fitting import fit
 
 
 def test_the_rate_follows_the_published_rule(tmp_path: Path) -> None:
     """Against the rule written out for SGD: α ← α + β ⟨∇L(θ_t), ∇L(θ_{t-1})⟩ (Baydin et al. 2018, equation 5)."""
-    torch.manual_seed(0)
-    net = MLP()
-    rates, gradients = Rates(), []
+    gradients = []
 
     class Watched(HypergradientDescentModule):
         def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
             gradients.append(torch.cat([p.grad.flatten().clone() for p in self.network.parameters()]))  # type: ignore[union-attr]
             super().on_before_optimizer_step(optimizer)
 
-    model = Watched(copy.deepcopy(net), lr=0.1, hyper_lr=0.01, optimizer=torch.optim.SGD)
-    fit(model, tmp_path, max_steps=5, callbacks=[rates])
-    expected, rate = [0.1], 0.1
-    for before, now in pairwise(gradients):
-        rate += 0.01 * float(before @ now)
-        expected.append(rate)
-    final = model.trainer.optimizers[0].param_groups[0]["lr"]
-    assert final == pytest.approx(expected[-1], rel=1e-4)
+    torch.manual_seed(0)
+    fitting = fit(Watched(MLP(), lr=0.1, hyper_lr=0.01, optimizer=torch.optim.SGD), tmp_path, max_steps=5)
+    rate = 0.1 + 0.01 * sum(float(before @ now) for before, now in pairwise(gradients))
+    assert fitting.optimizers[0].param_groups[0]["lr"] == pytest.approx(rate, rel=1e-4)
 
 
 def test_of_accumulated_batches_the_rate_follows_the_joined_one(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, rates = MLP(), []
-    for batch, times in ((500, 1), (250, 2)):
+    for size, times in ((500, 1), (250, 2)):
         model = HypergradientDescentModule(copy.deepcopy(net), lr=0.1, hyper_lr=0.01, optimizer=torch.optim.SGD)
-        fitting = trainer(tmp_path / str(batch), max_steps=5, accumulate_grad_batches=times)
-        fitting.fit(model, MNIST1DDataModule(batch_size=batch))
-        rates.append(model.trainer.optimizers[0].param_groups[0]["lr"])
+        fitting = fit(model, tmp_path, batch_size=size, accumulate_grad_batches=times, max_steps=5)
+        rates.append(fitting.optimizers[0].param_groups[0]["lr"])
     assert rates[0] == pytest.approx(rates[1], rel=1e-4)
     assert rates[0] != 0.1

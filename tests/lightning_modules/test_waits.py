@@ -10,8 +10,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from callbacks import StopOnDivergence, TailAverage, Trajectory
-from data import MNIST1DDataModule
+from callbacks import TailAverage, Trajectory
 from lightning_modules import (
     MLP,
     HypergradientDescentModule,
@@ -20,6 +19,7 @@ from lightning_modules import (
     SearchDecayModule,
     SupervisedModule,
 )
+from tests.lightning_modules.fitting import fit
 
 
 class Waits(TorchDispatchMode, Callback):
@@ -61,8 +61,10 @@ class Waits(TorchDispatchMode, Callback):
     ("make", "plain", "adapted"),
     [
         (SupervisedModule, 0, 0),
-        (MetaModule, 1, 2),  # the loss, for the guard; and what a look saw
-        (OneStepModule, 3, 3),  # every step is an adapted one: the rate before, h, and the ratio
+        # the loss, for the guard; and what a look saw
+        (MetaModule, 1, 2),
+        # every step is an adapted one: the rate before, h, and the ratio
+        (OneStepModule, 3, 3),
         (SearchDecayModule, 0, 1),
         (HypergradientDescentModule, 1, 1),
     ],
@@ -70,9 +72,7 @@ class Waits(TorchDispatchMode, Callback):
 def test_a_step_waits_for_the_device_as_often_as_it_must(
     make: type[LightningModule], plain: int, adapted: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    waits, off = Waits(monkeypatch), {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    callbacks = [waits, TailAverage(), StopOnDivergence(), Trajectory()]
-    trainer = Trainer(max_epochs=2, accelerator="cpu", callbacks=callbacks, default_root_dir=tmp_path, **off)  # type: ignore[arg-type]
-    trainer.fit(make(MLP()), datamodule=MNIST1DDataModule(batch_size=125))
-    later = waits.steps[5:]  # the start of `meta` and of the search reads the scale of the weights
-    assert set(later) == {plain, adapted}
+    waits = Waits(monkeypatch)
+    fit(make(MLP()), tmp_path, batch_size=125, callbacks=[waits, TailAverage(), Trajectory()])
+    # the start of `meta` and of the search reads the scale of the weights
+    assert set(waits.steps[5:]) == {plain, adapted}
