@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from experiment.presets import ROOT
+from experiment.options import ROOT
 
 COMMANDS = {path.stem for path in ROOT.glob("*.py")}
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py") if path.parent.name != "benchmarks")
