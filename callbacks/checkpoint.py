@@ -66,22 +66,20 @@ class LastCheckpoint(ModelCheckpoint):
         """Write a checkpoint, if one is due."""
         due = ends(trainer) or time.monotonic() - self.written >= self.seconds
         # processes write together
-        if trainer.strategy.reduce_boolean_decision(due, all=False):
-            self._write(trainer, pl_module)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write a checkpoint of a run that diverged; another one resumes from its last epoch."""
-        if isinstance(exception, DivergenceError):
-            self._write(trainer, pl_module)
-
-    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.strategy.reduce_boolean_decision(due, all=False):
+            return
         automatic = pl_module.automatic_optimization
         step = trainer.global_step - 1 if automatic else trainer.fit_loop.epoch_loop.total_batch_idx
-        means = {name: value for name, value in trainer.logged_metrics.items() if name.startswith("train/")}
+        means = {name: float(value) for name, value in trainer.logged_metrics.items() if name.startswith("train/")}
         for logger in trainer.loggers:
             if hasattr(logger, "flush"):
                 # Lightning logs these only after this hook: a run that was killed in between would lack them
-                logger.log_metrics({name: float(value) for name, value in means.items()}, step)
+                logger.log_metrics(means, step)
                 logger.flush()
         super().on_train_epoch_end(trainer, pl_module)
         self.written = time.monotonic()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write a checkpoint of a run that diverged; any other resumes from the end of an epoch."""
+        if isinstance(exception, DivergenceError):
+            super().on_train_epoch_end(trainer, pl_module)

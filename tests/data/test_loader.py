@@ -26,6 +26,7 @@ def test_order_follows_from_seed_and_epoch_alone() -> None:
     assert orders == [epoch(again), epoch(again)]
     assert orders[0] != orders[1]
     assert orders[0] != epoch(other)
+    assert epoch(loader(shuffle=False)) == list(range(10))
 
 
 def test_more_samples_than_there_are_begin_another_pass() -> None:
@@ -44,10 +45,6 @@ def test_each_of_several_processes_gets_a_part_of_every_batch() -> None:
         [[1], [5], [8]],
         [[2], [6], [8]],
     ]
-
-
-def test_without_shuffle_the_order_is_the_given_one() -> None:
-    assert epoch(loader(shuffle=False)) == list(range(10))
 
 
 @pytest.mark.parametrize("begin", [0, 1, 5])
