@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from experiment.drawing import draw, keep_courses
+from experiment.publish import draw
 from reporting.curves import COURSES, courses, line, read_schedule
 from reporting.figures import COLORS, evolution, line_figure
 from reporting.statistics import mean_and_half_interval
@@ -71,7 +71,7 @@ def test_figures_are_drawn_again_from_their_folder_alone(tmp_path: Path) -> None
         folder.mkdir()
         cases = [one_run(arm, seed=seed, start_lr=lr) for arm in ("meta", "adam") for seed in (1, 2) for lr in starts]
         runs = pd.DataFrame(cases)
-        keep_courses(runs, folder)
+        courses(runs.assign(arm=runs.arm + runs.start_lr.map(str))).to_csv(folder / "courses.csv", index=False)
         runs.drop(columns=COURSES).to_csv(folder / "results.csv", index=False)
         draw(folder, "a title; ")
         assert {file.name for file in folder.glob("*.png")} == names
