@@ -33,7 +33,7 @@ class Inherits(torch.optim.SGD):
         super().__init__(params, lr=lr, momentum=0.9)
         self.calls, self.fails = [0], False
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         found = closure() if closure else None
         self.calls[0] += 1
         for p in (p for group in self.param_groups for p in group["params"]):
@@ -54,7 +54,7 @@ def test_in_a_subclass_that_calls_the_step_of_its_base_class_the_adapter_acts_on
     for step in range(6):
         optimizer.zero_grad()
         if closure:
-            optimizer.step(lambda: adapter.loss(batch(step)).backward())  # type: ignore[arg-type] # noqa: B023
+            optimizer.step(lambda: adapter.loss(batch(step)).backward())  # noqa: B023
         else:
             adapter.loss(batch(step)).backward()
             optimizer.step()

@@ -65,7 +65,7 @@ class Copies:
         for module in self.mean.modules():
             module.training &= isinstance(module, nn.BatchNorm1d)
         with torch.random.fork_rng(devices=[]):
-            gradients = torch.autograd.grad(loss(self.mean, data), self.means)
+            gradients = torch.autograd.grad(loss(self.mean, data), self.means, materialize_grads=True)
         self.h = sum(float((g * z).sum()) for g, z in zip(gradients, self.difference, strict=True))
         for b, before in zip(self.mean.buffers(), buffers, strict=True):
             b.copy_(before)

@@ -45,7 +45,7 @@ def test_batch_statistics_normalize_by_the_batch_where_it_has_a_variance_and_the
 ) -> None:
     norm: nn.Module = nn.BatchNorm2d(3) if channels else nn.BatchNorm1d(3)
     norm.train(not frozen)
-    norm.running_mean.fill_(3.0)  # type: ignore[operator,union-attr]
+    norm.running_mean.fill_(3.0)  # type: ignore[operator]
     x = torch.randn(samples, 3, *((2, 2) if channels else ()))
     by_the_batch = not frozen and x.numel() > 3
     expected = nn.functional.batch_norm(x, None, None, training=True) if by_the_batch else (x - 3) / (1 + 1e-5) ** 0.5
