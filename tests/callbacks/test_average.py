@@ -33,7 +33,11 @@ CASES: dict[str, Callable[[], tuple[LightningModule, dict[str, Any]]]] = {
     "its-own-average-in-mixed-precision": lambda: (MetaModule(network()), {"precision": "bf16-mixed"}),
     "its-own-average-in-16-bits": lambda: (MetaModule(network()), {"precision": "bf16-true"}),
 }
-every_case = pytest.mark.parametrize("make", CASES.values(), ids=CASES.keys())
+FAST = ("BatchNorm", "its-own-average-in-16-bits")
+every_case = pytest.mark.parametrize(
+    "make",
+    [pytest.param(make, id=name, marks=[] if name in FAST else [pytest.mark.slow]) for name, make in CASES.items()],
+)
 
 
 def run(

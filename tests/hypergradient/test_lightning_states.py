@@ -31,7 +31,10 @@ class Rates(Callback):
 
 
 @pytest.mark.parametrize("stop", [12, 15], ids=["at-an-epochs-end", "in-mid-epoch"])
-@pytest.mark.parametrize("name", ["Adam", "LR warm-up", "BatchNorm", "parameter groups with different rates"])
+@pytest.mark.parametrize(
+    "name",
+    ["Adam", *(pytest.param(name, marks=pytest.mark.slow) for name in ("LR warm-up", "BatchNorm", "tied parameters"))],
+)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(name: str, stop: int, tmp_path: Path) -> None:
     case, path = CASES[name], tmp_path / "stop.ckpt"
     saver, first, second = ModelCheckpoint(tmp_path, "stop", every_n_train_steps=stop), Rates(), Rates()
