@@ -93,11 +93,11 @@ def test_the_average_is_validated_and_a_checkpoint_tests_as_its_run_did(make: An
     assert continued.test(over, data, verbose=False) == [tested]
 
 
-@pytest.mark.parametrize("ended", [False, True], ids=["in-mid-epoch", "after-the-fit"])
+@pytest.mark.parametrize("ended", [False, True], ids=["at-an-epochs-end", "after-the-fit"])
 @every_case
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(make: Any, ended: bool, tmp_path: Path) -> None:
-    whole, _ = run(make, tmp_path, ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=11, save_top_k=-1))
-    path = tmp_path / "step=11.ckpt"
+    whole, _ = run(make, tmp_path, ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=8, save_top_k=-1))
+    path = tmp_path / "step=8.ckpt"
     if ended:
         path = tmp_path / "after.ckpt"
         run(make, tmp_path, StopsEarly())[1].save_checkpoint(path)

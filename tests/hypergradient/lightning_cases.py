@@ -118,7 +118,7 @@ def warm_up(network: nn.Module) -> dict[str, Any]:
 
 
 def samples(kind: str) -> Any:
-    """Six batches of eight samples, which resume in mid-epoch."""
+    """Six batches of eight samples."""
     x = torch.randn(48, 6, generator=torch.Generator().manual_seed(len(kind)))
     y = x[:, :3].argmax(1)
     if kind == "dictionaries":

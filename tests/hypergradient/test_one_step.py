@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,11 +19,11 @@ def tied() -> nn.Sequential:
     return nn.Sequential(shared, nn.Tanh(), shared, nn.Linear(5, 3, bias=False)).double()
 
 
-def loss_after_real_step(net: nn.Sequential, optimizer: Optimizer, log_scale: Tensor) -> float:
+def loss_after_real_step(net: nn.Sequential, optimizer: Optimizer, log_scale: float) -> float:
     """The truth: an ordinary `optimizer.step()` of a copy, at the rates `lr * exp(log_scale)`."""
     net, optimizer = problem.copied(net, optimizer)
-    for group, factor in zip(optimizer.param_groups, log_scale.exp().tolist(), strict=True):
-        group["lr"] *= factor
+    for group in optimizer.param_groups:
+        group["lr"] *= math.exp(log_scale)
     optimizer.step()
     return problem.loss(net, VALIDATION).item()
 
@@ -32,15 +34,10 @@ def test_hypergradient_is_the_finite_difference_of_the_real_step(factory: Factor
     network = net()
     optimizer = problem.groups(network, factory)
     problem.warm_up(network, optimizer)
-    step = 1e-5 * torch.eye(2, dtype=torch.float64)
-    difference = [
-        (loss_after_real_step(network, optimizer, e) - loss_after_real_step(network, optimizer, -e)) / 2e-5
-        for e in step
-    ]
+    above, below = (loss_after_real_step(network, optimizer, e) for e in (1e-5, -1e-5))
     gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]
-    update = lookahead(optimizer, torch.ones((), dtype=torch.float64))
-    h = hypergradient(problem.loss(network, VALIDATION), update)
-    torch.testing.assert_close(h, torch.tensor(difference, dtype=torch.float64), rtol=1e-7, atol=1e-11)
+    h = hypergradient(problem.loss(network, VALIDATION), lookahead(optimizer, 1.0))
+    assert h.item() == pytest.approx((above - below) / 2e-5, rel=1e-6, abs=1e-10)
     assert problem.equal([p.grad for p in network.parameters()], gradients)
 
 
@@ -50,10 +47,9 @@ def test_real_step_is_the_plain_step_at_the_new_rates(factory: Factory) -> None:
     optimizer = problem.groups(net, factory)
     problem.warm_up(net, optimizer)
     plain_net, plain = problem.copied(net, optimizer)
-    old, new = torch.tensor([1.3, 0.4]).double(), torch.tensor([0.7, 0.9]).double()
-    real_step(lookahead(optimizer, old), new / old)
-    for group, factor in zip(plain.param_groups, new.tolist(), strict=True):
-        group["lr"] *= factor
+    real_step(lookahead(optimizer, 1.3), torch.tensor(0.7).double() / 1.3)
+    for group in plain.param_groups:
+        group["lr"] *= torch.tensor(0.7).double().item()
     plain.step()
     torch.testing.assert_close(list(net.parameters()), list(plain_net.parameters()), rtol=0, atol=1e-15)
 
@@ -66,9 +62,9 @@ def test_at_an_unchanged_rate_training_is_the_plain_one_bit_for_bit(factory: Fac
     plain_net, plain = problem.copied(net, optimizer)
     for step in range(20):
         problem.backward(net, optimizer, step)
-        update = lookahead(optimizer, torch.ones(2))
+        update = lookahead(optimizer, torch.ones(()))
         with no_trace(net):
-            assert hypergradient(problem.loss(net, problem.batch(step, dtype=dtype)), update).all()
+            assert hypergradient(problem.loss(net, problem.batch(step, dtype=dtype)), update)
         real_step(update, torch.ones(()))
         problem.backward(plain_net, plain, step)
         plain.step()
@@ -76,7 +72,7 @@ def test_at_an_unchanged_rate_training_is_the_plain_one_bit_for_bit(factory: Fac
     assert problem.equal(optimizer.state_dict(), plain.state_dict())
 
 
-def test_frozen_parameters_stay_and_their_group_has_the_hypergradient_0() -> None:
+def test_frozen_parameters_stay_and_have_no_part_in_the_hypergradient() -> None:
     net = problem.network()
     frozen = next(net.parameters()).requires_grad_(False)
     start = frozen.clone()
@@ -86,7 +82,8 @@ def test_frozen_parameters_stay_and_their_group_has_the_hypergradient_0() -> Non
     h = hypergradient(problem.loss(net, VALIDATION), update)
     real_step(update, torch.tensor(2.0))
     assert torch.equal(frozen, start)
-    assert h[0] == 0 != h[1]
+    assert h != 0
+    assert [p is frozen for p, _ in update] == [False]
 
 
 def test_the_rates_come_back_also_where_the_step_raises() -> None:
@@ -115,7 +112,7 @@ def test_of_complex_weights_it_is_the_finite_difference_too() -> None:
     loss().backward()
     update = lookahead(optimizer, 1.0)
     h = hypergradient(loss(), update)
-    [[(_, [step])]] = [update]
+    [(_, step)] = update
     with torch.no_grad():
         values = []
         for part in (1e-6, -2e-6):
@@ -148,7 +145,7 @@ def test_greedy_rates_on_the_noisy_quadratic_are_those_of_wu_et_al() -> None:
         at_zero = hypergradient(loss(theta), update).item()
         greedy = at_zero / (at_zero - at_one)
         with torch.no_grad():
-            theta += (greedy - 1e-9) * update[0][1][0]
+            theta += (greedy - 1e-9) * update[0][1]
             second_moment = (theta**2).mean(0)
         rates.append(greedy)
     assert (0.5 * h * second_moment).sum().item() == pytest.approx(144.0, abs=0.05)

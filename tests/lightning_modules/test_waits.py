@@ -16,7 +16,7 @@ from lightning_modules import (
     HypergradientDescentModule,
     MetaModule,
     OneStepModule,
-    SearchDecayModule,
+    SearchModule,
     SupervisedModule,
 )
 from tests.lightning_modules.fitting import fit
@@ -65,7 +65,7 @@ class Waits(TorchDispatchMode, Callback):
         (MetaModule, 1, 2),
         # every step is an adapted one: the rate before, h, and the ratio
         (OneStepModule, 3, 3),
-        (SearchDecayModule, 0, 1),
+        (SearchModule, 0, 1),
         (HypergradientDescentModule, 1, 1),
     ],
 )
