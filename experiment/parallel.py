@@ -46,8 +46,6 @@ def _numbered(uri: str | None, number: int, call: Callable[[Task], Result], task
 @contextmanager
 def _dask(address: str) -> Iterator[None]:
     """Send joblib's tasks to the workers of the scheduler at `address`; one that dies is replaced by another."""
-    if tracking_uri().startswith("sqlite"):
-        raise StoreError("--cluster: machines that share runs need one tracking server: set MLFLOW_TRACKING_URI.")
     try:
         from distributed import Client
 

@@ -101,9 +101,7 @@ CHECKPOINTS = {
     "without weights": Checkpoint("Missing key(s) in state_dict"),
     "of another shape": Checkpoint("size mismatch for network.0.weight"),
     "of another arm": Checkpoint("trained with _class_path lightning_modules.MetaModule", "--optimizer adam"),
-    "of another optimizer": Checkpoint(
-        "trained with optimizer ", "--optimizer meta --model.optimizer torch.optim.SGD"
-    ),
+    "of another optimizer": Checkpoint("trained with optimizer ", "--optimizer meta --model.optimizer torch.optim.SGD"),
 }
 """Checkpoints that are refused with status 2."""
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
+from experiment.presets import QUIET
+from experiment.training import train
 
 from benchmarks import accelerator, raw, step
 from benchmarks.run import ARMS, LR
 from benchmarks.workloads import WORKLOADS
-from experiment.presets import QUIET
-from experiment.training import train
 from lightning_modules import ByteTransformer
 from tests.store import history, schedule
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import pytest
+from experiment.presets import ROOT
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from selenium.common.exceptions import TimeoutException
 
-from experiment.presets import ROOT
 from tests.browser import COURSES, Page, chromium, mlflow_ui
 
 pytestmark = [

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from experiment.presets import ROOT
 
 COMMANDS = {path.stem for path in ROOT.glob("*.py")}

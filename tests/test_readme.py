@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from experiment.presets import ROOT
+from experiment.training import train
 
 from benchmarks.optimizers import PAGE as OPTIMIZERS
 from benchmarks.optimizers import document as optimizers_document
-from experiment.presets import ROOT
-from experiment.training import train
 from reporting.tables import markdown
 from tests.hypergradient.lightning_cases import CASES
 

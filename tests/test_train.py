@@ -162,7 +162,7 @@ def test_what_lightning_offers_is_still_there(option: str, capsys: pytest.Captur
 
 
 def test_an_option_that_an_arm_does_not_read_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    train(["--optimizer", "meta_search", "--model.lr=0.1", *SHORT])
+    main(["--optimizer", "meta_search", "--model.lr=0.1", *SHORT])
     assert "--model.lr is not read: this arm finds its rate before the first step" in capsys.readouterr().err
 
 
@@ -217,7 +217,9 @@ def test_the_whole_help_lists_ours_before_the_trainers_and_a_module_has_its_own(
         with pytest.raises(SystemExit, match="0"):
             train(words)
         screens.append(capsys.readouterr().out)
-    assert screens[0].index("--optimizer") < screens[0].index("--model CONFIG") < screens[0].index("--trainer.max_epochs")
+    assert (
+        screens[0].index("--optimizer") < screens[0].index("--model CONFIG") < screens[0].index("--trainer.max_epochs")
+    )
     assert "--model.meta_lr" in screens[1]
 
 

@@ -4,7 +4,6 @@ import re
 from typing import Any
 
 import pytest
-
 from experiment.presets import ROOT
 
 pytest.importorskip("nbclient")  # of tests/requirements.txt
