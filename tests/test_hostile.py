@@ -44,10 +44,16 @@ def test_nobody_reads_what_is_printed(words: list[str]) -> None:
     assert process.returncode == FAULTS["the reader of the output has gone (a pipe to `head`)"].status
 
 
+ENVIRONMENTS = [
+    {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONOPTIMIZE": "2"},
+    {"PYTHONWARNINGS": "error::UserWarning"},
+]
+
+
 @pytest.mark.slow
-def test_another_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    strict = {"PYTHONOPTIMIZE": "2", "PYTHONWARNINGS": "error::UserWarning"}
-    for name, value in ({"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0"} | strict).items():
+@pytest.mark.parametrize("environment", ENVIRONMENTS, ids=["C", "strict"])
+def test_another_environment(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert "test/loss" in ended(typed("train.py", *SHORT), "LANG=C, PYTHONOPTIMIZE=2, warnings are errors")
 
