@@ -38,6 +38,8 @@ def report(run: "Run") -> None:
 
     if run.diverged:
         print(run.diverged, file=sys.stderr)
+    if not run.model.reads_lr and any(word.split("=")[0] == "--model.lr" for word in run.line.options):
+        print("--model.lr is not read: this arm finds its rate before the first step", file=sys.stderr)
     metrics = dict(run.test_metrics)
     # without a server the rest is printed all the same
     with suppress(MlflowException):

@@ -20,7 +20,7 @@ from experiment.run import train
 from experiment.space import dimension
 from experiment.tuning import Tuning, options, tune
 from reporting.curves import read_schedule
-from tracking.store import StoreError, client
+from tracking.store import StoreError, client, tracking_uri
 
 Grid = Mapping[str, Any]
 """`rows` and `columns`: name -> what they say of a run, as `stages.yaml` describes; `seeds`, `data_seeds`: at most."""
@@ -36,6 +36,11 @@ class Scale:
     workers: int = 1
     cluster: str | None = None
     output: Path = RESULTS
+
+    def __post_init__(self) -> None:
+        """Refuse machines that share runs and not their store."""
+        if self.cluster and tracking_uri().startswith("sqlite"):
+            raise StoreError("--cluster: machines that share runs need one tracking server: set MLFLOW_TRACKING_URI.")
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,7 @@ def processes(
         BrokenExecutor: a worker was killed.
         StoreError: the cluster cannot be used.
     """
-    uri = tracking_uri() if cluster else None
-    jobs = (joblib.delayed(_numbered)(uri, number, call, task) for number, task in enumerate(tasks))
+    jobs = (joblib.delayed(_numbered)(tracking_uri(), number, call, task) for number, task in enumerate(tasks))
     settings: dict[str, Any] = {"n_jobs": workers, "batch_size": 1, "return_as": "generator_unordered"}
     if cluster:
         settings["n_jobs"] = -1
@@ -36,18 +35,20 @@ def processes(
         yield from joblib.Parallel(**settings)(jobs)
 
 
-def _numbered(uri: str | None, number: int, call: Callable[[Task], Result], task: Task) -> tuple[int, Result]:
+def _numbered(uri: str, number: int, call: Callable[[Task], Result], task: Task) -> tuple[int, Result]:
     quiet()
-    if uri:
+    if tracking_uri() != uri:
         os.environ["MLFLOW_TRACKING_URI"] = uri
-    return number, call(task)
+    try:
+        return number, call(task)
+    except SystemExit as stop:
+        # a Dask worker would end, and the next one that got the task too
+        raise StoreError("A run was refused: the line above, or the log of its Dask worker, says why.") from stop
 
 
 @contextmanager
 def _dask(address: str) -> Iterator[None]:
     """Send joblib's tasks to the workers of the scheduler at `address`; one that dies is replaced by another."""
-    if tracking_uri().startswith("sqlite"):
-        raise StoreError("--cluster: machines that share runs need one tracking server: set MLFLOW_TRACKING_URI.")
     try:
         from distributed import Client
 

@@ -3,7 +3,6 @@
 import colorsys
 import hashlib
 import json
-import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -128,9 +127,6 @@ class Run(CommandLine):
         """Put the module's configuration into its checkpoints, and refuse what an arm cannot do."""
         if isinstance(self.model, SearchModule):
             self.model.require_one_process(self.trainer.world_size)
-        typed_lr = any(word.split("=")[0] == "--model.lr" for word in self.line.options)
-        if typed_lr and not self.model.reads_lr and "mlflow.parentRunId" not in self.tags:
-            print("--model.lr is not read: this arm finds its rate before the first step", file=sys.stderr)
         self.trainer.callbacks += self.callbacks  # type: ignore[attr-defined]
         # not among the options: YAML takes #0072b2 for a comment
         if self.tracker and self.tracker.tags is not None:

@@ -125,7 +125,11 @@ def _storage(url: str | None) -> BaseStorage:
         artifact_dir().mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(artifact_dir() / "optuna.log")))
     retry = RetryHeartbeatStaleTrialCallback()
-    beats = {"heartbeat_interval": HEARTBEAT, "grace_period": GRACE, "heartbeat_stale_trial_callback": retry}
+    beats: dict[str, Any] = {
+        "heartbeat_interval": HEARTBEAT,
+        "grace_period": GRACE,
+        "heartbeat_stale_trial_callback": retry,
+    }
     # the first attempt fails where another machine makes the tables at the same moment
     for last in (False, True):
         try:

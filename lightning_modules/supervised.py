@@ -35,7 +35,6 @@ class SupervisedModule(LightningModule):
     """
 
     reads_validation = False  # to train by it, as the adapted arms do
-    reads_lr = True
 
     def __init__(
         self,

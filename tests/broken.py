@@ -47,22 +47,6 @@ class Frozen(MLP):
         self.requires_grad_(False)
 
 
-class Unused(MLP):
-    """With a weight that takes no part."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_parameter("unused", nn.Parameter(torch.zeros(3)))
-
-
-class HalfFrozen(MLP):
-    """Its first layer stays as it is."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self[0].requires_grad_(False)
-
-
 class Detached(MLP):
     """Cuts its outputs off from its weights."""
 

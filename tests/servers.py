@@ -1,6 +1,7 @@
-"""Real servers on loopback, started on free ports and stopped again: PostgreSQL, and `mlflow server` on it."""
+"""Real processes: commands as they are typed, and servers on loopback, PostgreSQL and `mlflow server`."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,9 +14,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from experiment.options import ROOT
+from tests.faults import FAULTS
+from tests.store import heed
+
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 PASSWORD = "s3cret"
 OWN = ("MLFLOW_TRACKING_URI", "MLFLOW_SQLALCHEMYSTORE_POOLCLASS")  # of this process, not of a server
+
+
+def typed(*words: str, uri: str | None = None) -> "subprocess.Popen[str]":
+    """Start a command of the project as its user does, in a shell of her own; `uri` is of the store."""
+    environment = os.environ | ({} if uri is None else {"MLFLOW_TRACKING_URI": uri})
+    command, pipe = [sys.executable, str(ROOT / words[0]), *words[1:]], subprocess.PIPE
+    return subprocess.Popen(command, env=environment, text=True, preexec_fn=heed, stdout=pipe, stderr=pipe)
+
+
+def ended(process: "subprocess.Popen[str]", fault: str) -> str:
+    """Hold status and last line of a command against the table of faults; return what it printed."""
+    out, errors = process.communicate(timeout=240)
+    assert "Traceback" not in errors, errors
+    [line] = errors.splitlines()[-1:] or [""]
+    assert (process.returncode, bool(re.search(FAULTS[fault].line, line))) == (FAULTS[fault].status, True), errors
+    return out
 
 
 def free_port() -> int:

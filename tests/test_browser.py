@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import pytest
+from experiment.options import ROOT
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from selenium.common.exceptions import TimeoutException

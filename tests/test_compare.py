@@ -1,8 +1,6 @@
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -120,29 +118,6 @@ def test_a_comparison_that_was_stopped_continues(sent: str, tmp_path: Path) -> N
     assert len(results) == 12
     assert not [run for run in runs() if run.info.status == "RUNNING"]
     assert [run.info.run_name for run in runs()].count("compare") == 1
-
-
-@pytest.mark.slow
-def test_a_comparison_that_is_killed_ten_times_loses_nothing(tmp_path: Path) -> None:
-    """At random moments of its work; what was done is not done again, and in the end each run is there once."""
-    options = ["--seeds", "10", "--optimizers", *ARMS, "--trainer.max_epochs=8", "--output", str(tmp_path)]
-    command = [sys.executable, str(ROOT / "compare.py"), *options, "--workers", "1"]
-    draw, done = random.Random(0), set[str]()
-    for _ in range(10):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        begun = len(runs())
-        # until it trains again
-        while len(runs()) <= begun and process.poll() is None:
-            time.sleep(0.1)
-        time.sleep(draw.uniform(0, 1))
-        process.kill()
-        process.wait()
-        assert done <= finished()
-        done = finished()
-    results = compare.main([*options, "--workers", "1"])
-    assert done <= set(results.run_id) == finished()
-    assert len(results) == 20
-    assert not [run for run in runs() if run.info.status == "RUNNING"]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import os
 import signal
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,8 +76,8 @@ def test_a_killed_run_resumes_to_the_bit_and_its_checkpoint_is_what_was_tested(
     options = ["--optimizer", arm, *NETWORKS[network], *OPTIONS]
     resume: list[str] = []
     for step in (13, 18):
-        status = in_a_child(lambda step=step, resume=resume: train([*options, *resume], callbacks=[Kill(step)]))
-        assert status == -signal.SIGKILL
+        work = partial(train, [*options, *resume], callbacks=[Kill(step)])
+        assert in_a_child(work) == -signal.SIGKILL
         [path] = checkpoints(store)
         resume = [f"--ckpt_path={path}"]
     [killed] = runs()
@@ -89,7 +90,7 @@ def test_a_killed_run_resumes_to_the_bit_and_its_checkpoint_is_what_was_tested(
 
 
 @pytest.mark.slow
-def test_a_finished_run_continues_in_a_new_one(store: Path) -> None:
+def test_a_finished_run_continues_in_a_new_one() -> None:
     options = ["--optimizer", "meta", *OPTIONS]
     first = train(options)
     resume = f"--ckpt_path={checkpoint_of(first)}"

@@ -19,7 +19,7 @@ def test_a_stage_tunes_trains_and_writes_and_a_second_call_trains_nothing(
 ) -> None:
     """The whole way, on one data seed and one seed; the stage is the one that decides the claim."""
     rows = {arm: STAGES["main"]["rows"][arm] for arm in ("meta", "meta_onestep", "adam", "cosine", "adam_average")}
-    monkeypatch.setitem(publish.STAGES, "main", STAGES["main"] | {"rows": rows})  # type: ignore[arg-type]
+    monkeypatch.setitem(publish.STAGES, "main", STAGES["main"] | {"rows": rows})
     typed = ["--stages", "main", "--seeds", "1", "--data-seeds", "1", "--trials", "1", "--workers", "1"]
     results.main([*typed, "--output", str(tmp_path)])
     table = (tmp_path / "main" / "table.md").read_text()

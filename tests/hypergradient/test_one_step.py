@@ -36,7 +36,8 @@ def test_hypergradient_is_the_finite_difference_of_the_real_step(factory: Factor
     problem.warm_up(network, optimizer)
     above, below = (loss_after_real_step(network, optimizer, e) for e in (1e-5, -1e-5))
     gradients = [p.grad.clone() for p in network.parameters() if p.grad is not None]
-    h = hypergradient(problem.loss(network, VALIDATION), lookahead(optimizer, 1.0))
+    update = lookahead(optimizer, 1.0)
+    h = hypergradient(problem.loss(network, VALIDATION), update)
     assert h.item() == pytest.approx((above - below) / 2e-5, rel=1e-6, abs=1e-10)
     assert problem.equal([p.grad for p in network.parameters()], gradients)
 
