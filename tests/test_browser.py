@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
 import pytest
-from experiment.options import ROOT
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from selenium.common.exceptions import TimeoutException

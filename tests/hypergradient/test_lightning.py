@@ -168,7 +168,7 @@ def test_what_cannot_be_adapted_is_refused_before_the_first_step(
     adapt = AdaptLearningRate(loss, **options)
     with pytest.raises(ValueError, match=message):
         fit(case, tmp_path, adapt, *callbacks)
-    assert not hasattr(adapt, "adapter") or adapt.adapter.calls == 0
+    assert not hasattr(adapt, "adapter") or adapt.adapter.finite.steps == 0
 
 
 @pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"])

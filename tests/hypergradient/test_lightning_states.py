@@ -103,7 +103,7 @@ def test_the_average_is_validated_and_a_checkpoint_tests_as_its_run_did(tmp_path
     with pytest.warns(UserWarning, match="AdaptLearningRate starts again: this is another fit, without a checkpoint"):
         trainer.fit(case.build(), samples("classes"), samples("classes"))
     # the Trainer's epochs are over
-    assert adapt.adapter.calls == 0
+    assert adapt.adapter.finite.steps == 0
 
 
 class PartlySaved(Plain):
