@@ -3,7 +3,7 @@
 update           Δ(α)               what `optimizer.step()` adds to θ at learning rate α; proportional to α
 lookahead        θ' = θ + Δ(α)      the hypothetical step
 hypergradient    h = dL_val(θ')/d log α = ⟨∇L_val(θ'), Δ⟩
-learning rate    log α ← one step of a meta-optimizer along h
+learning rate    log α ← one step of the meta-optimizer along h
 real step        θ ← θ' + (α_new / α - 1) Δ
 
 The rate is α = lr · scale. `lr` is the optimizer's own, its schedule included; `log scale` is learned and starts at 0,

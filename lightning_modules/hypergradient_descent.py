@@ -47,6 +47,6 @@ class HypergradientDescentModule(SupervisedModule):
         checkpoint["before"] = list(self.before)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with them."""
+        """Resume with them."""
         super().on_load_checkpoint(checkpoint)
         self.before = list(checkpoint["before"])

@@ -32,8 +32,6 @@ class MetaModule(SupervisedModule):
         ValueError: an argument is out of range, or the optimizer's step is not proportional to its rate.
     """
 
-    reads_validation = True
-
     def __init__(
         self,
         network: nn.Module,

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Sequential):
-    """40-100-10 with ReLU by default.
+    """An MLP with ReLU, 40-100-10 by default.
 
     Args:
         inputs: of a sample.
@@ -14,10 +14,7 @@ class MLP(nn.Sequential):
         classes: outputs; 1 for a regression.
         layers: hidden layers; 0 for logistic regression.
         norm: None, "layer" or "batch": what stands before the ReLU of each hidden layer.
-        dropout: the part of each hidden layer that is dropped; 0 for none.
-
-    Raises:
-        ValueError: a size is out of range.
+        dropout: the fraction of each hidden layer that is dropped.
     """
 
     def __init__(
@@ -44,13 +41,7 @@ class MLP(nn.Sequential):
 
 
 class ConvNet(nn.Sequential):
-    """Three convolutions of stride 2 over the 40 points, as in the mnist1d paper.
-
-    Args:
-        channels: of each convolution.
-        classes: outputs.
-        norm: whether BatchNorm stands before each ReLU.
-    """
+    """Three convolutions of stride 2 over the 40 points, as in the mnist1d paper; norm: BatchNorm before each ReLU."""
 
     def __init__(self, channels: int = 25, classes: int = 10, norm: bool = False) -> None:
         parts: list[nn.Module] = [nn.Unflatten(1, (1, -1))]
@@ -73,18 +64,13 @@ class GRU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, (batch, classes)."""
         states, _ = self.recurrent(x.unsqueeze(2))
-        logits: Tensor = self.output(states.flatten(1))
-        return logits
+        return self.output(states.flatten(1))  # type: ignore[no-any-return]
 
 
 class PostLayerNorm(nn.Module):
     """A residual MLP with LayerNorm after each addition, as in the first Transformers: it trains badly without warm-up.
 
-    Args:
-        inputs: of a sample.
-        width: of the residual stream; the branches are twice as wide.
-        blocks: residual blocks.
-        classes: outputs.
+    width: of the residual stream; the branches are twice as wide.
     """
 
     def __init__(self, inputs: int = 40, width: int = 48, blocks: int = 8, classes: int = 10) -> None:
@@ -100,5 +86,4 @@ class PostLayerNorm(nn.Module):
         state = self.enter(x)
         for branch, norm in zip(self.branches, self.norms, strict=True):
             state = norm(state + branch(state))
-        logits: Tensor = self.leave(state)
-        return logits
+        return self.leave(state)  # type: ignore[no-any-return]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from hypergradient import check_supported, hypergradient, lookahead, no_trace, real_step, scaled
-from lightning_modules.supervised import Batch, OptimizerFactory, Pair, SupervisedModule
+from hypergradient import check_supported, hypergradient, lookahead, no_trace, real_step
+from lightning_modules.supervised import OptimizerFactory, Pair, SupervisedModule
 
 
 class OneStepModule(SupervisedModule):
@@ -20,7 +20,6 @@ class OneStepModule(SupervisedModule):
         meta_lr: the step of the meta-optimizer: of Adam about the largest change, relative for log_rate, in one step.
         adapt: what the meta-optimizer moves: the logarithm of the rate, or the rate itself, which then has a floor at a
             thousandth of lr, so that it stays positive.
-        every: adapt in every k-th step; the steps between are plain ones at the rate so far.
         optimizer: makes the inner optimizer from the parameters and the rate; Adam by default.
         meta_optimizer: makes the meta-optimizer from what it moves and meta_lr; Adam by default.
 
@@ -28,26 +27,20 @@ class OneStepModule(SupervisedModule):
         ValueError: lr or meta_lr is out of range, or the inner optimizer's step is not proportional to its rate.
     """
 
-    reads_validation = True
-
     def __init__(
         self,
         network: nn.Module,
         lr: float = 1e-3,
         meta_lr: float = 0.05,
         adapt: Literal["log_rate", "rate"] = "log_rate",
-        every: int = 1,
         optimizer: OptimizerFactory | None = None,
         meta_optimizer: OptimizerFactory | None = None,
     ) -> None:
         super().__init__(network, lr, optimizer)
         if not 0 <= meta_lr < math.inf:
             raise ValueError(f"--model.meta_lr must be a finite number, 0 or more, got {meta_lr}.")
-        if every < 1:
-            raise ValueError(f"--model.every must be 1 or more, got {every}.")
         check_supported(self.inner_optimizer())
-        self.meta_lr, self.adapt, self.every = meta_lr, adapt, every
-        self.make_meta_optimizer = meta_optimizer or Adam
+        self.meta_lr, self.adapt, self.make_meta_optimizer = meta_lr, adapt, meta_optimizer or Adam
         # log(rate / lr), or the rate; made here, so that checkpoints hold it; has no gradient, which DDP would wait for
         self.learned = nn.Parameter(torch.tensor(lr if adapt == "rate" else 0.0), requires_grad=False)
         self.batch_size = 0
@@ -63,33 +56,29 @@ class OneStepModule(SupervisedModule):
         return learned / self.lr if self.adapt == "rate" else learned.exp()
 
     def training_step(self, batch: Pair, batch_idx: int) -> dict[str, Tensor | float]:
-        """Take one step, an adapted one where it is due, and return what it saw."""
+        """Take the hypothetical step, look at the validation loss there, move the rate, make it the real step."""
         optimizer, meta_optimizer = cast(list[Any], self.optimizers())
         loss = self.loss(batch["train"])
         self.manual_backward(loss)
         self.losses.append(loss.detach())
-        self.batch_size = max(self.batch_size, len(batch["train"][1]))  # an epoch's last batch may be smaller
-        if self.trainer.global_step % self.every:
-            with scaled(optimizer, self.scale()):
-                optimizer.step()
-            optimizer.zero_grad()
-            return {"loss": loss.detach(), "lr": self.lr * self.scale()}
-        return {"loss": loss.detach()} | self._adapted_step(optimizer, meta_optimizer, batch["val"])
-
-    def _adapted_step(self, optimizer: Any, meta_optimizer: Any, batch: Batch) -> dict[str, Tensor | float]:
-        """Take one adapted step (`hypergradient.one_step` has the letters)."""
-        self.passes += len(batch[1]) / self.batch_size
+        # an epoch's last batch may be smaller
+        self.batch_size = max(self.batch_size, len(batch["train"][1]))
+        self.passes += len(batch["val"][1]) / self.batch_size
         scale = self.scale()
         update = lookahead(optimizer, scale)
-        optimizer.zero_grad()  # done with: the validation gradient takes its memory
+        # the validation gradient takes its memory
+        optimizer.zero_grad()
         with no_trace(self.network):
-            lookahead_loss = self.loss(batch)
+            lookahead_loss = self.loss(batch["val"])
             h = hypergradient(lookahead_loss, update)
-        h = self.trainer.strategy.reduce(h, reduce_op="mean")  # over processes: one rate for all
-        if h.isfinite():  # else the rate stays: a NaN in the meta-optimizer's state would stay too
-            self._move(h, meta_optimizer.optimizer)  # unwrapped: a second Lightning step would count this batch twice
+        # over processes: one rate for all
+        h = self.trainer.strategy.reduce(h, reduce_op="mean")
+        if h.isfinite():
+            # unwrapped: a second Lightning step would count this batch twice
+            self._move(h, meta_optimizer.optimizer)
         real_step(update, self.scale() / scale)
-        return {"lookahead_loss": lookahead_loss.detach(), "hypergradient": h, "lr": self.lr * self.scale()}
+        lr = self.lr * self.scale()
+        return {"loss": loss.detach(), "lookahead_loss": lookahead_loss.detach(), "hypergradient": h, "lr": lr}
 
     def _move(self, h: Tensor, meta_optimizer: Optimizer) -> None:
         """Let the meta-optimizer step along h = dL_val/d log α; dL_val/dα is h / α."""

@@ -45,7 +45,6 @@ class SearchModule(SupervisedModule):
         ValueError: an argument is out of range, or the optimizer's step is not proportional to its rate.
     """
 
-    reads_validation = True
     k: Tensor
     square: Tensor
     log_scale: Tensor

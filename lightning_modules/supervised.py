@@ -34,8 +34,6 @@ class SupervisedModule(LightningModule):
         ValueError: lr is not a positive finite number.
     """
 
-    reads_validation = False  # to train by it, as the adapted arms do
-
     def __init__(
         self,
         network: nn.Module,
@@ -46,10 +44,11 @@ class SupervisedModule(LightningModule):
         super().__init__()
         if not 0 < lr < math.inf:
             raise ValueError(f"--model.lr must be a positive finite number, got {lr}. 0.001 is a usual start.")
-        self.network = network
-        self.losses: list[Tensor] = []
-        self.passes = 0.0  # forward-backward passes of a training batch, beside the plain ones
-        self.random: tuple[Tensor, list[Tensor]] | None = None  # the random stream of a run that is resumed
+        self.network, self.losses = network, list[Tensor]()
+        # forward-backward passes of a training batch, without the plain ones
+        self.passes = 0.0
+        # the random streams of a run that is resumed
+        self.random: tuple[Tensor, list[Tensor]] | None = None
         self.lr, self.make_optimizer, self.make_schedule = lr, optimizer or Adam, schedule
         # what the optimizer or the schedule refuses, it refuses now, before a run begins
         trial = self.inner_optimizer()
