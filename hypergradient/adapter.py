@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from hypergradient.around import AroundStep
 from hypergradient.batches import endless, first, samples
 from hypergradient.finite import FiniteSteps
 from hypergradient.meta import Meta
@@ -95,6 +96,7 @@ class RateAdapter:
             settings = replace(settings or Settings(), weight_decay=0.0)
         if older := getattr(optimizer, NAME, None):
             warnings.warn("RateAdapter: this optimizer has one already, which this one replaces.", stacklevel=2)
+            older.train()
             older.remove()
         self.optimizer, self.network, self.loss_of = optimizer, network, loss
         self.validation, self.batches = batches, endless(batches)
@@ -104,17 +106,13 @@ class RateAdapter:
         )
         # parts of the batches whose gradients make the step, their losses, and the samples of the last batch
         self.seen, self.losses, self.size = list[Any](), list[Tensor](), 0
-        # of nested steps, as of an optimizer that calls its base class's; whether this one is adapted
-        self.depth, self.adapted, self.in_closure = 0, False, False
+        # whether the present step is adapted
+        self.adapted = False
         # validation batches taken, training batches seen, passes that are not plain ones, the extremes of the rate
         self.position, self.told, self.passes, self.lowest, self.highest = 0, 0, 0.0, math.inf, 0.0
         self.last: dict[str, float] = {}
-        self._hooks = [
-            optimizer.register_step_pre_hook(torch.compiler.disable(self._before)),
-            optimizer.register_step_post_hook(torch.compiler.disable(self._after)),
-            optimizer.register_state_dict_pre_hook(lambda _: self.meta.restore_rates()),
-            *keep_state(optimizer, NAME, self),
-        ]
+        self._around = AroundStep(optimizer, self._prepare, self._finish, self.meta.restore_rates)
+        self._hooks = [*self._around.hooks, *keep_state(optimizer, NAME, self, self.meta)]
         setattr(optimizer, NAME, self)
 
     def loss(self, batch: Any) -> Tensor:
@@ -132,10 +130,7 @@ class RateAdapter:
 
     def see(self, batch: Any, loss: Tensor) -> None:
         """Register a training batch, and its loss, whose gradients go into the next step."""
-        if self.depth and not self.in_closure:
-            # the last step raised an error
-            self.depth = 0
-            self.meta.restore_rates()
+        self._around.between_steps()
         if self.seen and all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
             self._forget()
         options = self.meta.settings
@@ -177,35 +172,6 @@ class RateAdapter:
         if getattr(self.optimizer, NAME, None) is self:
             delattr(self.optimizer, NAME)
 
-    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        self.depth += 1
-        if self.depth > 1:
-            return None
-        closure = kwargs.pop("closure", None) or (args[1] if len(args) > 1 else None)
-        if closure is None:
-            self._prepare()
-            return None
-
-        # the gradients come from the closure
-        def closed() -> Any:
-            self.in_closure = True
-            try:
-                loss = closure()
-            finally:
-                self.in_closure = False
-            self._prepare()
-            return loss
-
-        return (args[0], closed), kwargs
-
-    def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self.depth -= 1
-        if self.depth:
-            return
-        if self.adapted:
-            self.meta.after_step(torch.stack(self.losses).mean(), self._hypothetical_loss)
-        self._forget()
-
     def _prepare(self) -> None:
         """Skip a step that is not finite; else adapt, where it moves anything."""
         self.adapted = False
@@ -229,6 +195,11 @@ class RateAdapter:
         self.last |= self.meta.before_step(self._validation_loss)
         self.lowest, self.highest = min(self.last["lr"], self.lowest), max(self.last["lr"], self.highest)
         self.adapted = True
+
+    def _finish(self) -> None:
+        if self.adapted:
+            self.meta.after_step(torch.stack(self.losses).mean(), self._hypothetical_loss)
+        self._forget()
 
     def _validation_loss(self) -> Tensor:
         self.position += 1
@@ -264,6 +235,8 @@ class RateAdapter:
             ValueError: another version wrote it; nothing is loaded.
         """
         if not state:
+            self.meta.clear()
+            self.finite.steps = self.finite.skipped = self.finite.in_a_row = 0
             return
         require_keys(state, *COUNTS, "meta", "finite")
         require_keys(state["finite"], *self.finite.state_dict())

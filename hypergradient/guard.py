@@ -62,8 +62,8 @@ class Guard:
 
     @property
     def diverged(self) -> bool:
-        """Whether the run is to go back."""
-        return bool(self.good) and self._above(self.settings.bad)
+        """Whether the run is to go back: never at a rate that is held."""
+        return bool(self.good) and self.settings.meta_lr > 0 and self._above(self.settings.bad)
 
     def rewind(self, rate: float) -> float:
         """Return the rate after the run went back."""

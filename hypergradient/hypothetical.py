@@ -62,11 +62,13 @@ class HypotheticalRun(TensorSet):
             with torch.enable_grad():
                 gradients = mean_over_processes(gradients_of(loss(), self.params))
             with torch.no_grad():
-                kept = [p.grad for p in self.params]
+                hypothetical = dict(zip(self.params, gradients, strict=True))
+                everything = [p for group in real for p in group["params"]]
+                kept = [p.grad for p in everything]
                 try:
-                    for p, g in zip(self.params, gradients, strict=True):
-                        # what the real step left alone stays where it is
-                        p.grad = None if p.grad is None else g
+                    for p in everything:
+                        # what the real step left alone, or the loss does not train, stays where it is
+                        p.grad = None if p.grad is None else hypothetical.get(p)
                     if clip:
                         nn.utils.clip_grad_norm_(self.params, clip)
                     for group, own in zip(real, self.optimizer.param_groups, strict=True):
@@ -75,7 +77,7 @@ class HypotheticalRun(TensorSet):
                     shrink(self.params, self.decays, decay)
                     plain_step(self.optimizer)
                 finally:
-                    for p, grad in zip(self.params, kept, strict=True):
+                    for p, grad in zip(everything, kept, strict=True):
                         p.grad = grad
         with torch.no_grad():
             torch._foreach_lerp_(self.weights, self.params, settings.pull)
@@ -84,7 +86,8 @@ class HypotheticalRun(TensorSet):
             for p in self.params:
                 ours, real_state = (state.get(p, {}) for state in (self.attributes["state"], self.optimizer.state))
                 for name, value in ours.items():
-                    if isinstance(value, Tensor) and value.dim() and value.shape == p.shape and name in real_state:
+                    numbers = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+                    if numbers and value.dim() and value.shape == p.shape and name in real_state:
                         own_moments.append(value)
                         moments.append(real_state[name])
             if moments:

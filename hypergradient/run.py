@@ -65,8 +65,13 @@ class AdaptedRun:
             )
         check_supported(optimizer)
         self.lr, self.length, self.clip, self.decays = lr, length, clip, decays
+        self.rates: list[Any] = []
+        self.clear()
+
+    def clear(self) -> None:
+        """Start again, as before the first step."""
         self.guard, self.loaded = Guard(self.settings), dict[str, Any]()
-        self.params, self.rates, self.groups = list[Tensor](), list[Any](), list[list[int]]()
+        self.params, self.groups = list[Tensor](), list[list[int]]()
         self.steps = self.looks = self.moves = self.moved_at = self.clock = self.count = 0
         self.before, self.rate, self.peak, self.schedule, self.weight_decay = 1, 0.0, 0.0, 1.0, 0.0
         # since the last move, the sums of what looks saw: the loss, the hypergradients of the rate and of the decay
@@ -77,6 +82,9 @@ class AdaptedRun:
         groups = [[id(p) for p in group["params"] if p.requires_grad] for group in self.optimizer.param_groups]
         if groups != self.groups:
             params = trained(self.network, self.optimizer)
+            exchanged = bool(self.params) and self.average.exchanged
+            if exchanged:
+                self.average.exchange()
             averages = dict(zip(self.params, self.average.weights, strict=True)) if self.params else {}
             buffers = self.average.buffers if self.params else list(self.network.buffers())
             self.params, self.groups, self.guard.good = params, groups, []
@@ -84,6 +92,8 @@ class AdaptedRun:
             self.average = Average(self.network, params, self.settings.window)
             self.average.copy_from([averages.get(p, p) for p in params], buffers)
             self.begin_hypothetical_run()
+            if exchanged:
+                self.average.exchange()
         if self.loaded:
             self._load()
 
@@ -149,17 +159,23 @@ class AdaptedRun:
         Raises:
             ValueError: another version wrote it.
         """
-        if state:
-            require_keys(state, *STATE)
-            require_keys(state["guard"], *self.guard.state_dict())
-            require_keys(state["average"], "exact", "weights", "buffers")
-            require_keys(state["hypothetical"], "weights", "buffers", "optimizer")
+        if not state:
+            self.clear()
+            return
+        require_keys(state, *STATE)
+        require_keys(state["guard"], *self.guard.state_dict())
+        require_keys(state["average"], "exact", "weights", "buffers")
+        require_keys(state["hypothetical"], "weights", "buffers", "optimizer")
         self.loaded = dict(state)
 
     def _load(self) -> None:
-        state, self.loaded = self.loaded, {}
+        state = self.loaded
+        shapes = [[tuple(p.shape) for p in params] for params in (state["average"]["weights"], self.params)]
+        if shapes[0] != shapes[1]:
+            raise ValueError("the state is of a run whose optimizer moves other parameters: release or add them first")
+        self.loaded, self.average.exchanged = {}, False
         for name in (*COUNTS, "sums", "squares"):
-            setattr(self, name, copy.copy(state[name]))
+            setattr(self, name, copy.deepcopy(state[name]))
         vars(self.guard).update(state["guard"])
         self.average.load_state_dict(state["average"])
         self.hypothetical.load_state_dict(state["hypothetical"])
@@ -173,16 +189,19 @@ def require_keys(state: Mapping[str, Any], *names: str) -> None:
         raise ValueError(f"the state has no {', no '.join(missing)}: another version wrote it")
 
 
-def keep_state(optimizer: Optimizer, name: str, owner: Any, required: bool = False) -> list[Any]:
+def keep_state(optimizer: Optimizer, name: str, owner: Any, run: AdaptedRun, required: bool = False) -> list[Any]:
     """Keep the owner's state in the optimizer's own `state_dict()`, under `name`; return the hooks.
 
     A plain optimizer loads such a state, and leaves out what is under `name`.
 
-    required: whether to refuse, by a ValueError, a state without it.
+    run: whose rates of a step are not saved, but the user's.
+    required: whether to refuse, by a ValueError, a state without the owner's.
     """
 
     def save(_: Optimizer, state: dict[str, Any]) -> None:
         state[name] = owner.state_dict()
+        for group, lr in zip(state["param_groups"], run.rates, strict=False):
+            group["lr"] = lr
 
     def load(_: Optimizer, state: dict[str, Any]) -> None:
         if required and name not in state:

@@ -34,15 +34,21 @@ class TensorSet:
     @torch.no_grad()
     def copy_from(self, weights: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
         """Take over these values."""
-        for own, value in zip([*self.weights, *self.buffers], [*weights, *buffers], strict=True):
+        for own, value in zip(self.weights, weights, strict=True):
             own.copy_(value)
+        # which may have changed in number and shape
+        self.buffers = [value.detach().clone() for value in buffers]
 
     def exchange(self, buffers: Sequence[Tensor] | None = None) -> None:
         """Exchange the values with those in the network.
 
         buffers: of the network, where the caller has collected them.
         """
-        live = [*self.params, *(self.network.buffers() if buffers is None else buffers)]
+        own = list(self.network.buffers()) if buffers is None else list(buffers)
+        if len(own) != len(self.buffers):
+            # one was registered since
+            self.buffers = [buffer.detach().clone() for buffer in own]
+        live = [*self.params, *own]
         values = [tensor.data for tensor in live]
         for tensor, value in zip(live, [*self.weights, *self.buffers], strict=True):
             tensor.data = value
@@ -114,12 +120,12 @@ class Average(TensorSet):
         for own, exact in zip(self.weights, self.exact, strict=True):
             if own is not exact:
                 own.copy_(exact)
-        for average, value in zip(self.buffers, self.network.buffers(), strict=True):
-            if value.is_floating_point():
+        for number, (average, value) in enumerate(zip(self.buffers, self.network.buffers(), strict=False)):
+            if value.is_floating_point() and value.shape == average.shape:
                 # a mask of -inf has no mean
                 average.copy_(torch.where(average == value, value, average.lerp(value, weight)))
             else:
-                average.copy_(value)
+                self.buffers[number] = value.detach().clone()
 
     def copy_from(self, weights: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
         """Take over these values."""

@@ -88,7 +88,9 @@ def weights_per_step(optimizer: Optimizer) -> float:
 
 def _rms(tensors: list[Tensor]) -> float:
     size = sum(tensor.numel() for tensor in tensors)
-    return math.sqrt(sum(float(tensor.abs().square().sum()) for tensor in tensors) / max(1, size))
+    # squares of 16-bit numbers may be below the smallest one
+    lengths = [tensor.abs().to(torch.promote_types(tensor.abs().dtype, torch.float32)) for tensor in tensors]
+    return math.sqrt(sum(float(length.square().sum()) for length in lengths) / max(1, size))
 
 
 @torch.no_grad()
@@ -96,7 +98,9 @@ def _settled_step(optimizer: Optimizer, params: list[Tensor], gradient: Sequence
     """Return Δ(1) of each parameter, after SETTLING equal gradients."""
     probes = [torch.zeros_like(p) for p in params]
     first = next((float(group["lr"]) for group in optimizer.param_groups if group["lr"]), 1.0)
-    with with_attributes(optimizer, copied_attributes(optimizer, dict(zip(params, probes, strict=True)))):
+    copied = copied_attributes(optimizer, dict(zip(params, probes, strict=True)))
+    # an optimizer may draw random numbers
+    with torch.random.fork_rng(), with_attributes(optimizer, copied):
         for group in optimizer.param_groups:
             group.update(lr=group["lr"] / first, weight_decay=0.0)
         for _ in range(SETTLING):

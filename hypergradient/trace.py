@@ -73,7 +73,7 @@ def no_trace(network: nn.Module, batch_statistics: bool = False) -> Iterator[Non
     with unchanged(network), cudnn:
         for module in network.modules():
             if batch_statistics and module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
-                hooks.append(module.register_forward_pre_hook(_normalize_by_the_batch))
+                hooks.append(module.register_forward_pre_hook(_normalize_by_the_batch, with_kwargs=True))
             if module.training:
                 module.training = False
         try:
@@ -90,5 +90,6 @@ def gpus(network: nn.Module) -> list[int]:
     return list({p.device.index for p in network.parameters() if p.is_cuda})
 
 
-def _normalize_by_the_batch(norm: nn.Module, inputs: tuple[Any, ...]) -> None:
-    norm.training = inputs[0].numel() > inputs[0].shape[1]
+def _normalize_by_the_batch(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    x = args[0] if args else kwargs["input"]
+    norm.training = x.numel() > x.shape[1]

@@ -57,7 +57,7 @@ class MetaModule(SupervisedModule):
             # what moves is the rate itself, not a factor on the one that was given
             group["lr"] = 1.0
         self.meta = Meta(self.network, optimizer, self.settings, self.given_lr)
-        keep_state(optimizer, NAME, self.meta, required=True)
+        keep_state(optimizer, NAME, self.meta, self.meta, required=True)
         return optimizer
 
     @property
