@@ -20,14 +20,11 @@ def find_run(experiment: str, config: str) -> str | None:
 
     A run with another status lacks its last artifacts: it is running, or was killed.
     """
-    runs = client().search_runs([open_experiment(experiment)], f"tags.config = '{config}'")
-    found = [
-        run.info.run_id
-        for run in runs
-        if (run.info.status == "FINISHED" and "test/loss" in run.data.metrics)
-        or (run.info.status == "FAILED" and "diverged" in run.data.tags)
-    ]
-    return found[0] if found else None
+    for run in client().search_runs([open_experiment(experiment)], f"tags.config = '{config}'"):
+        tested = run.info.status == "FINISHED" and "test/loss" in run.data.metrics
+        if tested or (run.info.status == "FAILED" and "diverged" in run.data.tags):
+            return str(run.info.run_id)
+    return None
 
 
 def run_of(checkpoint: str, config: str) -> str | None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.store import runs
-from tracking import store as tracking_store
 from tracking.links import how_to_see
 from tracking.runs import parent_run
 from tracking.store import ROOT, StoreError, cause, client, hidden, open_experiment
@@ -24,8 +23,7 @@ def test_an_experiment_deleted_in_the_ui_is_refused_with_the_way_back() -> None:
     [
         ("sqlite:////proc/mlflow.db", r"sqlite:////proc/mlflow.db cannot be used.*MLFLOW_TRACKING_URI"),
         ("sqlite:////dev/null/mlflow.db", r"sqlite:////dev/null/mlflow.db cannot be used.*MLFLOW_TRACKING_URI"),
-        ("sqlite://", "is in memory: nothing would be kept"),
-        ("sqlite:///:memory:", "is in memory: nothing would be kept"),
+        ("sqlite://", "is in memory"),
         ("nonsense://x", "load plugin"),
     ],
 )
@@ -42,12 +40,13 @@ def test_a_file_that_is_no_database_is_refused(store: Path) -> None:
 
 
 def test_a_server_that_never_answers_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking_store, "REACH", 0.2)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:s3hush@127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(StoreError, match=r"http://me:\*\*\*@127.* cannot be used: no answer within 0.2 seconds"):
+        with pytest.raises(StoreError, match=r"http://me:\*\*\*@127.* cannot be used: .*timed out"):
             open_experiment()
 
 
@@ -112,8 +111,8 @@ def test_a_parent_run_ends_as_its_work_ended_and_so_do_the_runs_in_it() -> None:
     assert [run.info.status for run in runs()] == ["FINISHED", "FAILED", "FINISHED", "KILLED"]
 
 
-def test_the_link_names_the_command_that_shows_this_store(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert how_to_see("1", "r").startswith(f"mlflow ui --backend-store-uri 'sqlite:///{store}/mlflow.db'")
+def test_the_link_names_the_command_that_shows_this_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert how_to_see("1", "r").startswith('mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI" ')
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:80")
     assert how_to_see("1", "r") == "http://server:80/#/experiments/1/runs/r?workflowType=machine_learning"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
