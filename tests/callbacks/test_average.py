@@ -55,7 +55,7 @@ def run(
 class StopsEarly(Callback):
     """Ends the run after two epochs, as a callback of the user may."""
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.should_stop = trainer.should_stop or trainer.current_epoch == 1
 
 

@@ -6,7 +6,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from callbacks import DivergenceError, LastCheckpoint, StopOnDivergence
+from callbacks import DivergenceError, LastCheckpoint, StopOnDivergence, TailAverage
 from data import TensorLoader
 
 STEPS = 10
@@ -59,7 +59,7 @@ def test_a_run_that_diverges_ends_with_a_message_and_its_last_finite_weights(
 ) -> None:
     model, data = Model(fault), TensorLoader(torch.zeros(STEPS, 1), batch_size=1)
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    callbacks = [StopOnDivergence(), LastCheckpoint()]
+    callbacks = [TailAverage(), StopOnDivergence(), LastCheckpoint()]
     trainer = Trainer(accelerator="cpu", max_epochs=9, default_root_dir=tmp_path, callbacks=callbacks, **quiet)
     with pytest.raises(DivergenceError, match=rf"Training diverged by step 20: {REASONS[fault]}. Lower --model.lr"):
         trainer.fit(model, data, data if validate else None)

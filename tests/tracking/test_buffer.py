@@ -116,7 +116,7 @@ def test_a_store_that_goes_away_before_the_run_is_made_ends_it(store: Path) -> N
     with sqlite3.connect(store / "mlflow.db") as database:
         database.execute("create trigger no before insert on runs begin select raise(abort, 'no'); end")
     database.close()
-    with pytest.raises(StoreError, match="cannot be written: .*no"):
+    with pytest.raises(StoreError, match=r"cannot be written: .*no"):
         tracker.hold()
     tracker.finalize("failed")
 
