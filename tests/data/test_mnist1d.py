@@ -110,9 +110,3 @@ def test_a_damaged_file_is_made_again(damage: str, folder: Path, monkeypatch: py
     again = generate(PUBLISHED)
     assert calls == [PUBLISHED, PUBLISHED]
     assert all(torch.equal(whole[name], again[name]) for name in whole)
-
-
-@pytest.mark.filterwarnings("ignore:Unable to write")  # of joblib, which says so
-def test_where_nothing_can_be_kept_it_is_generated(folder: Path) -> None:
-    folder.write_text("a file where the folder would be")
-    assert checksum(generate(PUBLISHED)["y"]) == "c3f43f41c77404ec"
