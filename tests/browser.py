@@ -29,21 +29,21 @@ from tracking.store import EXPERIMENT
 T = TypeVar("T")
 OPTIONS = [
     "--headless=new",
-    "--no-sandbox",  # Chromium has none for root
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
+    # Chromium has none for root
+    "--no-sandbox",
     "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # there is no other machine
+    # the UI must need no other machine
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     # without a mouse the charts' tools lie over the curves
     "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4",
 ]
-BEST_FIRST = "orderByKey=metrics.%60test%2Floss%60&orderByAsc=true"  # by date, the runs of a comparison are folded
+# by date, the runs of a comparison are folded
+BEST_FIRST = "orderByKey=metrics.%60test%2Floss%60&orderByAsc=true"
 CHARTS = f"runs?workflowType=machine_learning&compareRunsMode=CHART&{BEST_FIRST}"
-COURSES = "^(val/loss|lr)$"  # MLflow's search among the charts takes a regular expression
-LIMIT = 60  # seconds that a page may take
+# MLflow's search among the charts takes a regular expression
+COURSES = "^(val/loss|lr)$"
+# seconds that a page may take
+LIMIT = 60
 # each chart, by its title, with the runs of which there is a path of more than a point
 DRAWN = """
     const drawn = plot => [...plot.querySelectorAll("g.trace")].filter(trace => trace.querySelector(".js-line[d*=L]"));
