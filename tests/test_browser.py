@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import pytest
 from mlflow import MlflowClient
@@ -28,9 +28,11 @@ pytestmark = [
 RUN_NAMES = "[role=row] a[href*='/runs/']"
 HEADING = "[data-testid='runs-header']"
 SEARCH = "input[placeholder='Search metric charts']"
-TABLES = "table.mlflow-compare-table"  # of the runs, the parameters, the tags
+# of the runs, the parameters, the tags
+TABLES = "table.mlflow-compare-table"
 ARMS = [f"{arm} seed {seed}" for arm in ("meta", "adam") for seed in (1, 2)]
-UNFOLD = "[role=row] button[data-component-id*='runnamecell']"  # the + before a parent
+# the + before a parent
+UNFOLD = "[role=row] button[data-component-id*='runnamecell']"
 
 
 class Store(NamedTuple):
@@ -115,13 +117,3 @@ def test_the_printed_link_leads_to_the_run(page: Page, made: Store) -> None:
     [link] = re.findall(r"see it .* http://127\.0\.0\.1:5000/(\S+)", made.printed)
     page.open(link)
     soon(page, lambda: texts(page, HEADING), ["compare"])
-
-
-def test_the_pages_ask_this_machine_alone(page: Page) -> None:
-    page.open("#/experiments/1/runs?workflowType=machine_learning")
-    page.until(lambda: page.find(RUN_NAMES))
-    log = page.driver.get_log("performance")  # type: ignore[no-untyped-call]
-    events = [json.loads(entry["message"])["message"] for entry in log]
-    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    # of all tests before this one too; chrome: and data: leave no machine
-    assert {urlsplit(url).netloc for url in asked if url.startswith(("http", "ws"))} == {urlsplit(page.address).netloc}

@@ -44,26 +44,23 @@ def send(store: MlflowClient, run_id: str, records: Sequence[Record]) -> int:
     return 1
 
 
-class Buffer:
-    """Records of a run, in order: kept in a file until a thread has sent them."""
+class BufferedClient(MlflowClient):
+    """MLflow's client for a run in progress: what it writes is kept in a file until a thread has sent it.
+
+    So a call neither waits nor fails, and what is left in the end can be sent later.
+
+    Args:
+        store: the client that sends.
+        run_id: the run.
+        file: of the records; those of a process that was killed are sent first.
+    """
 
     def __init__(self, store: MlflowClient, run_id: str, file: Path) -> None:
-        self.store, self.run_id, self.file = store, run_id, file
-        # of a process that was killed
-        self.records = read(file)
+        super().__init__(store.tracking_uri)
+        self.store, self.run_id, self.file, self.records = store, run_id, file, read(file)
         self.error, self.begun, self.thread = "it does not answer", time.monotonic(), threading.Thread()
         self.lock, self.sending = threading.RLock(), False
         file.parent.mkdir(parents=True, exist_ok=True)
-
-    def add(self, *records: Record) -> None:
-        """Keep the records; they are sent with those of some seconds."""
-        with self.lock:
-            self.records += records
-            # in one piece: a process that is killed leaves no half line
-            with self.file.open("ab", buffering=0) as out:
-                out.write("".join(json.dumps(record) + "\n" for record in records).encode())
-            if time.monotonic() - self.begun > PATIENCE:
-                self._start()
 
     def wait(self) -> bool:
         """Send now, and return whether the store has everything; give up when it takes nothing for seconds."""
@@ -74,6 +71,15 @@ class Buffer:
             if len(self.records) < left:
                 left, until = len(self.records), time.monotonic() + PATIENCE
         return not self.records
+
+    def _add(self, *records: Record) -> None:
+        with self.lock:
+            self.records += records
+            # in one piece: a process that is killed leaves no half line
+            with self.file.open("ab", buffering=0) as out:
+                out.write("".join(json.dumps(record) + "\n" for record in records).encode())
+            if time.monotonic() - self.begun > PATIENCE:
+                self._start()
 
     def _start(self) -> None:
         with self.lock:
@@ -97,14 +103,6 @@ class Buffer:
             time.sleep(0.1)
             self.sending = False
 
-
-class BufferedClient(MlflowClient):
-    """MLflow's client for a run in progress: what writes goes through the buffer, and neither waits nor fails."""
-
-    def __init__(self, buffer: Buffer, uri: str) -> None:
-        super().__init__(uri)
-        self.buffer = buffer
-
     def log_batch(
         self,
         run_id: str,
@@ -117,7 +115,7 @@ class BufferedClient(MlflowClient):
         records: list[Record] = [("metric", (m.key, m.value, m.timestamp, m.step)) for m in metrics]
         if params or tags:
             records.append(("pairs", [[(pair.key, pair.value) for pair in pairs] for pairs in (params, tags)]))
-        self.buffer.add(*records)
+        self._add(*records)
 
     def set_tag(self, run_id: str, key: str, value: Any, synchronous: bool | None = None) -> None:
         """Keep a tag."""
@@ -125,20 +123,19 @@ class BufferedClient(MlflowClient):
 
     def log_artifact(self, run_id: str, local_path: str, artifact_path: str | None = None) -> None:
         """Keep a file, in the run's own folder; `log_text`, `log_dict` and `log_figure` come here too."""
-        path, own = Path(local_path).resolve(), self.buffer.file.parent.resolve()
+        path, own = Path(local_path).resolve(), self.file.parent.resolve()
         if own not in path.parents:
             place = own / (artifact_path or "")
             place.mkdir(parents=True, exist_ok=True)
             path = Path(shutil.copy(path, place))
-        self.buffer.add(("log_artifact", (str(path), artifact_path)))
+        self._add(("log_artifact", (str(path), artifact_path)))
 
     def set_terminated(self, run_id: str, status: str | None = None, end_time: int | None = None) -> None:
         """End the run: wait a few seconds for the store, and print what to do if it has not everything."""
-        buffer = self.buffer
-        buffer.add(("set_terminated", (status or "FINISHED", end_time or int(1000 * time.time()))))
-        if not buffer.wait():
+        self._add(("set_terminated", (status or "FINISHED", end_time or int(1000 * time.time()))))
+        if not self.wait():
             print(
-                f"{Path(sys.argv[0]).name}: the MLflow store did not take everything ({buffer.error}). The rest is in "
-                f"{buffer.file}. When it is back, run: python -m tracking.deliver {shlex.quote(str(buffer.file))}",
+                f"{Path(sys.argv[0]).name}: the MLflow store did not take everything ({self.error}). The rest is in "
+                f"{self.file}. When it is back, run: python -m tracking.deliver {shlex.quote(str(self.file))}",
                 file=sys.stderr,
             )

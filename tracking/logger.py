@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import MLFlowLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from tracking.buffer import Buffer, BufferedClient
+from tracking.buffer import BufferedClient
 from tracking.store import EXPERIMENT, FAULTS, StoreError, artifact_dir, cause, open_experiment, tracking_uri
 
 
@@ -58,33 +58,26 @@ class Tracker(MLFlowLogger):
             resumes = self._run_id is not None
             try:
                 store = super().experiment
-                folder = artifact_dir() / self.name / str(self._run_id)
+                run_id = str(self._run_id)
+                folder = artifact_dir() / self.name / run_id
                 self.lock = FileLock(folder / ".writer", timeout=0)
-                buffer = Buffer(store, str(self._run_id), folder / "undelivered.jsonl")
+                buffered = BufferedClient(store, run_id, folder / "undelivered.jsonl")
                 self.lock.acquire()
-                if resumes:
-                    self._resume(buffer, store)
+                if resumes and not buffered.wait():
+                    raise OSError(f"the store does not take {buffered.file}: {buffered.error}")
+                for name in store.get_run(run_id).data.metrics if resumes else ():
+                    self.kept[name] = max(point.step for point in store.get_metric_history(run_id, name))
+                store.update_run(run_id, "RUNNING")
             except FAULTS as error:
                 another = "another process writes it; stop that one, or let it finish"
                 reason = another if isinstance(error, Timeout) else cause(error)
                 raise StoreError(f"Run {self._run_id or self._run_name} cannot be written: {reason}.") from error
-            self.buffered = BufferedClient(buffer, tracking_uri())
+            self.buffered = buffered
         return self.buffered
-
-    def _resume(self, buffer: Buffer, store: MlflowClient) -> None:
-        if not buffer.wait():
-            raise StoreError(f"The MLflow store does not take {buffer.file}: {buffer.error}.")
-        for name in store.get_run(buffer.run_id).data.metrics:
-            self.kept[name] = max(point.step for point in store.get_metric_history(buffer.run_id, name))
-        store.update_run(buffer.run_id, "RUNNING")
 
     @rank_zero_only
     def hold(self) -> None:
-        """Become the only process that writes the run.
-
-        Raises:
-            StoreError: another process is.
-        """
+        """Become the only process that writes the run, or raise StoreError."""
         _ = self.experiment
 
     @rank_zero_only
