@@ -32,7 +32,9 @@ class TensorLoader:
         share: tuple[int, int] = (0, 1),
     ) -> None:
         self.tensors, self.batch_size, self.shuffle, self.seed, self.share = tensors, batch_size, shuffle, seed, share
-        self.samples, self.epoch, self.sampler = samples or len(tensors[0]), 0, self
+        self.samples, self.epoch = samples or len(tensors[0]), 0
+        # Lightning reads both, as of a DataLoader
+        self.sampler, self.batch_sampler = self, None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration, counted from 0."""

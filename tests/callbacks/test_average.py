@@ -85,7 +85,7 @@ def test_the_average_is_validated_and_a_checkpoint_tests_as_its_run_did(make: An
     [tested] = fitting.test(module, data, verbose=False)
     [again] = fitting.test(make()[0], data, ckpt_path=str(tmp_path / "last.ckpt"), verbose=False)
     assert tested == again
-    # a run that was over when it is continued, as one that was killed in its test
+    # a run that was killed in its test
     over, continued = run(make, tmp_path, ckpt_path=tmp_path / "last.ckpt")
     assert continued.test(over, data, verbose=False) == [tested]
 

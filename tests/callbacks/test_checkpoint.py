@@ -40,7 +40,6 @@ class Fails(Callback):
     [
         (0.0, {"max_epochs": 3}, [], [4, 8, 12]),
         (60.0, {"max_epochs": 3}, [], [12]),
-        (60.0, {"max_steps": 6}, [], [6]),
         (60.0, {"max_steps": 8}, [], [8]),
         (0.0, {"max_epochs": 3}, [Fails()], [4, 8]),
     ],

@@ -17,17 +17,9 @@ def fit(*options: str) -> Any:
     defaults = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
     model = ["--model=lightning_modules.SupervisedModule", "--model.network=lightning_modules.MLP"]
     args = [*defaults, *model, "--trainer.logger=tracking.logger.Tracker", "--data.batch_size=1000", *options]
-    cli = LightningCLI(
-        LightningModule,
-        MNIST1DDataModule,
-        None,
-        subclass_mode_model=True,
-        args=args,
-        run=False,
-        seed_everything_default=1,
-    )
+    own: dict[str, Any] = {"subclass_mode_model": True, "save_config_callback": LogInputs, "seed_everything_default": 1}
+    cli = LightningCLI(LightningModule, MNIST1DDataModule, args=args, run=False, **own)
     config = cli.parser.dump(cli.config, skip_none=False)
-    cli.trainer.callbacks.append(LogInputs(cli.parser, cli.config))  # type: ignore[attr-defined]
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
     run = runs()[-1]
     kept = Path(client().download_artifacts(run.info.run_id, "config.yaml")).read_text()

@@ -21,7 +21,6 @@ def test_an_experiment_deleted_in_the_ui_is_refused_with_the_way_back() -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("sqlite:////proc/mlflow.db", r"sqlite:////proc/mlflow.db cannot be used.*MLFLOW_TRACKING_URI"),
         ("sqlite:////dev/null/mlflow.db", r"sqlite:////dev/null/mlflow.db cannot be used.*MLFLOW_TRACKING_URI"),
         ("sqlite://", "is in memory"),
         ("nonsense://x", "load plugin"),
@@ -30,12 +29,6 @@ def test_an_experiment_deleted_in_the_ui_is_refused_with_the_way_back() -> None:
 def test_a_store_that_cannot_be_used_is_refused(uri: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     with pytest.raises(StoreError, match=message):
-        open_experiment()
-
-
-def test_a_file_that_is_no_database_is_refused(store: Path) -> None:
-    (store / "mlflow.db").write_text("not a database, and long enough to look like one" * 30)
-    with pytest.raises(StoreError, match="file is not a database"):
         open_experiment()
 
 
@@ -50,20 +43,25 @@ def test_a_server_that_never_answers_is_refused_in_time(monkeypatch: pytest.Monk
             open_experiment()
 
 
-@pytest.mark.parametrize(
-    "uri", ["postgresql://me:s3hush@db/o", "https://me:s3hush@server/path", "postgresql://db/o?password=s3hush"]
-)
+# address -> as it is printed
+SHOWN = {
+    "postgresql://me:s3hush@db/o": "postgresql://me:***@db/o",
+    "https://me:s3hush@server/path": "https://me:***@server/path",
+    "postgresql://db/o?password=s3hush": "postgresql://db/o",
+    "sqlite:////a folder/mlflow.db": "sqlite:////a folder/mlflow.db",
+    "http://127.0.0.1:5000": "http://127.0.0.1:5000",
+}
+
+
+@pytest.mark.parametrize("uri", SHOWN)
 def test_a_password_is_in_no_command_no_message_and_no_link(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    texts = [hidden(uri), how_to_see("1", "r"), cause(OSError(f"cannot connect to {uri}: refused.\nmore"))]
+    assert hidden(uri) == SHOWN[uri]
+    told = cause(OSError(f"cannot connect to {uri}: refused.\nmore"))
+    assert told == f"cannot connect to {SHOWN[uri]}: refused"
+    assert "s3hush" not in how_to_see("1", "r")
     if "@" in uri:
-        texts.append(cause(OSError("login s3hush failed")))
-    assert "s3hush" not in " ".join(texts)
-
-
-@pytest.mark.parametrize("uri", ["sqlite:////a folder/mlflow.db", "http://127.0.0.1:5000", "postgresql://db/o"])
-def test_an_address_without_a_password_is_printed_as_it_is(uri: str) -> None:
-    assert hidden(uri) == uri
+        assert cause(OSError("login s3hush failed")) == "login *** failed"
 
 
 @pytest.mark.slow
