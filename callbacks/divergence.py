@@ -1,5 +1,6 @@
 """Stop a run that diverges, with a message and with finite weights."""
 
+import copy
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class StopOnDivergence(Callback):
         """Keep the weights that training starts from."""
         self.first = None
         self.losses.clear()
-        self._keep(pl_module)
+        self.weights = copy.deepcopy(pl_module.state_dict())
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -50,14 +51,11 @@ class StopOnDivergence(Callback):
         elif not all(bool(p.isfinite().all()) for p in pl_module.parameters()):
             reason = "a weight is not finite"
         else:
-            self._keep(pl_module)
+            self.weights = copy.deepcopy(pl_module.state_dict())
         if reason := reason or not_finite(trainer):
             pl_module.load_state_dict(self.weights)
             step = trainer.global_step
             raise DivergenceError(f"Training diverged by step {step}: {reason}. Lower --model.lr (or --model.meta_lr).")
-
-    def _keep(self, pl_module: LightningModule) -> None:
-        self.weights = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
 
 
 def not_finite(trainer: Trainer) -> str | None:

@@ -12,8 +12,6 @@ from mlflow.tracking.context.registry import resolve_tags
 
 from tracking.store import client, open_experiment
 
-UNFINISHED = "attributes.status = 'RUNNING'"
-
 
 def find_run(experiment: str, config: str) -> str | None:
     """Return the newest run of this configuration (its digest) that ended, tested or diverged.
@@ -56,9 +54,12 @@ def close_broken_off(experiment: str, config: str) -> None:
 
     If one does run, somewhere else, it sets its own status when it ends.
     """
+    _kill(open_experiment(experiment), f"tags.config = '{config}'")
+
+
+def _kill(experiment_id: str, query: str) -> None:
     store = client()
-    query = f"tags.config = '{config}' and {UNFINISHED}"
-    for run in store.search_runs([open_experiment(experiment)], query):
+    for run in store.search_runs([experiment_id], f"{query} and attributes.status = 'RUNNING'"):
         store.set_terminated(run.info.run_id, "KILLED")
 
 
@@ -78,8 +79,7 @@ def parent_run(name: str, sweep: str, tags: dict[str, str]) -> Iterator[str]:
     try:
         yield run_id
     except BaseException as error:
-        for child in store.search_runs([experiment], f"tags.mlflow.parentRunId = '{run_id}' and {UNFINISHED}"):
-            store.set_terminated(child.info.run_id, "KILLED")
+        _kill(experiment, f"tags.mlflow.parentRunId = '{run_id}'")
         store.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     store.set_terminated(run_id)
