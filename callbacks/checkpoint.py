@@ -1,5 +1,6 @@
 """The checkpoint from which a run resumes: its newest state at the end of an epoch."""
 
+import math
 import os
 import time
 from pathlib import Path
@@ -30,7 +31,7 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keep the newest state of a run: at the end of an epoch, every few seconds, and at the end of the last one.
+    """Keep the newest state of a run: at the end of the first epoch, then every few seconds, and of the last one.
 
     Where the run diverged, the checkpoint has the finite weights that `StopOnDivergence` restored. Prints the folder at
     the start if a progress bar is shown.
@@ -41,7 +42,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def __init__(self, seconds: float = 5.0) -> None:
         super().__init__(save_on_train_epoch_end=True)
-        self.seconds, self.written = seconds, time.monotonic()
+        self.seconds, self.written = seconds, -math.inf
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Replace Lightning's way of writing files."""

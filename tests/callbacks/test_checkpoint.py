@@ -39,8 +39,8 @@ class Fails(Callback):
     ("seconds", "length", "others", "steps"),
     [
         (0.0, {"max_epochs": 3}, [], [4, 8, 12]),
-        (60.0, {"max_epochs": 3}, [], [12]),
-        (60.0, {"max_steps": 8}, [], [8]),
+        (60.0, {"max_epochs": 3}, [], [4, 12]),
+        (60.0, {"max_steps": 8}, [], [4, 8]),
         (0.0, {"max_epochs": 3}, [Fails()], [4, 8]),
     ],
 )
