@@ -1,15 +1,14 @@
 """The returned weights are an average over the end of the run."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from callbacks.checkpoint import ends
+from callbacks.divergence import DivergenceError
 from hypergradient import Average
 from hypergradient.lightning import ReturnsAverage
 from hypergradient.processes import mean_over_processes
@@ -33,58 +32,43 @@ class TailAverage(ReturnsAverage):
     def __init__(self, window: float = 0.1) -> None:
         if not 0 < window <= 1:
             raise ValueError(f"TailAverage: window is a fraction of the run, above 0 and up to 1, got {window}.")
-        self.window, self.steps, self.normalized, self.updates = window, 0, -1, True
+        self.window, self.steps = window, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start at the module's weights, or at the average of the checkpoint."""
         self.require_whole_checkpoints(trainer)
-        self.module, self.steps = pl_module, trainer.global_step
+        self.steps = trainer.global_step
         restored = self.restored if trainer.ckpt_path else None
-        self.updates = not hasattr(pl_module, "average")
-        if self.updates:
-            self.restored = Average(pl_module, [p for p in pl_module.parameters() if p.requires_grad], self.window)
-            if restored:
-                self.restored.copy_from(restored.weights, restored.buffers)
-                self.restored.take_exact(restored.state_dict()["exact"])
-        else:
-            self.restored = pl_module.average  # type: ignore[assignment]
+        own = getattr(pl_module, "average", None)
+        self.updates = own is None
+        self.restored = own or Average(pl_module, [p for p in pl_module.parameters() if p.requires_grad], self.window)
+        if restored and self.updates:
+            self.restored.copy_from(restored.weights, restored.buffers)
+            self.restored.take_exact(restored.state_dict()["exact"])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Average, after a step."""
-        if trainer.global_step > self.steps and self.average and self.updates:
-            self.average.update(trainer.global_step)
-        self.steps = trainer.global_step
+        if self.updates and self.average and trainer.global_step > self.steps:
+            self.steps = trainer.global_step
+            self.average.update(self.steps)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute BatchNorm's statistics at the average, if it is the last epoch."""
-        if ends(trainer):
-            self._normalize(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do so where the run was stopped early, which may be decided after the epoch's end."""
-        if self.normalized != self.steps:
-            self._normalize(trainer, pl_module)
-
-    def _normalize(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.normalized = self.steps
         norms = [module for module in pl_module.modules() if isinstance(module, _BatchNorm)]
-        if not norms or not self.average:
+        if not norms or not self.average or not ends(trainer):
             return
         loader, precision = trainer.datamodule.train_dataloader(), trainer.precision_plugin  # type: ignore[attr-defined]
         inputs = (precision.convert_input(batch["train"][0]) for batch, *_ in loader)
         with unchanged(pl_module), self.average.in_place():
             with precision.forward_context():
                 update_bn(inputs, pl_module, device=pl_module.device)
-            statistics = [
-                value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None
-            ]
+            statistics = [value for norm in norms for value in norm.buffers() if value.is_floating_point()]
             torch._foreach_copy_(statistics, mean_over_processes(statistics))
 
-    def reset(self, state: Mapping[str, Tensor]) -> None:
-        """Let the module's averaged weights be these, as after a divergence."""
-        if self.average:
-            with self.average.in_place():
-                self.module.load_state_dict(state)
-            self.average.copy_from(self.average.weights, self.average.buffers)
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Forget an average that a divergence has spoilt: the module's weights are finite, and saved."""
+        super().on_exception(trainer, pl_module, exception)
+        if isinstance(exception, DivergenceError):
+            self.restored = None

@@ -1,15 +1,14 @@
 """The checkpoint from which a run resumes: its newest state at the end of an epoch."""
 
+import math
 import os
 import time
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import MLFlowLogger
 
 from callbacks.divergence import DivergenceError
 
@@ -32,7 +31,7 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keep the newest state of a run: at the end of an epoch, every few seconds, and at the end of the last one.
+    """Keep the newest state of a run: at the end of the first epoch, then every few seconds, and of the last one.
 
     Where the run diverged, the checkpoint has the finite weights that `StopOnDivergence` restored. Prints the folder at
     the start if a progress bar is shown.
@@ -43,41 +42,25 @@ class LastCheckpoint(ModelCheckpoint):
 
     def __init__(self, seconds: float = 5.0) -> None:
         super().__init__(save_on_train_epoch_end=True)
-        self.seconds, self.written = seconds, time.monotonic()
-
-    @cached_property
-    def state_key(self) -> str:
-        """Return the name of the state in a checkpoint, which Lightning would format again in each hook of a step."""
-        return super().state_key
+        self.seconds, self.written = seconds, -math.inf
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Replace Lightning's way of writing files."""
         super().setup(trainer, pl_module, stage)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = WholeFiles()
+        trainer.strategy.checkpoint_io = WholeFiles()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print where the run is kept."""
+        """Print where the checkpoints will be."""
         if trainer.progress_bar_callback and trainer.is_global_zero and self.dirpath:
-            run = f"run {trainer.logger.run_id}, " if isinstance(trainer.logger, MLFlowLogger) else ""
-            print(f"{run}checkpoints in {self.dirpath}")
+            print(f"checkpoints in {self.dirpath}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write a checkpoint, if one is due."""
         due = ends(trainer) or time.monotonic() - self.written >= self.seconds
         # processes write together
-        if not trainer.strategy.reduce_boolean_decision(due, all=False):
-            return
-        automatic = pl_module.automatic_optimization
-        step = trainer.global_step - 1 if automatic else trainer.fit_loop.epoch_loop.total_batch_idx
-        means = {name: float(value) for name, value in trainer.logged_metrics.items() if name.startswith("train/")}
-        for logger in trainer.loggers:
-            if hasattr(logger, "flush"):
-                # Lightning logs these only after this hook: a run that was killed in between would lack them
-                logger.log_metrics(means, step)
-                logger.flush()
-        super().on_train_epoch_end(trainer, pl_module)
-        self.written = time.monotonic()
+        if trainer.strategy.reduce_boolean_decision(due, all=False):
+            super().on_train_epoch_end(trainer, pl_module)
+            self.written = time.monotonic()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write a checkpoint of a run that diverged; any other resumes from the end of an epoch."""

@@ -1,5 +1,6 @@
 """Schedule-Free optimizers keep two sets of weights, and must be told which one to use."""
 
+import copy
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -31,14 +32,12 @@ class ScheduleFree(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the averaged weights as the module's state, and restore every bit of the others."""
-        if not optimizer(trainer).param_groups[0]["train_mode"]:
-            return
-        current = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
-        optimizer(trainer).eval()
-        checkpoint["state_dict"] = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
-        checkpoint["current"] = current
-        optimizer(trainer).train()
-        pl_module.load_state_dict(current)
+        if optimizer(trainer).param_groups[0]["train_mode"]:
+            checkpoint["current"] = copy.deepcopy(pl_module.state_dict())
+            optimizer(trainer).eval()
+            checkpoint["state_dict"] = copy.deepcopy(pl_module.state_dict())
+            optimizer(trainer).train()
+            pl_module.load_state_dict(checkpoint["current"])
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Restore the weights that are trained, if training continues."""

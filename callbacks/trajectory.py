@@ -12,37 +12,30 @@ from callbacks.checkpoint import ends
 from reporting.curves import courses, read_schedule
 from reporting.figures import evolution
 
-# steps whose scalars may wait on the device
-MOST = 1_000
-COLUMNS = ["step", "lr", "decay", "hypergradient"]
-
 
 class Trajectory(Callback):
     """Record what `training_step` returns besides the loss: the rate, and hypergradient and lookahead loss if present.
 
-    If a module returns no `lr`, its optimizer's rate is recorded. The loggers get every `log_every_n_steps`-th step,
-    the last one, and between them what the step before did not return, such as the hypergradient of a rare look. With
-    MLflow, every step is a row of `schedule.csv`, next to the run's checkpoints. In the end that is logged as an
-    artifact, as is a figure of it unless the run is one of many.
+    The loggers get the newest values at every `log_every_n_steps`-th step and at the last one. With MLflow, every step
+    is a row of `schedule.csv`, next to the run's checkpoints. In the end that is logged as an artifact, as is a figure
+    of it unless the run is one of many.
     """
 
     def __init__(self) -> None:
         self.points: list[tuple[int, dict[str, Any]]] = []
+        self.newest: dict[str, float] = {}
         self.steps = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the schedule, or continue that of the checkpoint's run."""
         self.points.clear()
+        self.newest.clear()
         self.steps = trainer.global_step
         if file := schedule_file(trainer):
-            begun = Path(trainer.ckpt_path).parents[1] / file.name if trainer.ckpt_path and not file.exists() else file
-            lines = begun.read_text().splitlines(keepends=True)[1:] if begun.exists() else []
+            begun = Path(trainer.ckpt_path).resolve().parents[1] / file.name if trainer.ckpt_path else file
+            lines = begun.read_text().splitlines(keepends=True)[1 : self.steps + 1] if begun.exists() else []
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(",".join(COLUMNS) + "\n" + "".join(lines[: self.steps]))
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note the optimizer's rate before a schedule changes it."""
-        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
+            file.write_text("step,lr,decay,hypergradient\n" + "".join(lines))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -51,13 +44,24 @@ class Trajectory(Callback):
         # else gradients are accumulated
         if trainer.global_step > self.steps:
             self.steps = trainer.global_step
-            self.points.append((self.steps, {"lr": self.lr} | (outputs if isinstance(outputs, dict) else {})))
-            if len(self.points) == MOST:
-                self._hand_over(trainer)
+            self.points.append((self.steps, outputs))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hand over the points of the epoch, before a checkpoint is written."""
-        self._hand_over(trainer)
+        """Log and write the points of the epoch, before a checkpoint is written."""
+        every, last = max(1, trainer.log_every_n_steps), trainer.global_step if ends(trainer) else -1  # type: ignore[attr-defined]
+        rows = []
+        for step, outputs in self.points:
+            seen = {name: float(value) for name, value in outputs.items() if name != "loss"}
+            rows.append([step, seen["lr"], seen.get("decay", 0.0), seen.get("hypergradient", "")])
+            self.newest |= seen
+            if step % every == 0 or step == last:
+                for logger in trainer.loggers:
+                    logger.log_metrics(self.newest, step)
+                self.newest = {}
+        self.points.clear()
+        if file := schedule_file(trainer):
+            with file.open("a", newline="") as out:
+                csv.writer(out, lineterminator="\n").writerows(rows)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep what there is."""
@@ -70,30 +74,13 @@ class Trajectory(Callback):
             figure = evolution(courses(pd.DataFrame([{"arm": "", "val_losses": []} | read_schedule(file)])))
             trainer.logger.experiment.log_figure(trainer.logger.run_id, figure, "trajectory.png")  # type: ignore[union-attr]
 
-    def _hand_over(self, trainer: Trainer) -> None:
-        every = max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]
-        last = trainer.global_step if ends(trainer) else -1
-        rows, before = [], self.points[0][1].keys() if self.points else set()
-        for step, outputs in self.points:
-            seen = {name: float(value) for name, value in outputs.items() if name != "loss"}
-            rows.append([step, seen["lr"], seen.get("decay", 0.0), seen.get("hypergradient", "")])
-            whole = step % every == 0 or step == last
-            logged = seen if whole else {name: value for name, value in seen.items() if name not in before}
-            before = outputs.keys()
-            for logger in trainer.loggers if logged else ():
-                logger.log_metrics(logged, step)
-        self.points.clear()
-        if rows and (file := schedule_file(trainer)):
-            with file.open("a", newline="") as out:
-                csv.writer(out, lineterminator="\n").writerows(rows)
-
     def _keep(self, trainer: Trainer, pl_module: LightningModule) -> Path | None:
         """Log the schedule, and the cost as the tag `passes`: 1 is that of plain training."""
+        file = schedule_file(trainer)
         # before the first step there is nothing to keep
-        file = schedule_file(trainer) if trainer.global_step else None
-        if not file or not file.exists():
+        if not file or not trainer.global_step:
             return None
-        self._hand_over(trainer)
+        self.on_train_epoch_end(trainer, pl_module)
         client, run_id = trainer.logger.experiment, trainer.logger.run_id  # type: ignore[union-attr]
         client.set_tag(run_id, "passes", 1 + getattr(pl_module, "passes", 0.0) / trainer.global_step)
         client.log_artifact(run_id, str(file))

@@ -7,34 +7,11 @@ import torch
 from torch import Tensor
 
 
-class Order:
-    """Draw the order of the samples, which follows from the seed and the epoch alone.
-
-    Lightning calls `set_epoch` on a loader's `sampler` before each epoch, also where a run is resumed. Elsewhere each
-    draw is the next epoch's.
-    """
-
-    def __init__(self, size: int, samples: int, shuffle: bool, seed: int) -> None:
-        self.size, self.samples, self.shuffle, self.seed = size, samples, shuffle, seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next draw, counted from 0."""
-        self.epoch = epoch
-
-    def draw(self) -> Tensor:
-        """Return the indices of an epoch, (samples,) int64: several passes where there are more than `size`."""
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        if not self.shuffle:
-            return torch.arange(self.samples) % self.size
-        seed = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64).item()
-        generator = torch.Generator().manual_seed(seed)
-        passes = range(-(-self.samples // self.size))
-        return torch.cat([torch.randperm(self.size, generator=generator) for _ in passes])[: self.samples]
-
-
 class TensorLoader:
     """Serve batches of tensors of equal length, so that two arms, or a run and its resumption, see the same ones.
+
+    The order of the samples follows from the seed and the epoch alone. Lightning calls `set_epoch` of a loader's
+    `sampler` before each epoch, also where a run is resumed. Elsewhere each iteration is the next epoch's.
 
     Args:
         tensors: each (samples, ...).
@@ -54,20 +31,31 @@ class TensorLoader:
         samples: int | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        self.tensors, self.batch_size, (self.rank, self.processes) = tensors, batch_size, share
-        self.samples = samples or len(tensors[0])
-        self.sampler = Order(len(tensors[0]), self.samples, shuffle, seed)
+        self.tensors, self.batch_size, self.shuffle, self.seed, self.share = tensors, batch_size, shuffle, seed, share
+        self.samples, self.epoch = samples or len(tensors[0]), 0
         # Lightning reads both, as of a DataLoader
-        self.batch_sampler = None
+        self.sampler, self.batch_sampler = self, None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration, counted from 0."""
+        self.epoch = epoch
 
     def __len__(self) -> int:
         return -(-self.samples // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        # drawn with the first batch: Lightning sets the epoch after it has made the iterator
-        order = self.sampler.draw()
+        # with the first batch: Lightning sets the epoch after it has made the iterator
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        size = len(self.tensors[0])
+        order = torch.arange(self.samples) % size
+        if self.shuffle:
+            seed = np.random.SeedSequence((self.seed, epoch)).generate_state(1, np.uint64).item()
+            generator = torch.Generator().manual_seed(seed)
+            passes = range(-(-self.samples // size))
+            order = torch.cat([torch.randperm(size, generator=generator) for _ in passes])[: self.samples]
         # gathered once an epoch
         parts = [tensor[order].split(self.batch_size) for tensor in self.tensors]
+        rank, processes = self.share
         for batch in zip(*parts, strict=True):
             # a batch smaller than the number of processes is shared by some of them
-            yield tuple(part[self.rank % len(part) :: self.processes] for part in batch)
+            yield tuple(part[rank % len(part) :: processes] for part in batch)

@@ -1,7 +1,6 @@
 """Small tasks of other kinds, from scikit-learn: nothing is downloaded."""
 
 import torch
-from torch import Tensor
 
 from data.tensors import Samples, TensorDataModule, require
 
@@ -13,8 +12,7 @@ class DigitsDataModule(TensorDataModule):
     """
 
     def __init__(self, batch_size: int = 64, val_batch_size: int = 128, seed: int = 0) -> None:
-        super().__init__(batch_size, val_batch_size, 1_000, 300)
-        self.seed = seed
+        super().__init__(batch_size, val_batch_size, 1_000, 300, seed)
 
     def samples(self) -> tuple[Samples, Samples, Samples]:
         """Read them from the package."""
@@ -24,7 +22,7 @@ class DigitsDataModule(TensorDataModule):
         pixels, digits = load_digits(return_X_y=True)
         x, y = torch.tensor(pixels / 16).float(), torch.tensor(digits)
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(self.seed))
-        return _cut(x[order], y[order], 1_000, 300)
+        return self.cut(x[order], y[order])
 
 
 class FriedmanDataModule(TensorDataModule):
@@ -40,9 +38,6 @@ class FriedmanDataModule(TensorDataModule):
         train: the number of training samples.
         features: five or more.
         noise: standard deviation of what is added to the values.
-
-    Raises:
-        ValueError: a size that does not fit the data.
     """
 
     def __init__(
@@ -56,22 +51,17 @@ class FriedmanDataModule(TensorDataModule):
     ) -> None:
         require("train", train, 2, 1_000_000)
         require("features", features, 5, 10_000)
-        super().__init__(batch_size, val_batch_size, train, 500)
-        self.seed, self.size, self.features, self.noise = seed, train, features, noise
+        super().__init__(batch_size, val_batch_size, train, 500, seed)
+        self.features, self.noise = features, noise
 
     def samples(self) -> tuple[Samples, Samples, Samples]:
         """Generate them."""
         # late: other tasks do not wait for the import
         from sklearn.datasets import make_friedman1
 
-        size = self.size
+        size = self.sizes[0]
         inputs, values = make_friedman1(
             size + 3_000, n_features=self.features, noise=self.noise, random_state=self.seed
         )
         x, y = torch.tensor((inputs - 0.5) * 12**0.5).float(), torch.tensor(values).float()
-        return _cut(x, (y - y[:size].mean()) / y[:size].std(), size, 500)
-
-
-def _cut(x: Tensor, y: Tensor, train: int, val: int) -> tuple[Samples, Samples, Samples]:
-    (a, b, c), (d, e, f) = (tensor.split([train, val, len(y) - train - val]) for tensor in (x, y))
-    return (a, d), (b, e), (c, f)
+        return self.cut(x, (y - y[:size].mean()) / y[:size].std())

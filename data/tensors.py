@@ -24,20 +24,27 @@ class TensorDataModule(LightningDataModule):
         val_batch_size: validation samples a step, for a look. Validation itself takes the whole set.
         train: the number of training samples.
         val: the number of validation samples.
+        seed: of the data.
 
     Raises:
         ValueError: a size that does not fit the data.
     """
 
-    def __init__(self, batch_size: int, val_batch_size: int, train: int, val: int) -> None:
+    def __init__(self, batch_size: int, val_batch_size: int, train: int, val: int, seed: int = 0) -> None:
         super().__init__()
         require("batch_size", batch_size, 1, train)
         require("val_batch_size", val_batch_size, 1, val)
-        self.batch_size, self.val_batch_size = batch_size, val_batch_size
+        self.batch_size, self.val_batch_size, self.sizes, self.seed = batch_size, val_batch_size, (train, val), seed
 
     def samples(self) -> tuple[Samples, Samples, Samples]:
         """Return the training, the validation and the test samples."""
         raise NotImplementedError
+
+    def cut(self, x: Tensor, y: Tensor) -> tuple[Samples, Samples, Samples]:
+        """Return the first samples to train on, those after them to validate, and the rest to test."""
+        rest = len(y) - sum(self.sizes)
+        (a, b, c), (d, e, f) = (tensor.split([*self.sizes, rest]) for tensor in (x, y))
+        return (a, d), (b, e), (c, f)
 
     def setup(self, stage: str) -> None:
         """Make the samples, generated or read from a package, and check all of them.
@@ -46,7 +53,17 @@ class TensorDataModule(LightningDataModule):
             ValueError: a set cannot be trained or evaluated; the message says which one and why.
         """
         self.train, self.val, self.test = self.samples()
-        check({"train": self.train, "val": self.val, "test": self.test})
+        for name in ("train", "val", "test"):
+            x, y = getattr(self, name)
+            if not len(x) == len(y) > 0:
+                raise ValueError(f"data: {name} has {len(x)} inputs and {len(y)} targets; give one of each a sample")
+            if y.dtype not in (torch.int64, torch.float32):
+                raise ValueError(f"data: targets of {name} are {y.dtype}; classes must be int64, values float32")
+            if not x.isfinite().all() or not y.isfinite().all():
+                raise ValueError(f"data: {name} holds numbers that are not finite")
+            kinds = [[(part.shape[1:], part.dtype) for part in parts] for parts in ((x, y), self.train)]
+            if kinds[0] != kinds[1]:
+                raise ValueError(f"data: samples of {name} differ in shape or type from those of train")
 
     def train_dataloader(self) -> CombinedLoader:
         """Return pairs of a training and a validation batch; their order follows from `seed_everything`."""
@@ -79,37 +96,7 @@ class TensorDataModule(LightningDataModule):
         return self._loader(self.val[0], batch_size=len(self.val[0]))
 
 
-def check(sets: dict[str, Samples]) -> None:
-    """Refuse samples that cannot be trained or evaluated.
-
-    sets: by name, the training set first; the others must be alike.
-
-    Raises:
-        ValueError: the first fault that was found.
-    """
-    names = list(sets)
-    for name, (x, y) in sets.items():
-        if not len(x) == len(y) > 0:
-            raise ValueError(f"data: {name} has {len(x)} inputs and {len(y)} targets; give one or more of each, paired")
-        if y.dtype not in (torch.int64, torch.float32):
-            raise ValueError(f"data: targets of {name} are {y.dtype}; classes must be int64, values float32")
-        if not x.isfinite().all() or not y.isfinite().all():
-            raise ValueError(f"data: {name} contains NaN or infinite numbers")
-        kinds = [(part.shape[1:], part.dtype) for part in (x, y)]
-        if kinds != [(part.shape[1:], part.dtype) for part in sets[names[0]]]:
-            raise ValueError(f"data: samples of {name} differ in shape or type from those of {names[0]}")
-        if y.dtype == torch.int64 and y.min() < 0:
-            raise ValueError(f"data: {name} has the class {y.min()}; classes are numbered from 0")
-        # targets of one number a sample only: of a text, rare characters may occur in one set alone
-        if y.dtype == torch.int64 and y.dim() == 1 and (highest := sets[names[0]][1].max()) != y.max():
-            raise ValueError(f"data: classes of {name} end at {y.max()}, those of {names[0]} at {highest}")
-
-
 def require(name: str, value: int, least: int, most: int) -> None:
-    """Refuse a number that does not lie between `least` and `most`.
-
-    Raises:
-        ValueError: it does not.
-    """
+    """Raise ValueError for a number that does not lie between `least` and `most`."""
     if not least <= value <= most:
         raise ValueError(f"--data.{name} must lie between {least} and {most} here, got {value}.")

@@ -1,4 +1,4 @@
-"""What a figure draws of many runs: a line a label, its mean and its interval; small enough to keep beside a table."""
+"""What a figure draws of many runs: a line a label, its mean and its interval; small enough to keep next to a table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +9,15 @@ import pandas as pd
 
 from reporting.statistics import mean_and_half_interval
 
-POINTS = 200  # of a line, at most
-PARTS = 50  # of a run, in each of which hypergradient and decay have one mean
-GEOMETRIC = {"lr", "decay"}  # which are drawn on a logarithmic scale
+# of a line, at most
+POINTS = 200
+# of a run, in each of which hypergradient and decay have one mean
+PARTS = 50
+# drawn on a logarithmic scale
+GEOMETRIC = {"lr", "decay"}
 COURSES = {"val_losses": "val_loss", "lrs": "lr", "hypergradients": "hypergradient", "decays": "decay"}
-Lines: TypeAlias = pd.DataFrame  # label, quantity, x, and mean, low and high there, of the 95 % interval
+Lines: TypeAlias = pd.DataFrame
+"""label, quantity, x, and mean, low and high there, of the 95 % interval."""
 
 
 def line(label: str, quantity: str, x: Sequence[float], runs: Any) -> Lines:
@@ -21,11 +25,10 @@ def line(label: str, quantity: str, x: Sequence[float], runs: Any) -> Lines:
     values = np.atleast_2d(np.asarray(runs, dtype=float))
     values = np.log(np.maximum(values, 1e-12)) if quantity in GEOMETRIC else values
     mean, half = mean_and_half_interval(values)
-    courses = {"mean": mean, "low": mean - half, "high": mean + half}
+    bands = np.stack([mean, mean - half, mean + half], axis=1)
     shown = np.unique(np.linspace(0, len(x) - 1, POINTS).astype(int))
-    made = pd.DataFrame({name: (np.exp(of) if quantity in GEOMETRIC else of)[shown] for name, of in courses.items()})
-    made.insert(0, "x", np.asarray(x)[shown])
-    return made.assign(label=label, quantity=quantity)
+    made = pd.DataFrame((np.exp(bands) if quantity in GEOMETRIC else bands)[shown], columns=["mean", "low", "high"])
+    return made.assign(x=np.asarray(x)[shown], label=label, quantity=quantity)
 
 
 def courses(runs: pd.DataFrame) -> Lines:
@@ -33,7 +36,7 @@ def courses(runs: pd.DataFrame) -> Lines:
 
     runs: a row a run; columns as in `COURSES`, each a list. A line ends where its first run does that diverged.
     """
-    lines = [pd.DataFrame(columns=["label", "quantity", "x", "mean", "low", "high"])]
+    lines = []
     for label, own in runs.groupby("arm", sort=False):
         steps = min(map(len, own.lrs))
         for column, quantity in COURSES.items():
@@ -42,7 +45,7 @@ def courses(runs: pd.DataFrame) -> Lines:
             x = [apart * (i + 1) for i in range(points)]
             if points and any(map(any, own[column])):
                 lines.append(line(str(label), quantity, x, [course[:points] for course in own[column]]))
-    return pd.concat([made for made in lines if len(made)] or lines, ignore_index=True)
+    return pd.concat(lines, ignore_index=True)
 
 
 def by_start(runs: pd.DataFrame, ceiling: float) -> Lines:
@@ -58,5 +61,5 @@ def read_schedule(file: Path) -> dict[str, list[float]]:
     """Return what a run's `schedule.csv` holds: the rate of each step, and of each part of the run the mean rest."""
     steps = pd.read_csv(file)
     parts = steps.groupby(np.arange(len(steps)) * PARTS // max(1, len(steps))).mean()
-    looks = parts.hypergradient.ffill().bfill().dropna() if "hypergradient" in parts else []
+    looks = parts.hypergradient.ffill().bfill().dropna()
     return {"lrs": list(steps.lr), "hypergradients": list(looks), "decays": list(parts.decay)}

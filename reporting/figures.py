@@ -9,24 +9,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from reporting.curves import GEOMETRIC, Lines
+from reporting.curves import Lines
 from reporting.statistics import mean_and_half_interval
 
 # Okabe & Ito's palette, darkest first; the dashes tell the lines apart in grey print too
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES: Any = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-STYLE: Any = {
-    "font.size": 11,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-}
-CEILING = 3.0  # of a loss in a figure: above it a run has failed, by how much is no matter
-
-
-AXES: dict[str, dict[str, Any]] = {  # of the courses that are drawn against the step
+STYLE: Any = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}
+# of a loss in a figure: above it a run has failed, by how much does not matter
+CEILING = 3.0
+# of the courses that are drawn against the step
+AXES: dict[str, dict[str, Any]] = {
     "lr": {"ylabel": "learning rate", "yscale": "log"},
     "hypergradient": {"ylabel": "hypergradient"},
     "decay": {"ylabel": "weight decay a step", "yscale": "log"},
@@ -41,7 +34,13 @@ def draw_courses(lines: Lines, runs: pd.DataFrame, folder: Path, about: str = ""
     order, title = list(dict.fromkeys(lines.label)), f"{about}{_averaged(runs)}"
     figure, (left, right) = _figure(title, columns=2)
     _draw(left, lines[lines.quantity == "val_loss"], order, xlabel="epoch", ylabel="validation loss")
-    _dots(right, runs[runs.arm.isin(order)], order)
+    quality = runs.groupby("arm").test_accuracy.agg(list)
+    ranked = sorted(order, key=lambda label: np.mean(quality[label]))
+    for height, label in enumerate(ranked):
+        mean, half = mean_and_half_interval(quality[label])
+        right.errorbar(mean, height, xerr=half, fmt="o", capsize=3, color=COLORS[order.index(label) % len(COLORS)])
+    right.set_yticks(range(len(ranked)), ranked)
+    right.set(xlabel="test accuracy after the last epoch (axis cut)", ylim=(-0.5, len(ranked) - 0.5))
     figure.savefig(folder / "comparison.png")
     evolution(lines, title).savefig(folder / "lr_evolution.png")
 
@@ -52,8 +51,7 @@ def evolution(lines: Lines, title: str = "") -> Figure:
     figure, places = _figure(title, rows=len(shown))
     for axes, quantity in zip(places, shown, strict=True):
         _draw(axes, lines[lines.quantity == quantity], list(dict.fromkeys(lines.label)), **AXES[quantity])
-    if shown:
-        places[-1].set_xlabel("step")
+    places[-1].set_xlabel("step")
     return figure
 
 
@@ -64,56 +62,35 @@ def draw_sensitivity(losses: Lines, rates: Lines, runs: pd.DataFrame, folder: Pa
     """
     figure, (left, right) = _figure(f"{about}{_averaged(runs)}", columns=2)
     order, starts = list(dict.fromkeys(losses.label)), list(dict.fromkeys(rates.label))
-    _draw(left, losses, order, "o", xlabel="learning rate at the start", ylabel="test loss", xscale="log")
-    if losses["mean"].max() >= CEILING:
-        left.set_ylabel(f"test loss (drawn at {CEILING:g} where it is above)")
+    label = f"test loss, at most {CEILING:g}"
+    _draw(left, losses, order, marker="o", xlabel="learning rate at the start", ylabel=label, xscale="log")
     _draw(right, rates[rates.quantity == "lr"], starts, xlabel="step", **AXES["lr"])
     right.set_title(f"learning rate of {order[0]}")
     figure.savefig(folder / "lr_sensitivity.png")
 
 
-def line_figure(lines: Lines, title: str = "", marker: str = "", **settings: Any) -> Figure:
-    """Draw the lines on one pair of axes. settings: of matplotlib's `Axes.set`."""
-    figure, [axes] = _figure(title)
-    _draw(axes, lines, list(dict.fromkeys(lines.label)), marker, **settings)
-    return figure
-
-
 def _figure(title: str, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7 if columns == 1 else 11, 1.6 + 2.8 * max(rows, 1)), layout="constrained", dpi=150)
-        axes = figure.subplots(max(rows, 1), columns, squeeze=False, sharex=columns == 1)
-    figure.suptitle(title, fontsize=11)
+        figure = Figure(figsize=(7 if columns == 1 else 11, 1.6 + 2.8 * rows), layout="constrained", dpi=150)
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=columns == 1)
+    figure.suptitle(title)
     return figure, list(axes.flat)
 
 
 def _draw(axes: Axes, lines: Lines, order: list[str], marker: str = "", **settings: Any) -> None:
-    """Draw the lines; a label's colour is its place in the order."""
+    """Draw the lines; a label's colour is its place in the order. settings: of matplotlib's `Axes.set`."""
     for label, own in lines.groupby("label", sort=False):
         place = order.index(label)
         color, dashes = COLORS[place % len(COLORS)], DASHES[place % len(DASHES)]
-        flat = " (constant)" if own.quantity.iloc[0] in GEOMETRIC and len(own) > 1 and not np.ptp(own["mean"]) else ""
-        axes.plot(
-            own.x, own["mean"], marker=marker, label=f"{label}{flat}", linewidth=1.8, color=color, linestyle=dashes
-        )
+        axes.plot(own.x, own["mean"], marker=marker, label=label, linewidth=1.8, color=color, linestyle=dashes)
         axes.fill_between(own.x, own.low, own.high, color=color, alpha=0.2, linewidth=0)
-    if settings.get("yscale") == "log" and len(lines):  # four decades: a rate annealed to 0 would squeeze the rest
+    # four decades: a rate annealed to 0 would squeeze the rest
+    if settings.get("yscale") == "log":
         high = lines.high.max()
         axes.set_ylim(max(lines.low.min(), 1e-4 * high) / 1.3, 1.3 * high)
     axes.set(**settings)
     if len(axes.lines) > 1:
         axes.legend(frameon=False, fontsize=9)
-
-
-def _dots(axes: Axes, runs: pd.DataFrame, order: list[str]) -> None:
-    """Draw the final test accuracy of each arm, best at the top, with its interval."""
-    quality = runs.groupby("arm").test_accuracy.agg(list)
-    ranked = sorted(order, key=lambda label: np.mean(quality[label]))
-    for height, label in enumerate(ranked):
-        mean, half = mean_and_half_interval(quality[label])
-        axes.errorbar(mean, height, xerr=half, fmt="o", capsize=3, color=COLORS[order.index(label) % len(COLORS)])
-    axes.set_yticks(range(len(ranked)), ranked)
-    axes.set(xlabel="test accuracy after the last epoch (axis cut)", ylim=(-0.5, len(ranked) - 0.5))
 
 
 def _averaged(runs: pd.DataFrame) -> str:

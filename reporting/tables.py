@@ -18,25 +18,24 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def with_interval(values: Any, form: str = ".3f") -> str:
+def with_interval(values: Any) -> str:
     """Return "mean ± half the 95 % interval" (Student's t), or how many runs diverged."""
     values = np.asarray(values, dtype=float)
-    diverged = int((~np.isfinite(values)).sum())
-    if diverged:
+    if diverged := int((~np.isfinite(values)).sum()):
         return f"{diverged} of {len(values)} diverged"
-    if len(values) == 1:  # which says nothing of others
-        return f"{values[0]:{form}}"
     mean, half = mean_and_half_interval(values)
-    return f"{mean:{form}} ± {half:{form}}".replace("± +", "± ")
+    return f"{mean:.3f} ± {half:.3f}" if len(values) > 1 else f"{mean:.3f}"
 
 
 def difference(values: Any) -> str:
     """Return "mean (low … high)" of paired differences, with the 95 % bootstrap interval; "–" where a run diverged."""
     if not np.isfinite(values).all():
         return "–"
-    if len(values) < 3:  # of two, an interval says nothing
+    # of two, an interval says nothing
+    if len(values) < 3:
         return f"{np.mean(values):+.3f}"
-    return f"{np.mean(values):+.3f} ({{:+.3f}} … {{:+.3f}})".format(*bootstrap(values))
+    low, high = bootstrap(values)
+    return f"{np.mean(values):+.3f} ({low:+.3f} … {high:+.3f})"
 
 
 def grid(runs: pd.DataFrame, show: Sequence[str] = ("test_loss",), base: str | None = None) -> str:
@@ -76,42 +75,29 @@ def _figure(runs: pd.DataFrame, name: str) -> str:
 def paired_table(runs: pd.DataFrame, base: str = "meta", tuning: dict[str, int] | None = None) -> str:
     """Return a row an arm, best first: loss, accuracy, the difference to `base` with interval and test, and the cost.
 
-    The test has no column where so few pairs cannot make it small, whatever they are: below 0.05, after Holm.
-
     tuning: trials that an arm's tuning took; its passes and seconds count those too.
     """
     order = runs.groupby("arm").test_loss.mean().sort_values().index
-    others = [arm for arm in order if arm != base] if base in order else []
-    paired = {arm: differences(runs, arm, base) for arm in others}
+    paired = {arm: differences(runs, arm, base) for arm in order if arm != base} if base in order else {}
     tests = {
         arm: stats.wilcoxon(d).pvalue for arm, d in paired.items() if len(d) > 1 and np.isfinite(d).all() and d.any()
     }
     corrected = dict(zip(tests, multipletests(list(tests.values()), method="holm")[1], strict=True)) if tests else {}
-    smallest = 2.0 ** (1 - min(map(len, paired.values()), default=1)) * max(1, len(tests))
     rows = []
     for arm in order:
-        own, trials = runs[runs.arm == arm], (tuning or {}).get(arm, 0)
-        against = difference(paired[arm]) if arm in paired else "–"
-        p = f"{corrected[arm]:.1g}" if arm in corrected else "–"
-        cost = [f"{(1 + trials) * own.passes.mean():.2f}", f"{(1 + trials) * own.seconds.mean():.0f}"]
-        tested = [p] if smallest < 0.05 else []
-        rows.append(
-            [f"`{arm}`", with_interval(own.test_loss), against, *tested, with_interval(own.test_accuracy), *cost]
-        )
-    test = ["p"] if smallest < 0.05 else []
-    return markdown(["arm", "test loss", f"minus `{base}` (95 %)", *test, "test accuracy", "passes", "seconds"], rows)
-
-
-def _span(name: str, numbers: pd.Series) -> str:
-    low, high = numbers.min(), numbers.max()
-    return f"{name} {low}" if low == high else f"{name}s {low}–{high}"
+        own, times = runs[runs.arm == arm], 1 + (tuning or {}).get(arm, 0)
+        against = [
+            difference(paired[arm]) if arm in paired else "–",
+            f"{corrected[arm]:.1g}" if arm in corrected else "–",
+        ]
+        cost = [f"{times * own.passes.mean():.2f}", f"{times * own.seconds.mean():.0f}"]
+        rows.append([f"`{arm}`", with_interval(own.test_loss), *against, with_interval(own.test_accuracy), *cost])
+    header = ["arm", "test loss", f"minus `{base}` (95 %)", "p", "test accuracy", "passes", "seconds"]
+    return markdown(header, rows)
 
 
 def legend(table: str, tuned: bool = False) -> str:
-    """Say how the columns that a table has are to be read; nothing where they need no word.
-
-    tuned: whether the cost of arms counts their tuning.
-    """
+    """Say how the columns that a table has are to be read. tuned: whether the cost of arms counts their tuning."""
     words = {
         " ± ": "Mean ± half the 95 % interval (Student's t)",
         "(95 %)": "differences paired by data seed and seed, with bootstrap intervals",
@@ -125,14 +111,14 @@ def legend(table: str, tuned: bool = False) -> str:
 
 def conditions(runs: pd.DataFrame, command: str) -> str:
     """Say how the numbers came about: command, seeds, epochs; machines, versions and commits that trained the runs."""
-    epochs = sorted({len(history) for history in runs.val_losses})
-    threads = "" if "--threads" in command else "; one thread per run"
+    spans = []
+    for name, values in (("seed", runs.seed), ("data seed", runs.data_seed), ("epoch", runs.val_losses.map(len))):
+        low, high = values.min(), values.max()
+        spans.append(f"{name} {low}" if low == high else f"{name}s {low}–{high}")
     machines, commits = (" and ".join(sorted(set(found))) for found in (runs.trained_on, runs.commit))
-    return (
-        f"Made by `{command}`: {_span('seed', runs.seed)}, {_span('data seed', runs.data_seed)}, "
-        f"{' or '.join(map(str, epochs))} {'epoch' if epochs == [1] else 'epochs'}, weights after the last step. "
-        f"{machines}{threads}; trained at commit {commits}."
-    )
+    threads = "" if "--threads" in command else "; one thread per run"
+    made = f"Made by `{command}`: {', '.join(spans)}, weights after the last step."
+    return f"{made} {machines}{threads}; trained at commit {commits}."
 
 
 def write_between_markers(text: str, path: Path, begin: str, end: str) -> None:

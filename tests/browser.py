@@ -29,21 +29,21 @@ from tracking.store import EXPERIMENT
 T = TypeVar("T")
 OPTIONS = [
     "--headless=new",
-    "--no-sandbox",  # Chromium has none for root
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
+    # Chromium has none for root
+    "--no-sandbox",
     "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # there is no other machine
+    # the UI must need no other machine
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     # without a mouse the charts' tools lie over the curves
     "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4",
 ]
-BEST_FIRST = "orderByKey=metrics.%60test%2Floss%60&orderByAsc=true"  # by date, the runs of a comparison are folded
+# by date, the runs of a comparison are folded
+BEST_FIRST = "orderByKey=metrics.%60test%2Floss%60&orderByAsc=true"
 CHARTS = f"runs?workflowType=machine_learning&compareRunsMode=CHART&{BEST_FIRST}"
-COURSES = "^(val/loss|lr)$"  # MLflow's search among the charts takes a regular expression
-LIMIT = 60  # seconds that a page may take
+# MLflow's search among the charts takes a regular expression
+COURSES = "^(val/loss|lr)$"
+# seconds that a page may take
+LIMIT = 60
 # each chart, by its title, with the runs of which there is a path of more than a point
 DRAWN = """
     const drawn = plot => [...plot.querySelectorAll("g.trace")].filter(trace => trace.querySelector(".js-line[d*=L]"));
@@ -74,7 +74,8 @@ def mlflow_ui(uri: str) -> Iterator[str]:
         port = str(free.getsockname()[1])
     command = [str(Path(sys.executable).with_name("mlflow")), "ui", "--backend-store-uri", uri, "--port", port]
     command += ["--workers", "1", "--uvicorn-opts", "--log-level=warning"]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # six processes that no page here needs
+    # six processes that no page here needs
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     ui = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         yield f"http://127.0.0.1:{port}"
@@ -85,18 +86,17 @@ def mlflow_ui(uri: str) -> Iterator[str]:
 
 @contextmanager
 def chromium() -> Iterator[Chrome]:
-    """Yield a headless Chromium, 1600 x 1000, with an empty profile; it notes its requests."""
+    """Yield a headless Chromium, 1600 x 1000, with an empty profile."""
     options = ChromeOptions()
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     with tempfile.TemporaryDirectory() as profile:
         for option in [*OPTIONS, f"--user-data-dir={profile}"]:
             options.add_argument(option)
-        driver = Chrome(options, Service(shutil.which("chromedriver")))  # named: Selenium would download one
+        # named: Selenium would download one
+        driver = Chrome(options, Service(shutil.which("chromedriver")))
+        # of the page: a window's size has its frame in it
+        size = {"width": 1600, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
         try:
-            driver.execute_cdp_cmd(
-                "Emulation.setDeviceMetricsOverride",  # of the page: a window's size has its frame in it
-                {"width": 1600, "height": 1000, "deviceScaleFactor": 1, "mobile": False},
-            )
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
             yield driver
         finally:
             driver.quit()
@@ -107,17 +107,19 @@ class Page:
 
     def __init__(self, driver: Chrome, address: str) -> None:
         self.driver, self.address = driver, address
-        self.until(lambda: self.open("health"))  # refused until the server is up
+        # refused until the server is up
+        self.until(lambda: self.open("health"))
 
     def open(self, path: str) -> bool:
-        """Load a page anew: after a change behind the `#` alone, the old one would stay for a while."""
+        """Load a page, not from the one before: after a change behind the `#` alone, that would stay for a while."""
         self.driver.get("about:blank")
         self.driver.get(f"{self.address}/{path}")
         return True
 
     def until(self, look: Callable[[], T]) -> T:
         """Return what `look` sees, once it sees something."""
-        waiting = WebDriverWait(self.driver, LIMIT, ignored_exceptions=[WebDriverException])  # not there, or redrawn
+        # not there, or redrawn
+        waiting = WebDriverWait(self.driver, LIMIT, ignored_exceptions=[WebDriverException])
         return waiting.until(lambda _: look())
 
     def find(self, css: str) -> list[WebElement]:
@@ -143,7 +145,8 @@ def screenshot(path: str, uri: str) -> None:
         page = Page(driver, address)
         page.open(charts)
         page.until(page.charts)
-        page.open("health")  # the same origin, and no script that would write its own state back
+        # the same origin, and no script that would write its own state back
+        page.open("health")
         driver.execute_script(ARRANGE, COURSES, dict(zip(reversed(runs), COLORS, strict=False)))
         page.open(charts)
         page.until(lambda: page.charts() == {"val/loss": set(runs), "lr": set(runs)})

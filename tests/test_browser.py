@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import pytest
 from mlflow import MlflowClient
@@ -27,40 +27,37 @@ pytestmark = [
 ]
 RUN_NAMES = "[role=row] a[href*='/runs/']"
 HEADING = "[data-testid='runs-header']"
-CHILDREN = "[data-testid='key-value-Child runs']"
 SEARCH = "input[placeholder='Search metric charts']"
-TABLES = "table.mlflow-compare-table"  # of the runs, the parameters, the tags
+# of the runs, the parameters, the tags
+TABLES = "table.mlflow-compare-table"
 ARMS = [f"{arm} seed {seed}" for arm in ("meta", "adam") for seed in (1, 2)]
-UNFOLD = "[role=row] button[data-component-id*='runnamecell']"  # the + before a parent
-SHORT = ["--data.batch_size=1000", "--workers", "1"]
+# the + before a parent
+UNFOLD = "[role=row] button[data-component-id*='runnamecell']"
 
 
 class Store(NamedTuple):
     uri: str
-    printed: dict[str, str]  # by the commands
+    # by the command
+    printed: str
     folder: Path
 
-    def runs(self, name: str) -> list[Run]:
-        return list(MlflowClient(self.uri).search_runs(["1"], f"attributes.run_name = '{name}'"))
+    def run(self, name: str) -> Run:
+        return MlflowClient(self.uri).search_runs(["1"], f"attributes.run_name = '{name}'")[0]
 
-    def artifact(self, run: str, name: str) -> bytes:
-        return Path(MlflowClient(self.uri).download_artifacts(run, name, str(self.folder))).read_bytes()
+    def artifact(self, run: Run, name: str) -> bytes:
+        return Path(MlflowClient(self.uri).download_artifacts(run.info.run_id, name, str(self.folder))).read_bytes()
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """What a comparison and a tuning left."""
+    """What a comparison left."""
     folder = tmp_path_factory.mktemp("made")
     uri = f"sqlite:///{folder}/mlflow.db"
-    compare = ["compare.py", "--seeds", "2", "--optimizers", "meta", "adam", "--output", str(folder / "compare")]
-    tune = ["tune.py", "--optimizer", "adam", "--trials", "20"]
-    printed = {}
-    for command, epochs in ((compare, 3), (tune, 1)):
-        words = [sys.executable, str(ROOT / command[0]), *command[1:], f"--trainer.max_epochs={epochs}", *SHORT]
-        environment = os.environ | {"MLFLOW_TRACKING_URI": uri}
-        done = subprocess.run(words, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
-        printed[command[0]] = done.stdout
-    return Store(uri, printed, folder)
+    options = ["--seeds", "2", "--optimizers", "meta", "adam", "--output", str(folder / "compare"), "--workers", "1"]
+    words = [sys.executable, str(ROOT / "compare.py"), *options, "--trainer.max_epochs=3", "--data.batch_size=1000"]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": uri}
+    done = subprocess.run(words, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
+    return Store(uri, done.stdout, folder)
 
 
 @pytest.fixture(scope="module")
@@ -81,21 +78,21 @@ def soon(page: Page, look: Callable[[], Any], expected: Any) -> None:
 
 def test_the_experiment_lists_each_run_under_its_name(page: Page) -> None:
     page.open("#/experiments/1/runs?workflowType=machine_learning")
-    soon(page, lambda: sorted(texts(page, RUN_NAMES)), ["compare", "tune adam"])
-    page.find(UNFOLD)[-1].click()  # of the older of the two, the comparison
-    soon(page, lambda: sorted(texts(page, RUN_NAMES)), sorted(["compare", "tune adam", *ARMS]))
+    soon(page, lambda: texts(page, RUN_NAMES), ["compare"])
+    page.find(UNFOLD)[0].click()
+    soon(page, lambda: sorted(texts(page, RUN_NAMES)), sorted(["compare", *ARMS]))
 
 
 def test_the_charts_draw_the_validation_loss_and_the_rate_of_each_compared_run(page: Page, made: Store) -> None:
-    compared = {made.runs(arm)[0].info.run_id for arm in ARMS}
-    [link] = re.findall(r"charts .* http://127\.0\.0\.1:5000/(\S+)", made.printed["compare.py"])
+    compared = {made.run(arm).info.run_id for arm in ARMS}
+    [link] = re.findall(r"charts .* http://127\.0\.0\.1:5000/(\S+)", made.printed)
     page.open(link)
     page.until(lambda: page.find(SEARCH))[0].send_keys(COURSES)
     soon(page, page.charts, {"val/loss": compared, "lr": compared})
 
 
 def test_the_comparison_of_two_arms_shows_exactly_the_parameters_that_differ(page: Page, made: Store) -> None:
-    meta, adam = made.runs("meta seed 1")[0], made.runs("adam seed 1")[0]
+    meta, adam = made.run("meta seed 1"), made.run("adam seed 1")
     names = meta.data.params.keys() | adam.data.params.keys()
     rows = [(name, meta.data.params.get(name, ""), adam.data.params.get(name, "")) for name in sorted(names)]
     runs = quote(json.dumps([meta.info.run_id, adam.info.run_id]))
@@ -106,48 +103,17 @@ def test_the_comparison_of_two_arms_shows_exactly_the_parameters_that_differ(pag
     assert "model\tlightning_modules.MetaModule\tlightning_modules.SupervisedModule" in differ
 
 
-def test_a_run_shows_its_configuration(page: Page, made: Store) -> None:
-    [run, *_] = made.runs("meta seed 1")
-    page.open(f"#/experiments/1/runs/{run.info.run_id}/artifacts")
-    page.click("[artifact-name='config.yaml']")
-    config = made.artifact(run.info.run_id, "config.yaml").decode()
-    soon(
-        page,
-        lambda: [str(e.get_property("textContent")).strip() for e in page.find("code.language-yaml")],
-        [config.strip()],
-    )
-
-
-@pytest.mark.parametrize(("name", "figure"), [("compare", "lr_evolution.png"), ("compare", "comparison.png")])
-def test_a_run_shows_its_figure(name: str, figure: str, page: Page, made: Store) -> None:
-    [run, *_] = made.runs(name)
+@pytest.mark.parametrize("figure", ["lr_evolution.png", "comparison.png"])
+def test_the_comparison_shows_its_figures(figure: str, page: Page, made: Store) -> None:
+    run = made.run("compare")
     page.open(f"#/experiments/1/runs/{run.info.run_id}/artifacts")
     page.click(f"[artifact-name='{figure}']")
-    width = int.from_bytes(made.artifact(run.info.run_id, figure)[16:20])  # of a PNG
+    # of a PNG
+    width = int.from_bytes(made.artifact(run, figure)[16:20])
     soon(page, lambda: [i.get_property("naturalWidth") for i in page.find(f"img[alt='{figure}']")], [width])
 
 
-def test_a_tuning_lists_its_trials(page: Page, made: Store) -> None:
-    [run] = made.runs("tune adam")
-    page.open(f"#/experiments/1/runs/{run.info.run_id}")
-    page.click(f"{CHILDREN} button")  # "Load more": the first ten are there
-    soon(page, lambda: texts(page, f"{CHILDREN} a"), [f"adam trial {number}" for number in reversed(range(20))])
-
-
-@pytest.mark.parametrize(("command", "name"), [("compare.py", "compare"), ("tune.py", "tune adam")])
-def test_the_printed_link_leads_to_the_run(command: str, name: str, page: Page, made: Store) -> None:
-    [link] = re.findall(r"see it .* http://127\.0\.0\.1:5000/(\S+)", made.printed[command])
-    [run] = made.runs(name)
+def test_the_printed_link_leads_to_the_run(page: Page, made: Store) -> None:
+    [link] = re.findall(r"see it .* http://127\.0\.0\.1:5000/(\S+)", made.printed)
     page.open(link)
-    soon(page, lambda: texts(page, HEADING), [name])
-    soon(page, lambda: texts(page, "[data-testid='key-value-Run ID']"), [f"Run ID\n{run.info.run_id}"])
-
-
-def test_the_pages_ask_this_machine_alone(page: Page) -> None:
-    page.open("#/experiments/1/runs?workflowType=machine_learning")
-    page.until(lambda: page.find(RUN_NAMES))
-    log = page.driver.get_log("performance")  # type: ignore[no-untyped-call]
-    events = [json.loads(entry["message"])["message"] for entry in log]
-    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    # of all tests before this one too; chrome: and data: leave no machine
-    assert {urlsplit(url).netloc for url in asked if url.startswith(("http", "ws"))} == {urlsplit(page.address).netloc}
+    soon(page, lambda: texts(page, HEADING), ["compare"])

@@ -26,9 +26,7 @@ def _command(page: str) -> str:
     uri = tracking_uri()
     if uri.startswith("http"):
         return f"{hidden(uri)}/{page}"
-    command = f"mlflow ui --backend-store-uri '{uri}'"
-    if hidden(uri) != uri:
-        command = 'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI"'
-    elif uri == OWN_URI:
+    command = 'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI"'
+    if uri == OWN_URI:
         command = "mlflow ui" if Path.cwd() == ROOT else f"(cd '{ROOT}' && mlflow ui)"
     return f"{command}   and open http://127.0.0.1:5000/{page}"

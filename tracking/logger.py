@@ -11,8 +11,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import MLFlowLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from tracking.buffer import Buffer, BufferedClient
-from tracking.deliver import LOCK
+from tracking.buffer import BufferedClient
 from tracking.store import EXPERIMENT, FAULTS, StoreError, artifact_dir, cause, open_experiment, tracking_uri
 
 
@@ -21,7 +20,7 @@ class Tracker(MLFlowLogger):
 
     Args:
         experiment_name: made where it does not exist.
-        run_name: the arm, where none is given.
+        run_name: of the run.
         tags: of the run.
         run_id: an existing run, to be resumed: the points that it has already are not logged again.
 
@@ -40,12 +39,10 @@ class Tracker(MLFlowLogger):
         # jsonargparse made a number of "0"
         words = {name: str(value) for name, value in (tags or {}).items()}
         super().__init__(experiment_name, run_name, tracking_uri(), words, run_id=run_id)
-        self.resumed = run_id
         self.buffered: BufferedClient | None = None
         self.checkpoint: ModelCheckpoint | None = None
-        # steps of the points that the run has, by name
+        # the last step of which the run has a point, by name
         self.kept: dict[str, int] = {}
-        self.last: dict[str, int] = {}
         # then the end of `fit` is not the end of the run
         self.test_follows = False
 
@@ -58,53 +55,38 @@ class Tracker(MLFlowLogger):
             StoreError: the store does not take the run, or another process writes it.
         """
         if self.buffered is None:
+            resumes = self._run_id is not None
             try:
                 store = super().experiment
                 run_id = str(self._run_id)
                 folder = artifact_dir() / self.name / run_id
-                buffer = Buffer(store, run_id, folder / "undelivered.jsonl")
-                self.lock = FileLock(folder / LOCK, timeout=0)
+                self.lock = FileLock(folder / ".writer", timeout=0)
+                buffered = BufferedClient(store, run_id, folder / "undelivered.jsonl")
                 self.lock.acquire()
-                if self.resumed:
-                    self._resume(buffer, store)
-            except Timeout:
-                raise StoreError(
-                    f"Run {self._run_id} is being written by another process. Stop that one, or let it finish."
-                ) from None
+                if resumes and not buffered.wait():
+                    raise OSError(f"the store does not take {buffered.file}: {buffered.error}")
+                for name in store.get_run(run_id).data.metrics if resumes else ():
+                    self.kept[name] = max(point.step for point in store.get_metric_history(run_id, name))
+                store.update_run(run_id, "RUNNING")
             except FAULTS as error:
-                raise StoreError(f"The MLflow store does not take the run: {cause(error)}.") from error
-            self.buffered = BufferedClient(buffer, tracking_uri())
+                another = "another process writes it; stop that one, or let it finish"
+                reason = another if isinstance(error, Timeout) else cause(error)
+                raise StoreError(f"Run {self._run_id or self._run_name} cannot be written: {reason}.") from error
+            self.buffered = buffered
         return self.buffered
-
-    def _resume(self, buffer: Buffer, store: MlflowClient) -> None:
-        if not buffer.wait():
-            raise StoreError(f"The MLflow store does not take {buffer.file}: {buffer.error}.")
-        for name in store.get_run(buffer.run_id).data.metrics:
-            self.kept[name] = max(point.step for point in store.get_metric_history(buffer.run_id, name))
-        store.update_run(buffer.run_id, "RUNNING")
 
     @rank_zero_only
     def hold(self) -> None:
-        """Become the only process that writes the run.
-
-        Raises:
-            StoreError: another process is.
-        """
+        """Become the only process that writes the run, or raise StoreError."""
         _ = self.experiment
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log the points that the run does not have."""
         now = step or 0
-        new = {n: v for n, v in metrics.items() if now > self.kept.get(n, -1) and now != self.last.get(n)}
-        self.last |= dict.fromkeys(new, now)
+        new = {name: value for name, value in metrics.items() if now > self.kept.get(name, -1)}
+        self.kept |= dict.fromkeys(new, now)
         super().log_metrics(new, now)
-
-    @rank_zero_only
-    def flush(self) -> None:
-        """Wait until the store has what was logged, a few seconds at most; not named `save`, which Lightning calls."""
-        if self.buffered and not self.buffered.buffer.failing:
-            self.buffered.buffer.wait()
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         """Note the callback, whose last checkpoint becomes an artifact."""

@@ -12,22 +12,17 @@ from mlflow.tracking.context.registry import resolve_tags
 
 from tracking.store import client, open_experiment
 
-UNFINISHED = "attributes.status = 'RUNNING'"
-
 
 def find_run(experiment: str, config: str) -> str | None:
     """Return the newest run of this configuration (its digest) that ended, tested or diverged.
 
     A run with another status lacks its last artifacts: it is running, or was killed.
     """
-    runs = client().search_runs([open_experiment(experiment)], f"tags.config = '{config}'")
-    found = [
-        run.info.run_id
-        for run in runs
-        if (run.info.status == "FINISHED" and "test/loss" in run.data.metrics)
-        or (run.info.status == "FAILED" and "diverged" in run.data.tags)
-    ]
-    return found[0] if found else None
+    for run in client().search_runs([open_experiment(experiment)], f"tags.config = '{config}'"):
+        tested = run.info.status == "FINISHED" and "test/loss" in run.data.metrics
+        if tested or (run.info.status == "FAILED" and "diverged" in run.data.tags):
+            return str(run.info.run_id)
+    return None
 
 
 def run_of(checkpoint: str, config: str) -> str | None:
@@ -59,9 +54,12 @@ def close_broken_off(experiment: str, config: str) -> None:
 
     If one does run, somewhere else, it sets its own status when it ends.
     """
+    _kill(open_experiment(experiment), f"tags.config = '{config}'")
+
+
+def _kill(experiment_id: str, query: str) -> None:
     store = client()
-    query = f"tags.config = '{config}' and {UNFINISHED}"
-    for run in store.search_runs([open_experiment(experiment)], query):
+    for run in store.search_runs([experiment_id], f"{query} and attributes.status = 'RUNNING'"):
         store.set_terminated(run.info.run_id, "KILLED")
 
 
@@ -81,8 +79,7 @@ def parent_run(name: str, sweep: str, tags: dict[str, str]) -> Iterator[str]:
     try:
         yield run_id
     except BaseException as error:
-        for child in store.search_runs([experiment], f"tags.mlflow.parentRunId = '{run_id}' and {UNFINISHED}"):
-            store.set_terminated(child.info.run_id, "KILLED")
+        _kill(experiment, f"tags.mlflow.parentRunId = '{run_id}'")
         store.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     store.set_terminated(run_id)

@@ -1,17 +1,13 @@
-"""Where runs are kept: MLflow's own default, `mlflow.db` and `mlruns/` beside it, anchored at the root of the clone."""
+"""Where runs are kept: MLflow's own default, `mlflow.db` next to `mlruns/`, anchored at the root of the clone."""
 
-import logging
 import os
-import threading
-from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
 
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
-from sqlalchemy import create_engine, make_url
+from sqlalchemy import NullPool, create_engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,11 +15,6 @@ EXPERIMENT = "mnist1d"
 OWN_URI = f"sqlite:///{ROOT / 'mlflow.db'}"
 # what a store raises that is unreachable, locked, full or broken
 FAULTS = (MlflowException, SQLAlchemyError, OSError)
-# seconds that an unreachable server may take at the start
-REACH = 15
-
-# it logs the traceback of what it raises
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 class StoreError(Exception):
@@ -55,7 +46,7 @@ def client() -> MlflowClient:
 
 
 def artifact_dir() -> Path:
-    """Return `mlruns/` beside the SQLite file; for any other store, the clone's."""
+    """Return `mlruns/` next to the SQLite file; for any other store, the clone's."""
     kind, _, path = tracking_uri().partition(":///")
     return (Path(path).resolve().parent if kind == "sqlite" else ROOT) / "mlruns"
 
@@ -66,66 +57,31 @@ def open_experiment(name: str = EXPERIMENT) -> str:
     Raises:
         StoreError: the store cannot be reached or written, or the experiment was deleted in the UI.
     """
-    if Path(name).name != name or name in (".", "..") or not name.isprintable():
+    if Path(name).name != name:
         raise StoreError(f"--trainer.logger.experiment_name must be a plain name, without a path, got {name!r}.")
     uri = tracking_uri()
+    if uri in ("sqlite://", "sqlite:///:memory:"):
+        raise StoreError(f"MLFLOW_TRACKING_URI {uri} is in memory: no run is kept. Name a file: sqlite:////path.")
+    served = uri.startswith("http")
     try:
         artifact_dir().mkdir(parents=True, exist_ok=True)
         # processes that open a new SQLite store at once break it
         with FileLock(artifact_dir() / ".lock") if uri.startswith("sqlite") else nullcontext():
-            _reach(uri)
-            experiment = client().get_experiment_by_name(name) or _create_experiment(name)
+            if not served:
+                # MLflow tries for minutes before it reports that a database is down
+                create_engine(uri, poolclass=NullPool).connect().close()
+            experiment = client().get_experiment_by_name(name)
+            # a server has a place of its own for artifacts
+            place = None if served else str(artifact_dir() / name)
+            found = experiment.experiment_id if experiment else client().create_experiment(name, place)
     except FAULTS as error:
         raise StoreError(
             f"The MLflow store {hidden(uri)} cannot be used: {cause(error)}. Make it reachable and writable, or set "
             "MLFLOW_TRACKING_URI."
         ) from error
-    if experiment.lifecycle_stage == "deleted":
+    if experiment and experiment.lifecycle_stage == "deleted":
         raise StoreError(
             f"The MLflow experiment {name!r} was deleted and still holds its name. Restore it with `mlflow experiments "
-            f"restore -x {experiment.experiment_id}`, or name another with --trainer.logger.experiment_name."
+            f"restore -x {found}`, or name another with --trainer.logger.experiment_name."
         )
-    return str(experiment.experiment_id)
-
-
-def _reach(uri: str) -> None:
-    """Connect once, within seconds: MLflow tries for minutes before it reports that a server is down.
-
-    Raises:
-        StoreError: the store is in memory, where nothing would be kept.
-    """
-    if uri.startswith("http"):
-        answer: Future[object] = Future()
-
-        def ask() -> None:
-            try:
-                answer.set_result(client().search_experiments(max_results=1))
-            except FAULTS as error:
-                answer.set_exception(error)
-
-        threading.Thread(target=ask, daemon=True).start()
-        try:
-            answer.result(REACH)
-        except TimeoutError:
-            raise TimeoutError(f"no answer within {REACH} seconds") from None
-    elif uri.startswith("sqlite") and make_url(uri).database in (None, "", ":memory:"):
-        raise StoreError(
-            f"MLFLOW_TRACKING_URI {uri} is in memory: nothing would be kept. Name a file: sqlite:////path."
-        )
-    else:
-        engine = create_engine(uri)
-        try:
-            engine.connect().close()
-        finally:
-            engine.dispose()
-
-
-ABOUT = """A run for each training, named by its arm; a comparison or a tuning holds its runs under it.
-Best first: order by test/loss, ascending. In the charts: val/loss by step, and lr on a log scale."""
-
-
-def _create_experiment(name: str) -> Experiment:
-    # a server has a place of its own for artifacts
-    place = None if tracking_uri().startswith("http") else str(artifact_dir() / name)
-    made = client().create_experiment(name, place, {"mlflow.note.content": ABOUT})
-    return client().get_experiment(made)
+    return str(found)

@@ -1,6 +1,5 @@
 import hashlib
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +63,13 @@ def test_sizes_that_do_not_fit_the_data_are_refused(options: dict[str, Any]) -> 
         MNIST1DDataModule(**options)
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache, and a process that has generated nothing."""
-    monkeypatch.setenv("HYPERGRADIENT_CACHE", str(tmp_path / "cache"))
-    generate.cache_clear()
-    yield tmp_path / "cache"
-    generate.cache_clear()
-
-
-def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Note how often the generator is called."""
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["none", "cut short", "a byte changed", "empty"])
+# of joblib, which generates them again
+@pytest.mark.filterwarnings("ignore:Exception while loading results")
+def test_a_draw_is_generated_once_and_again_if_its_file_is_damaged(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[int] = []
 
     def counted(args: Any) -> Any:
@@ -82,37 +77,15 @@ def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return make_dataset(args)
 
     monkeypatch.setattr(data.mnist1d, "make_dataset", counted)
-    return calls
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("folder")
-def test_a_draw_is_generated_once_and_then_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, first = count(monkeypatch), generate(PUBLISHED)
+    monkeypatch.setenv("HYPERGRADIENT_CACHE", str(tmp_path))
     generate.cache_clear()
-    again = generate(PUBLISHED)
-    assert calls == [PUBLISHED]
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    generate(PUBLISHED + 2)
-    assert calls == [PUBLISHED, PUBLISHED + 2]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("damage", ["cut short", "a byte changed", "empty"])
-@pytest.mark.filterwarnings("ignore:Exception while loading results")  # of joblib, which generates them again
-def test_a_damaged_file_is_made_again(damage: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, whole = count(monkeypatch), generate(PUBLISHED)
-    [file] = folder.rglob("output.pkl")
+    whole = generate(PUBLISHED)
+    [file] = tmp_path.rglob("output.pkl")
     content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes({"cut short": bytes(content[:1000]), "a byte changed": bytes(content), "empty": b""}[damage])
+    content[len(content) // 2] ^= damage == "a byte changed"
+    file.write_bytes({"cut short": bytes(content[:1000]), "empty": b""}.get(damage, bytes(content)))
     generate.cache_clear()
     again = generate(PUBLISHED)
-    assert calls == [PUBLISHED, PUBLISHED]
+    generate.cache_clear()
+    assert calls == [PUBLISHED] * (1 if damage == "none" else 2)
     assert all(torch.equal(whole[name], again[name]) for name in whole)
-
-
-@pytest.mark.filterwarnings("ignore:Unable to write")  # of joblib, which says so
-def test_where_nothing_can_be_kept_it_is_generated(folder: Path) -> None:
-    folder.write_text("a file where the folder would be")
-    assert checksum(generate(PUBLISHED)["y"]) == "c3f43f41c77404ec"

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from tests.store import runs
-from tracking import store as tracking_store
 from tracking.links import how_to_see
 from tracking.runs import parent_run
 from tracking.store import ROOT, StoreError, cause, client, hidden, open_experiment
@@ -22,10 +21,8 @@ def test_an_experiment_deleted_in_the_ui_is_refused_with_the_way_back() -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("sqlite:////proc/mlflow.db", r"sqlite:////proc/mlflow.db cannot be used.*MLFLOW_TRACKING_URI"),
         ("sqlite:////dev/null/mlflow.db", r"sqlite:////dev/null/mlflow.db cannot be used.*MLFLOW_TRACKING_URI"),
-        ("sqlite://", "is in memory: nothing would be kept"),
-        ("sqlite:///:memory:", "is in memory: nothing would be kept"),
+        ("sqlite://", "is in memory"),
         ("nonsense://x", "load plugin"),
     ],
 )
@@ -35,36 +32,36 @@ def test_a_store_that_cannot_be_used_is_refused(uri: str, message: str, monkeypa
         open_experiment()
 
 
-def test_a_file_that_is_no_database_is_refused(store: Path) -> None:
-    (store / "mlflow.db").write_text("not a database, and long enough to look like one" * 30)
-    with pytest.raises(StoreError, match="file is not a database"):
-        open_experiment()
-
-
 def test_a_server_that_never_answers_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking_store, "REACH", 0.2)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:s3hush@127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(StoreError, match=r"http://me:\*\*\*@127.* cannot be used: no answer within 0.2 seconds"):
+        with pytest.raises(StoreError, match=r"http://me:\*\*\*@127.* cannot be used: .*timed out"):
             open_experiment()
 
 
-@pytest.mark.parametrize(
-    "uri", ["postgresql://me:s3hush@db/o", "https://me:s3hush@server/path", "postgresql://db/o?password=s3hush"]
-)
+# address -> as it is printed
+SHOWN = {
+    "postgresql://me:s3hush@db/o": "postgresql://me:***@db/o",
+    "https://me:s3hush@server/path": "https://me:***@server/path",
+    "postgresql://db/o?password=s3hush": "postgresql://db/o",
+    "sqlite:////a folder/mlflow.db": "sqlite:////a folder/mlflow.db",
+    "http://127.0.0.1:5000": "http://127.0.0.1:5000",
+}
+
+
+@pytest.mark.parametrize("uri", SHOWN)
 def test_a_password_is_in_no_command_no_message_and_no_link(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    texts = [hidden(uri), how_to_see("1", "r"), cause(OSError(f"cannot connect to {uri}: refused.\nmore"))]
+    assert hidden(uri) == SHOWN[uri]
+    told = cause(OSError(f"cannot connect to {uri}: refused.\nmore"))
+    assert told == f"cannot connect to {SHOWN[uri]}: refused"
+    assert "s3hush" not in how_to_see("1", "r")
     if "@" in uri:
-        texts.append(cause(OSError("login s3hush failed")))
-    assert "s3hush" not in " ".join(texts)
-
-
-@pytest.mark.parametrize("uri", ["sqlite:////a folder/mlflow.db", "http://127.0.0.1:5000", "postgresql://db/o"])
-def test_an_address_without_a_password_is_printed_as_it_is(uri: str) -> None:
-    assert hidden(uri) == uri
+        assert cause(OSError("login s3hush failed")) == "login *** failed"
 
 
 @pytest.mark.slow
@@ -112,8 +109,8 @@ def test_a_parent_run_ends_as_its_work_ended_and_so_do_the_runs_in_it() -> None:
     assert [run.info.status for run in runs()] == ["FINISHED", "FAILED", "FINISHED", "KILLED"]
 
 
-def test_the_link_names_the_command_that_shows_this_store(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert how_to_see("1", "r").startswith(f"mlflow ui --backend-store-uri 'sqlite:///{store}/mlflow.db'")
+def test_the_link_names_the_command_that_shows_this_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert how_to_see("1", "r").startswith('mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI" ')
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://server:80")
     assert how_to_see("1", "r") == "http://server:80/#/experiments/1/runs/r?workflowType=machine_learning"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
