@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -45,11 +46,9 @@ class Inherits(torch.optim.SGD):
 
 
 @pytest.mark.parametrize("closure", [False, True])
-@pytest.mark.parametrize("base", [False, True])
-def test_in_a_subclass_that_calls_the_step_of_its_base_class_the_adapter_acts_once(base: bool, closure: bool) -> None:
-    if base:
-        # torch wraps the base class's step too, once it was instantiated
-        torch.optim.SGD(network().parameters(), lr=0.1)
+def test_in_a_subclass_that_calls_the_step_of_its_base_class_the_adapter_acts_once(closure: bool) -> None:
+    # torch wraps the base class's step too, once it was instantiated
+    torch.optim.SGD(network().parameters(), lr=0.1)
     _, optimizer, adapter = adapted(lambda params: Inherits(params, lr=0.1))
     for step in range(6):
         optimizer.zero_grad()
@@ -59,8 +58,7 @@ def test_in_a_subclass_that_calls_the_step_of_its_base_class_the_adapter_acts_on
             adapter.loss(batch(step)).backward()
             optimizer.step()
     assert (adapter.finite.steps, adapter.meta.steps, optimizer.calls) == (6, 6, [6])  # type: ignore[attr-defined]
-    assert adapter.depth == 0
-    assert adapter.meta.hypothetical.attributes["calls"] == [6]
+    assert (adapter.depth, adapter.meta.hypothetical.attributes["calls"]) == (0, [6])
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 

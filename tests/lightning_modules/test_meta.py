@@ -112,7 +112,7 @@ def test_the_constants_and_what_lightning_leaves_to_the_module_are_options_of_th
         ({"optimizer": torch.optim.Rprop}, "Rprop cannot be adapted"),
         ({"optimizer": torch.optim.AdamW}, "AdamW has a weight decay of its own"),
         ({"accumulate_grad_batches": 0}, "--model.accumulate_grad_batches must be 1 or more, got 0"),
-        ({"pull": 2.0}, "pull must be between 0 and 1, got 2"),
+        ({"pull": 2.0}, "pull must be 0 or more and at most 1, got 2"),
     ],
 )
 def test_what_cannot_be_adapted_is_refused_before_training(options: dict[str, Any], message: str) -> None:
