@@ -28,6 +28,7 @@ def batch(number: int, size: int = 32, dtype: torch.dtype = torch.float64) -> Ba
 
 
 VALIDATION = [batch(1000 + number) for number in range(3)]
+SINGLE = [batch(1000 + number, dtype=torch.float32) for number in range(3)]
 
 
 def loss(net: Callable[[Tensor], Tensor], data: Batch) -> Tensor:
@@ -65,7 +66,7 @@ def copied(net: nn.Sequential, optimizer: Optimizer) -> tuple[nn.Sequential, Opt
 def adapted(factory: Factory = SUPPORTED["Adam"], **options: Any) -> tuple[nn.Sequential, Optimizer, RateAdapter]:
     net = network()
     optimizer = groups(net, factory)
-    return net, optimizer, RateAdapter(optimizer, net, loss, VALIDATION, **options)
+    return net, optimizer, RateAdapter(optimizer, net, **{"loss": loss, "batches": VALIDATION} | options)
 
 
 def train(optimizer: Optimizer, adapter: RateAdapter, steps: range, factor: float = 1.0) -> None:
