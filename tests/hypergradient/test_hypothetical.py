@@ -172,12 +172,3 @@ def test_near_the_real_rate_and_without_pull_it_is_the_derivative_of_the_whole_r
     up, down = (end(factory, math.exp(sign * epsilon)) for sign in (1, -1))
     truth = torch.cat([(u - d).flatten() for u, d in zip(up, down, strict=True)]) / (2 * epsilon)
     assert torch.linalg.vector_norm(ours - truth) < 1e-4 * torch.linalg.vector_norm(truth)
-
-
-def test_its_gradients_are_clipped_as_those_of_the_run() -> None:
-    net = network()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
-    backward(net, optimizer)
-    run = HypotheticalRun(net, optimizer, list(net.parameters()), [False, False])
-    found = run.step(lambda: loss(net, batch(0)), Settings(pull=0.0), 0.0, 0.01)
-    assert torch.cat([f.flatten() for f in found]).norm().item() == pytest.approx(2 * 0.5 * 0.01, rel=1e-3)
