@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from data import TensorLoader
 
 Configure = Callable[[nn.Module], Any]
+Of = Callable[[nn.Module, Any], Tensor]
 QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
 WARNINGS = [
     # the samples are in memory
@@ -31,15 +32,19 @@ WARNINGS = [
 ]
 
 
+def classified(network: nn.Module, batch: Any) -> Tensor:
+    return cross_entropy(network(batch[0]), batch[1])
+
+
 class Plain(LightningModule):
     """An ordinary module, as its user wrote it."""
 
-    def __init__(self, network: nn.Module, configure: Configure) -> None:
+    def __init__(self, network: nn.Module, configure: Configure, of: Of = classified) -> None:
         super().__init__()
-        self.network, self.configure = network, configure
+        self.network, self.configure, self.of = network, configure, of
 
     def loss(self, batch: Any) -> Tensor:
-        return cross_entropy(self.network(batch[0]), batch[1])
+        return self.of(self.network, batch)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.loss(batch)
@@ -52,21 +57,6 @@ class Plain(LightningModule):
 
     def configure_optimizers(self) -> Any:
         return self.configure(self.network)
-
-
-class Regression(Plain):
-    def loss(self, batch: Any) -> Tensor:
-        return mse_loss(self.network(batch[0]).squeeze(1), batch[1])
-
-
-class Autoencoder(Plain):
-    def loss(self, batch: Any) -> Tensor:
-        return mse_loss(self.network(batch[0]), batch[0])
-
-
-class OfDictionaries(Plain):
-    def loss(self, batch: Any) -> Tensor:
-        return cross_entropy(self.network(batch["inputs"]), batch["labels"])
 
 
 class SeveralLosses(Plain):
@@ -137,9 +127,10 @@ class Case:
     trainer: Callable[[], dict[str, Any]] = dict
     module: type[Plain] = Plain
     data: str = "classes"
+    of: Of = classified
 
     def build(self) -> Plain:
-        return self.module(self.network(), self.configure)
+        return self.module(self.network(), self.configure, self.of)
 
 
 def scaler() -> dict[str, Any]:
@@ -167,9 +158,15 @@ CASES: dict[str, Case] = {
     "torch.compile": Case(network=lambda: torch.compile(mlp(), backend="aot_eager")),  # type: ignore[arg-type, return-value]
     "weight averaging": Case(trainer=lambda: {"callbacks": [EMAWeightAveraging()]}),
     "LR warm-up": Case(configure=warm_up),
-    "regression": Case(network=lambda: mlp(outputs=1), module=Regression, data="values"),
-    "autoencoder": Case(network=lambda: mlp(outputs=6), module=Autoencoder, data="inputs"),
-    "batches that are dictionaries": Case(module=OfDictionaries, data="dictionaries"),
+    "regression": Case(
+        lambda: mlp(outputs=1), data="values", of=lambda net, batch: mse_loss(net(batch[0]).squeeze(1), batch[1])
+    ),
+    "autoencoder": Case(
+        lambda: mlp(outputs=6), data="inputs", of=lambda net, batch: mse_loss(net(batch[0]), batch[0])
+    ),
+    "batches that are dictionaries": Case(
+        data="dictionaries", of=lambda net, batch: cross_entropy(net(batch["inputs"]), batch["labels"])
+    ),
     "several losses": Case(module=SeveralLosses),
 }
 
