@@ -161,9 +161,7 @@ CASES: dict[str, Case] = {
     "regression": Case(
         lambda: mlp(outputs=1), data="values", of=lambda net, batch: mse_loss(net(batch[0]).squeeze(1), batch[1])
     ),
-    "autoencoder": Case(
-        lambda: mlp(outputs=6), data="inputs", of=lambda net, batch: mse_loss(net(batch[0]), batch[0])
-    ),
+    "autoencoder": Case(lambda: mlp(outputs=6), data="inputs", of=lambda net, batch: mse_loss(net(batch[0]), batch[0])),
     "batches that are dictionaries": Case(
         data="dictionaries", of=lambda net, batch: cross_entropy(net(batch["inputs"]), batch["labels"])
     ),

@@ -108,7 +108,9 @@ class Measures(Plain):
         self.log("samples", self.samples.compute())
 
 
-def test_a_look_has_the_trainer_and_the_attributes_of_the_run_and_leaves_no_trace_in_its_metrics(tmp_path: Path) -> None:
+def test_a_look_has_the_trainer_and_the_attributes_of_the_run_and_leaves_no_trace_in_its_metrics(
+    tmp_path: Path,
+) -> None:
     case = Case(module=Measures, configure=lambda network: torch.optim.Adam(network.parameters(), lr=1e-9))
     found, states = [], list[Any]()
     for callbacks in ([], [AdaptLearningRate(loss, **HELD, lr=1e-9)]):

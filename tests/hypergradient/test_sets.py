@@ -51,7 +51,9 @@ def test_buffers_are_averaged_and_what_has_no_mean_stays_as_it_is() -> None:
         average.update(step)
     for mean, now in zip(average.buffers, net.buffers(), strict=True):
         torch.testing.assert_close(mean, now, rtol=0.3, atol=0.3)
-        assert equal(mean, now) is (not now.is_floating_point() or not now.isfinite().all() or now.unique().numel() == 1)
+        assert equal(mean, now) is (
+            not now.is_floating_point() or not now.isfinite().all() or now.unique().numel() == 1
+        )
     with average.in_place():
         assert bool((net.quantised == 1).all() and net.frozen.isinf().all())
 

@@ -68,9 +68,7 @@ def with_gradients(factory: Callable[..., Optimizer], net: nn.Module, gradient: 
 
 
 @pytest.mark.parametrize(("factory", "step"), [(torch.optim.Adam, 1.0), (torch.optim.SGD, 0.2)])
-def test_at_the_unit_rate_a_step_is_as_long_as_the_weights(
-    factory: Callable[..., Optimizer], step: float
-) -> None:
+def test_at_the_unit_rate_a_step_is_as_long_as_the_weights(factory: Callable[..., Optimizer], step: float) -> None:
     """Adam's settled step is 1 whatever the gradient, that of SGD the gradient; zeros and biases have no scale."""
     last = nn.Linear(3, 3).double()
     net = nn.Sequential(*network(), last)
