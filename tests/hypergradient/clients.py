@@ -60,7 +60,7 @@ class Loop:
         self,
         adapt: Options | None,
         lr: float,
-        change: Callable[[Any], object] = lambda _: None,
+        change: Callable[[Any], Any] = lambda _: None,
         make: Callable[..., Any] = adam,
     ) -> None:
         self.model, self.data = LanguageModel(), loader()
@@ -155,13 +155,13 @@ class Client(NamedTuple):
 
 
 CLIENTS: dict[str, Client] = {
-    "a plain loop": Client("torch", 2, lambda *args: Loop(*args).run()),
-    "`torch.compile`": Client("torch", 2, lambda *args: Loop(*args, compiled).run()),
-    "`GradScaler`": Client("torch", 2, lambda *args: Loop(*args, scaled).run()),
-    "Accelerate": Client("accelerate", 2, lambda *args: Loop(*args, accelerated).run()),
-    "Fabric": Client("lightning", 2, lambda *args: Loop(*args, fabric).run()),
+    "a plain loop": Client("torch", 2, lambda adapt, lr: Loop(adapt, lr).run()),
+    "`torch.compile`": Client("torch", 2, lambda adapt, lr: Loop(adapt, lr, compiled).run()),
+    "`GradScaler`": Client("torch", 2, lambda adapt, lr: Loop(adapt, lr, scaled).run()),
+    "Accelerate": Client("accelerate", 2, lambda adapt, lr: Loop(adapt, lr, accelerated).run()),
+    "Fabric": Client("lightning", 2, lambda adapt, lr: Loop(adapt, lr, fabric).run()),
     "Hugging Face `Trainer`": Client("transformers", 1, huggingface),
     "an optimizer of pytorch_optimizer": Client(
-        "pytorch_optimizer", 2, lambda *args: Loop(*args, make=ada_belief).run()
+        "pytorch_optimizer", 2, lambda adapt, lr: Loop(adapt, lr, make=ada_belief).run()
     ),
 }

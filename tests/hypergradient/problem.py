@@ -64,9 +64,9 @@ def copied(net: nn.Sequential, optimizer: Optimizer) -> tuple[nn.Sequential, Opt
 
 
 def adapted(factory: Factory = SUPPORTED["Adam"], **options: Any) -> tuple[nn.Sequential, Optimizer, RateAdapter]:
-    net = network()
+    net, given = network(), dict[str, Any](loss=loss, batches=VALIDATION) | options
     optimizer = groups(net, factory)
-    return net, optimizer, RateAdapter(optimizer, net, **{"loss": loss, "batches": VALIDATION} | options)
+    return net, optimizer, RateAdapter(optimizer, net, **given)
 
 
 def train(optimizer: Optimizer, adapter: RateAdapter, steps: range, factor: float = 1.0) -> None:

@@ -43,8 +43,8 @@ def test_buffers_are_averaged_and_what_has_no_mean_stays_as_it_is() -> None:
     """Replaced buffers have a mean; counters, a causal mask, and parameters that are not trained have none."""
     net = nn.Sequential(ReplacesItsBuffer(), nn.Linear(3, 5).double(), Normalizes())
     net.register_buffer("mask", torch.full((2, 2), float("-inf")).triu(1))
-    net.quantised = nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)  # type: ignore[assignment]
-    net.frozen = nn.Parameter(torch.full((2,), float("inf")), requires_grad=False)  # type: ignore[assignment]
+    net.quantised = nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
+    net.frozen = nn.Parameter(torch.full((2,), float("inf")), requires_grad=False)
     average = averaged(net)
     for step in range(1, 51):
         net[2](net[1](net[0](batch(step)[0])))
