@@ -59,6 +59,10 @@ class Plain(LightningModule):
         return self.configure(self.network)
 
 
+def loss(module: Plain, batch: Any) -> Tensor:
+    return module.loss(batch)
+
+
 class SeveralLosses(Plain):
     """Trained on the sum of two losses, adapted by one of them."""
 
@@ -67,24 +71,15 @@ class SeveralLosses(Plain):
         return self.loss(batch) + 0.1 * small
 
 
-def loss(module: Plain, batch: Any) -> Tensor:
-    return module.loss(batch)
-
-
-def mlp(*extra: nn.Module, outputs: int = 3) -> nn.Sequential:
+def mlp(*extra: nn.Module, outputs: int = 3, frozen: bool = False) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), *extra, nn.ReLU(), nn.Linear(8, outputs))
+    first = nn.Linear(6, 8).requires_grad_(not frozen)
+    return nn.Sequential(first, *extra, nn.ReLU(), nn.Linear(8, outputs))
 
 
 def tied() -> nn.Sequential:
     shared = nn.Linear(6, 6)
     return nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(6, 3))
-
-
-def frozen() -> nn.Sequential:
-    network = mlp()
-    network[0].requires_grad_(False)
-    return network
 
 
 def adam(network: nn.Module) -> Optimizer:
@@ -146,7 +141,7 @@ CASES: dict[str, Case] = {
     "BatchNorm": Case(network=lambda: mlp(nn.BatchNorm1d(8))),
     "dropout": Case(network=lambda: mlp(nn.Dropout(0.5))),
     "parameter groups with different rates": Case(configure=two_groups),
-    "frozen parameters": Case(network=frozen),
+    "frozen parameters": Case(network=lambda: mlp(frozen=True)),
     "tied parameters": Case(network=tied),
     "gradient clipping by norm": Case(trainer=lambda: {"gradient_clip_val": 0.1}),
     "gradient clipping by value": Case(trainer=lambda: {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}),

@@ -77,15 +77,6 @@ def test_hugging_face_resumes_from_its_own_checkpoint_logs_the_real_rate_and_ret
     assert "hypergradient" in whole.state.log_history[-2]
 
 
-@pytest.mark.parametrize(
-    ("evaluated", "message"),
-    [(None, "needs validation batches"), ({"one": rows(), "two": rows()}, "has several: name one by `batches`")],
-)
-def test_a_hugging_face_trainer_needs_one_validation_set(evaluated: Any, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
-        AdaptLearningRate(trainer(tmp_path, evaluated=evaluated))
-
-
 class Divides(LanguageModel):
     """A model that divides by the samples of the whole step itself."""
 
@@ -96,17 +87,15 @@ class Divides(LanguageModel):
 
 
 @pytest.mark.parametrize("model", [LanguageModel, Divides])
-def test_a_hugging_face_step_of_fewer_batches_has_a_loss_of_the_same_size(
-    model: type[nn.Module], tmp_path: Path
-) -> None:
-    """The guard compares the losses of steps."""
+def test_a_hugging_face_step_of_fewer_batches_has_a_loss_of_the_same_size(model: Any, tmp_path: Path) -> None:
+    """The guard compares the losses of steps: here two of four batches, and one of a single batch."""
     made = trainer(tmp_path, model, rows(), per_device_train_batch_size=4, gradient_accumulation_steps=4)
-    # two steps of four batches, one of a single one
     made.train_dataset, made.args.max_steps, made.args.num_train_epochs = rows()[:36], -1, 1
+    with pytest.raises(ValueError, match="needs validation batches"):
+        AdaptLearningRate(trainer(tmp_path, evaluated=None))
     adapt = AdaptLearningRate(made)
     made.train()
     assert adapt.adapter.meta.steps == 3
-    # the mean of the three
     assert adapt.adapter.meta.guard.first == pytest.approx(math.log(32), rel=0.2)
 
 

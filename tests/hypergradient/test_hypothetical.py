@@ -3,7 +3,6 @@
 import copy
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -119,32 +118,6 @@ def test_a_run_its_hypothetical_run_and_its_average_are_those_of_copies_bit_for_
     assert equal(meta.average.weights, copies.means)
     assert equal(meta.average.buffers, list(copies.mean.buffers()))
     assert equal(meta.difference, copies.difference)
-
-
-class Quadratic(nn.Module):
-    """L(θ) = ½ Σ a θ²."""
-
-    def __init__(self, theta: list[float]) -> None:
-        super().__init__()
-        self.theta = nn.Parameter(torch.tensor(theta, dtype=torch.float64))
-
-    def forward(self, curvature: Tensor) -> Tensor:
-        return 0.5 * (curvature * self.theta**2).sum()
-
-
-def test_on_a_quadratic_the_difference_is_the_closed_form() -> None:
-    a, theta, alpha, pull = np.array([0.1, 1.0, 3.0]), np.array([1.0, -2.0, 0.5]), 0.2, 0.3
-    net, curvature, difference = Quadratic(theta.tolist()), torch.tensor(a), np.zeros(3)
-    optimizer = torch.optim.SGD(net.parameters(), lr=alpha)
-    run = HypotheticalRun(net, optimizer, [net.theta], [False])
-    for _ in range(11):
-        optimizer.zero_grad()
-        net(curvature).backward()
-        optimizer.step()
-        [found] = run.step(lambda: net(curvature), Settings(pull=pull), 0.0, None)
-        difference = (1 - pull) * ((1 - 2 * alpha * a) * difference - alpha * a * theta)
-        theta = (1 - alpha * a) * theta
-        assert found.detach().numpy() == pytest.approx(difference, rel=1e-12)
 
 
 def end(factory: Factory, scale: float = 1.0) -> list[Tensor]:

@@ -22,11 +22,7 @@ from tests.hypergradient.lightning_cases import CASES, QUIET, WARNINGS, Case, Pl
 
 pytestmark = WARNINGS
 HELD: dict[str, Any] = {"settings": Settings(meta_lr=0.0, weight_decay=0.0, window=0.0)}
-FAST = ("Adam", "BatchNorm", "accumulation over batches", "LR warm-up")
-every_case = pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, id=name, marks=[] if name in FAST else [pytest.mark.slow]) for name, case in CASES.items()],
-)
+FAST = ("BatchNorm", "accumulation over batches", "LR warm-up")
 
 
 class Watch(Callback):
@@ -53,8 +49,11 @@ class AtRates(Callback):
             group["lr"] = rate
 
 
-@every_case
-def test_with_the_rate_held_the_weights_are_those_of_plain_training_at_it_bit_for_bit(
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=name, marks=[] if name in FAST else [pytest.mark.slow]) for name, case in CASES.items()],
+)
+def test_held_the_weights_are_bit_for_bit_the_plain_ones_and_adapted_their_average_is_returned(
     case: Case, tmp_path: Path
 ) -> None:
     adapt = AdaptLearningRate(loss, **HELD)
@@ -70,9 +69,6 @@ def test_with_the_rate_held_the_weights_are_those_of_plain_training_at_it_bit_fo
     own = [group.get("initial_lr", group["lr"]) for group in groups]
     assert [group["lr"] for group in trainer.optimizers[0].param_groups] == own
 
-
-@every_case
-def test_adapted_the_rate_moves_and_the_average_of_the_formula_is_returned(case: Case, tmp_path: Path) -> None:
     adapt = AdaptLearningRate(loss)
     watch = Watch(adapt)
     module, _ = fit(case, tmp_path, adapt, watch)
@@ -150,13 +146,13 @@ def test_what_cannot_be_adapted_is_refused_before_the_first_step(
     assert not hasattr(adapt, "adapter") or adapt.adapter.finite.steps == 0
 
 
-@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy"])
-def test_a_strategy_that_cuts_up_the_weights_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_strategy_that_cuts_up_the_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(accelerator="cpu", enable_checkpointing=False, **QUIET)
-    # which itself needs a GPU, or a package, to start
-    monkeypatch.setattr(Trainer, "strategy", object.__new__(getattr(strategies, name)))
-    with pytest.raises(ValueError, match=f"cannot be used under {name}, which cuts up the weights: use DDP"):
-        AdaptLearningRate(loss).on_fit_start(trainer, Case().build())
+    for strategy in (strategies.FSDPStrategy, strategies.DeepSpeedStrategy):
+        # which itself needs a GPU, or a package, to start
+        monkeypatch.setattr(Trainer, "strategy", object.__new__(strategy))
+        with pytest.raises(ValueError, match=f"under {strategy.__name__}, which cuts up the weights: use DDP"):
+            AdaptLearningRate(loss).on_fit_start(trainer, Case().build())
 
 
 class Stream(IterableDataset[Any]):
@@ -167,16 +163,13 @@ class Stream(IterableDataset[Any]):
         return islice(zip(*samples("classes").tensors, strict=True), rank, None, processes)
 
 
-def stream(workers: int = 0, size: int = 8) -> DataLoader[Any]:
-    return DataLoader(Stream(), batch_size=size, num_workers=workers, persistent_workers=workers > 0)
-
-
 @pytest.mark.filterwarnings("ignore:.*fork")  # of Python, in a process with threads
 @pytest.mark.parametrize("kind", ["dictionary", "workers"])
 def test_validation_batches_may_come_from_loaders_in_any_structure(kind: str, tmp_path: Path) -> None:
     """Workers that stay leave the random stream as it was: dropout draws from it."""
     val = {"first": samples("classes"), "second": samples("classes")} if kind == "dictionary" else None
-    adapt = AdaptLearningRate(loss, stream(workers=1) if kind == "workers" else None, **HELD)
+    stream: Any = DataLoader(Stream(), batch_size=8, num_workers=1, persistent_workers=True)
+    adapt = AdaptLearningRate(loss, stream if kind == "workers" else None, **HELD)
     held, _ = fit(CASES["dropout"], tmp_path, adapt, val=val, max_epochs=2)
     usual, _ = fit(CASES["dropout"], tmp_path, AdaptLearningRate(loss, **HELD), max_epochs=2)
     assert adapt.adapter.meta.looks > 0
@@ -205,7 +198,7 @@ def test_two_processes_have_one_rate_and_end_where_one_process_with_the_joined_b
         several = {"strategy": "ddp_spawn", "devices": processes} if processes > 1 else {}
         callbacks = [AdaptLearningRate(loss, length=24), Keeps(tmp_path)]
         own = {"max_epochs": 4, "accelerator": "cpu", "callbacks": callbacks, "default_root_dir": tmp_path}
-        loader = stream(size=8 // processes)
+        loader: Any = DataLoader(Stream(), batch_size=8 // processes)
         Trainer(**QUIET | several | own).fit(Case(configure=sgd).build(), loader, loader)
     one, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
     assert first["rates"] == second["rates"] == pytest.approx(one["rates"], rel=1e-3)

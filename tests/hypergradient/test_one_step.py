@@ -98,27 +98,6 @@ def test_the_rates_come_back_also_where_the_step_raises_and_without_gradients_th
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
-def test_of_complex_weights_it_is_the_finite_difference_too() -> None:
-    torch.manual_seed(0)
-    weight = nn.Parameter(torch.randn(3, 4, dtype=torch.complex128))
-    x = torch.randn(4, dtype=torch.complex128)
-    optimizer = torch.optim.SGD([weight], lr=0.1)
-
-    def loss() -> Tensor:
-        return (weight @ x).abs().square().sum()
-
-    loss().backward()
-    update = lookahead(optimizer, 1.0)
-    h = hypergradient(loss(), update)
-    [(_, step)] = update
-    with torch.no_grad():
-        values = []
-        for part in (1e-6, -2e-6):
-            weight.add_(part * step)
-            values.append(loss())
-    assert h.item() == pytest.approx(float((values[0] - values[1]) / 2e-6), rel=1e-6)
-
-
 def test_greedy_rates_on_the_noisy_quadratic_are_those_of_wu_et_al() -> None:
     """Wu et al. 2018, arXiv 1803.02021: minimising the next loss anneals too early and ends at 144, not at 4.57.
 

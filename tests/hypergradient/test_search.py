@@ -65,26 +65,6 @@ def test_the_rate_is_the_best_of_hypothetical_stretches(
     assert search_rate(stretch, start, **options) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("stretch", "start", "seen"),
-    [
-        (bowl(1.0), 1.1, [(1.1, 1), (3.3, 1), (1.1 / 3, 1)]),
-        (plateau, 1.0, [(1.0, 1), (3.0, 1), (1 / 3, 1), (1.0, 2), (3.0, 2)]),
-        (lambda rate, _: 1 + (rate not in (1, 3)), 1, [(1, 1), (3, 1), (1 / 3, 1), (1, 2), (3, 2), (1, 4), (3, 4)]),
-    ],
-    ids=["best", "tie", "tie that stays"],
-)
-def test_no_more_is_tried_than_is_needed(stretch: Stretch, start: float, seen: list[tuple[float, int]]) -> None:
-    tried = []
-
-    def noted(rate: float, times: int) -> float:
-        tried.append((rate, times))
-        return stretch(rate, times)
-
-    search_rate(noted, start)
-    assert sorted(tried) == [pytest.approx(one) for one in sorted(seen)]
-
-
 def test_a_training_that_diverges_at_every_rate_is_refused_and_a_loss_that_always_falls_ends() -> None:
     with pytest.raises(ValueError, match="Training lowers the validation loss at no rate from 1 down to"):
         search_rate(lambda *_: math.inf, 1.0)

@@ -1,13 +1,11 @@
 import copy
 import warnings
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
 
 from hypergradient import check_supported
-from hypergradient.hypothetical import clear_state
 from hypergradient.support import SUPPORTED as QUOTED
 from tests.hypergradient import problem
 from tests.hypergradient.optimizers import ELSEWHERE, REFUSED, SUPPORTED, Factory
@@ -46,31 +44,6 @@ def test_steps_that_are_not_proportional_to_lr_are_refused_with_the_remedy(name:
         warnings.simplefilter("ignore")  # ASGD warns of its own weight averaging
         with pytest.raises(ValueError, match=f"^{name} cannot be adapted: .* Use one of SGD, Adam"):
             check_supported(optimizer)
-
-
-class KeepsItsOwn(torch.optim.SGD):
-    """Somebody's optimizer, with attributes and state of its own, as StableSPAM, ScalableShampoo and SPAM have."""
-
-    def __init__(self, params: Any, lr: float) -> None:
-        super().__init__(params, lr)
-        self.total_step = 0
-        self.state["seen"] = {"steps": 0}  # type: ignore[index]
-
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        self.total_step += 1
-        self.state["seen"]["steps"] += 1  # type: ignore[index]
-        super().step()
-
-
-def test_what_an_optimizer_keeps_for_itself_is_copied_and_stays() -> None:
-    net = problem.network()
-    optimizer = KeepsItsOwn(net.parameters(), lr=0.1)
-    check_supported(optimizer)
-    assert optimizer.total_step == optimizer.state["seen"]["steps"] == 0  # type: ignore[index]
-    problem.warm_up(net, optimizer, 3)
-    optimizer.state[next(net.parameters())] = {"momentum_buffer": None}
-    clear_state(optimizer)
-    assert dict(optimizer.state) == {"seen": {"steps": 3}}
 
 
 def test_every_optimizer_of_torch_is_either_in_the_list_that_the_error_quotes_or_refused() -> None:
