@@ -1,11 +1,8 @@
-import copy
-
 import pytest
 import torch
 from torch import nn
 
 from hypergradient import Average
-from hypergradient.sets import TensorSet
 from tests.hypergradient.kinds import Normalizes
 from tests.hypergradient.problem import batch, equal
 
@@ -56,21 +53,3 @@ def test_buffers_are_averaged_and_what_has_no_mean_stays_as_it_is() -> None:
         )
     with average.in_place():
         assert bool((net.quantised == 1).all() and net.infinite.isinf().all())
-
-
-@pytest.mark.parametrize("keep", [False, True])
-def test_a_set_is_in_the_network_within_the_context_and_given_back_after_an_exception(keep: bool) -> None:
-    net = nn.Sequential(nn.Linear(5, 8).double(), nn.BatchNorm1d(8).double())
-    own = TensorSet(net, list(net.parameters()))
-    for value in own.weights:
-        value.add_(1)
-    before, values, objects = copy.deepcopy(net.state_dict()), copy.deepcopy(own.state_dict()), [*net.parameters()]
-    with pytest.raises(ZeroDivisionError), own.in_place(keep):  # noqa: PT012
-        assert equal([p.detach() for p in net.parameters()], values["weights"])
-        net(batch(0)[0])
-        raise ZeroDivisionError
-    assert equal(net.state_dict(), before)
-    assert all(p is q for p, q in zip(net.parameters(), objects, strict=True))
-    assert equal(own.weights, values["weights"])
-    # the statistics of the forward pass
-    assert equal(own.buffers, values["buffers"]) is not keep

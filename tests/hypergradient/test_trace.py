@@ -56,15 +56,6 @@ def test_batch_statistics_normalize_by_the_batch_where_it_has_a_variance_and_the
     assert not norm._forward_pre_hooks
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
-def test_the_mode_of_a_scripted_module_which_is_not_in_python_comes_back() -> None:
-    norm, x = torch.jit.script(nn.BatchNorm1d(400)), torch.ones(2, 4)
-    net = nn.Sequential(nn.Linear(4, 400), torch.jit.script(nn.Dropout(0.5)), norm)
-    with no_trace(net):
-        torch.testing.assert_close(net(x), net[0](x))
-    assert (net(x) == 0).any()
-
-
 def test_a_look_at_a_recurrent_network_does_without_cudnn_which_has_no_backward_pass_in_evaluation_mode() -> None:
     before = torch.backends.cudnn.enabled
     with no_trace(nn.Sequential(nn.LSTM(3, 4), nn.Linear(4, 2))):
