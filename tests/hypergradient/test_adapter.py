@@ -165,6 +165,19 @@ def test_groups_that_are_added_and_parameters_that_are_released_are_taken_in() -
     assert adapter.last["lr"] != rate
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about itself
+def test_a_compiled_step_adapts() -> None:
+    net, optimizer, adapter = adapted()
+    step = torch.compile(optimizer.step, backend="eager")
+    for number in range(4):
+        adapter.see(batch(number), loss(net, batch(number)))
+        loss(net, batch(number)).backward()
+        step()
+    assert adapter.report()["looks"] == 3
+    torch._dynamo.reset()
+
+
 def test_the_last_of_two_adapters_replaces_the_first_and_removed_it_leaves_a_plain_optimizer() -> None:
     """In a notebook a cell is run twice; as Fabric's, a wrapper has torch's optimizer in `optimizer`."""
     net, optimizer, first = adapted()

@@ -155,25 +155,20 @@ def test_a_strategy_that_cuts_up_the_weights_is_refused(monkeypatch: pytest.Monk
             AdaptLearningRate(loss).on_fit_start(trainer, Case().build())
 
 
+def test_validation_batches_may_come_from_several_loaders(tmp_path: Path) -> None:
+    val, adapt = {"first": samples("classes"), "second": samples("classes")}, AdaptLearningRate(loss, **HELD)
+    held, _ = fit(CASES["dropout"], tmp_path, adapt, val=val, max_epochs=2)
+    usual, _ = fit(CASES["dropout"], tmp_path, AdaptLearningRate(loss, **HELD), max_epochs=2)
+    assert adapt.adapter.meta.looks > 6
+    assert same(held.state_dict(), usual.state_dict())
+
+
 class Stream(IterableDataset[Any]):
     """The samples one by one; of two processes, each has every other one."""
 
     def __iter__(self) -> Iterator[Any]:
         rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         return islice(zip(*samples("classes").tensors, strict=True), rank, None, processes)
-
-
-@pytest.mark.filterwarnings("ignore:.*fork")  # of Python, in a process with threads
-@pytest.mark.parametrize("kind", ["dictionary", "workers"])
-def test_validation_batches_may_come_from_loaders_in_any_structure(kind: str, tmp_path: Path) -> None:
-    """Workers that stay leave the random stream as it was: dropout draws from it."""
-    val = {"first": samples("classes"), "second": samples("classes")} if kind == "dictionary" else None
-    stream: Any = DataLoader(Stream(), batch_size=8, num_workers=1, persistent_workers=True)
-    adapt = AdaptLearningRate(loss, stream if kind == "workers" else None, **HELD)
-    held, _ = fit(CASES["dropout"], tmp_path, adapt, val=val, max_epochs=2)
-    usual, _ = fit(CASES["dropout"], tmp_path, AdaptLearningRate(loss, **HELD), max_epochs=2)
-    assert adapt.adapter.meta.looks > 0
-    assert same(held.state_dict(), usual.state_dict())
 
 
 class Keeps(Callback):

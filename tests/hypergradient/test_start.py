@@ -1,6 +1,5 @@
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -33,15 +32,6 @@ def test_the_start_is_the_line_search_whatever_the_given_rate_and_nothing_is_lef
     assert theta.grad is None
     assert not optimizer.state
     assert optimizer.param_groups[0]["lr"] == lr
-
-
-def test_groups_keep_the_ratio_of_their_rates() -> None:
-    """Along (g, g/10) the exact line search is Σ d g / Σ h d², with d the direction."""
-    one, other = (nn.Parameter(torch.zeros(3).double()) for _ in range(2))
-    groups: list[dict[str, Any]] = [{"params": [one]}, {"params": [other], "lr": 0.05}]
-    loss = lambda: 0.5 * (H * (one - 1) ** 2 + H * (other - 1) ** 2).sum()  # noqa: E731
-    exact = 1.1 * (H**2).sum() / (1.01 * (H**3).sum())
-    assert starting_rate(loss, torch.optim.SGD(groups, lr=0.5)) == pytest.approx(exact.item(), rel=0.05)
 
 
 @pytest.mark.parametrize(
