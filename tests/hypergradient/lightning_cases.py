@@ -1,6 +1,6 @@
 """What the Lightning callback is tested under: one list, shown in docs/lightning.md; and how a case is fitted."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,11 +172,6 @@ def fit(case: Case, folder: Path, *callbacks: Callback, val: Any = None, **optio
     trainer, module = Trainer(**given | {"callbacks": [*given.get("callbacks", []), *callbacks]}), case.build()
     trainer.fit(module, samples(case.data), val or samples(case.data), ckpt_path=path)
     return module, trainer
-
-
-def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    """Whether two state dictionaries have the same bits."""
-    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 class SavesBefore(Callback):

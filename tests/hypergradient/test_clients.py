@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hypergradient import Settings
 from tests.hypergradient import clients
 from tests.hypergradient.clients import CLIENTS, STEPS, Client, LanguageModel, Loop, loader, loss, rows, trainer
-from tests.hypergradient.lightning_cases import same
+from tests.hypergradient.problem import equal
 
 pytest.importorskip("transformers")  # of tests/requirements.txt
 from hypergradient.huggingface import AdaptLearningRate
@@ -30,8 +30,8 @@ def validation_loss(model: nn.Module) -> float:
 def test_with_the_rate_held_the_weights_are_those_of_the_client_alone_at_that_rate_bit_for_bit(client: Client) -> None:
     held, adapter = client.run(HELD, 1e-4)
     plain, _ = client.run(None, adapter.last["lr"])
-    assert same(held.state_dict(), plain.state_dict())
-    assert not same(held.state_dict(), LanguageModel().state_dict())
+    assert equal(held.state_dict(), plain.state_dict())
+    assert not equal(held.state_dict(), LanguageModel().state_dict())
 
 
 @every_client
@@ -54,7 +54,7 @@ def test_accelerate_resumes_from_its_own_checkpoint_bit_for_bit(tmp_path: Path) 
     whole.run(STEPS // 2)
     rest.launched.load_state(str(tmp_path))
     rest.run(STEPS // 2)
-    assert same(whole.model.state_dict(), rest.model.state_dict())
+    assert equal(whole.model.state_dict(), rest.model.state_dict())
     assert whole.adapter.report() == rest.adapter.report()
 
 
@@ -68,7 +68,7 @@ def test_hugging_face_resumes_from_its_own_checkpoint_logs_the_real_rate_and_ret
         made.train(resume_from_checkpoint=start)
         found.append((made, adapt.adapter))
     (whole, adapter), (rest, again) = found
-    assert same(whole.model.state_dict(), rest.model.state_dict())
+    assert equal(whole.model.state_dict(), rest.model.state_dict())
     assert adapter.report() == again.report()
     assert adapter.meta.average.exchanged
     assert torch.load(checkpoint / "optimizer.pt", weights_only=True)["rate_adapter"]["told"] == 20

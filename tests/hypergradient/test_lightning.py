@@ -18,7 +18,8 @@ from torchmetrics import SumMetric
 
 from hypergradient import Settings
 from hypergradient.lightning import AdaptLearningRate
-from tests.hypergradient.lightning_cases import CASES, QUIET, WARNINGS, Case, Plain, adam, fit, loss, same, samples, sgd
+from tests.hypergradient.lightning_cases import CASES, QUIET, WARNINGS, Case, Plain, adam, fit, loss, samples, sgd
+from tests.hypergradient.problem import equal
 
 pytestmark = WARNINGS
 HELD: dict[str, Any] = {"settings": Settings(meta_lr=0.0, weight_decay=0.0, window=0.0)}
@@ -60,8 +61,8 @@ def test_held_the_weights_are_bit_for_bit_the_plain_ones_and_adapted_their_avera
     watch = Watch(adapt)
     held, trainer = fit(case, tmp_path, adapt, watch)
     plain, _ = fit(case, tmp_path, AtRates(watch.rates))
-    assert same(held.state_dict(), plain.state_dict())
-    assert not same(held.state_dict(), case.build().state_dict())
+    assert equal(held.state_dict(), plain.state_dict())
+    assert not equal(held.state_dict(), case.build().state_dict())
     assert adapt.adapter.meta.looks > 0
     # `lr` stays the user's: a schedule continues from it
     made = case.configure(case.network())
@@ -104,9 +105,7 @@ class Measures(Plain):
         self.log("samples", self.samples.compute())
 
 
-def test_a_look_has_the_trainer_and_the_attributes_of_the_run_and_leaves_no_trace_in_its_metrics(
-    tmp_path: Path,
-) -> None:
+def test_a_look_has_the_trainer_and_attributes_of_the_run_and_leaves_no_trace_in_its_metrics(tmp_path: Path) -> None:
     case = Case(module=Measures, configure=lambda network: torch.optim.Adam(network.parameters(), lr=1e-9))
     found, states = [], list[Any]()
     for callbacks in ([], [AdaptLearningRate(loss, **HELD, lr=1e-9)]):
@@ -160,7 +159,7 @@ def test_validation_batches_may_come_from_several_loaders(tmp_path: Path) -> Non
     held, _ = fit(CASES["dropout"], tmp_path, adapt, val=val, max_epochs=2)
     usual, _ = fit(CASES["dropout"], tmp_path, AdaptLearningRate(loss, **HELD), max_epochs=2)
     assert adapt.adapter.meta.looks > 6
-    assert same(held.state_dict(), usual.state_dict())
+    assert equal(held.state_dict(), usual.state_dict())
 
 
 class Stream(IterableDataset[Any]):
@@ -198,5 +197,5 @@ def test_two_processes_have_one_rate_and_end_where_one_process_with_the_joined_b
     one, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
     assert first["rates"] == second["rates"] == pytest.approx(one["rates"], rel=1e-3)
     assert len(set(first["rates"])) > 3
-    assert same(first["weights"], second["weights"])
+    assert equal(first["weights"], second["weights"])
     torch.testing.assert_close(first["weights"], one["weights"], rtol=1e-3, atol=1e-4)

@@ -9,7 +9,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from hypergradient.lightning import AdaptLearningRate
-from tests.hypergradient.lightning_cases import CASES, WARNINGS, Case, Plain, fit, loss, same
+from tests.hypergradient.lightning_cases import CASES, WARNINGS, Case, Plain, fit, loss
+from tests.hypergradient.problem import equal
 
 pytestmark = WARNINGS
 
@@ -61,19 +62,19 @@ def test_a_run_resumed_from_a_checkpoint_of_any_moment_is_the_uninterrupted_one_
         start = tmp_path / "stop.ckpt" if moment == "over" else None
         module, trainer = fit(case, tmp_path, adapted[1], max_epochs=2, ckpt_path=start)
         trainer.save_checkpoint(path)
-        assert same(saved(path)["state_dict"], module.state_dict())
+        assert equal(saved(path)["state_dict"], module.state_dict())
     elif moment == "failed":
         with pytest.raises(InterruptedError):
             fit(case, tmp_path, adapted[1], FailsInValidation(), max_epochs=3)
         # the module has its own weights back
-        assert same(adapted[1].adapter.network.state_dict(), saved(path)["current"])
+        assert equal(adapted[1].adapter.network.state_dict(), saved(path)["current"])
     stopped, now = saved(tmp_path / "stop.ckpt"), saved(path)
-    assert not same(now["state_dict"], now["current"])
-    assert all(same(stopped[name], now[name]) for name in ("state_dict", "current"))
+    assert not equal(now["state_dict"], now["current"])
+    assert all(equal(stopped[name], now[name]) for name in ("state_dict", "current"))
     # the state is in the optimizer's
     assert not any("AdaptLearningRate" in key for key in now["callbacks"])
     rest, _ = fit(case, tmp_path, adapted[2], max_epochs=3, ckpt_path=path)
-    assert same(whole.state_dict(), rest.state_dict())
+    assert equal(whole.state_dict(), rest.state_dict())
     report, again = (adapt.adapter.report() for adapt in (adapted[0], adapted[2]))
     assert report == again
     assert report["highest"] > report["lowest"]

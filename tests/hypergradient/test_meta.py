@@ -42,9 +42,7 @@ def test_moves_are_spaced_by_a_tenth_of_the_time_and_looks_by_16_steps_at_most()
     assert meta.looks == len(looked)
 
 
-def test_the_first_rate_is_the_start_a_higher_one_is_lowered_to_it_and_a_lower_one_is_doubled_until_it_is_there() -> (
-    None
-):
+def test_the_first_rate_is_the_start_a_higher_one_is_lowered_to_it_and_a_lower_one_is_doubled_up_to_it() -> None:
     net = network()
     optimizer = torch.optim.Adam(net.parameters())
     backward(net, optimizer)
