@@ -98,7 +98,7 @@ def test_a_state_that_lacks_any_one_key_is_refused_and_nothing_is_loaded() -> No
         assert equal(second[1].state_dict(), before)
     second[1].load_state_dict(state)
     second[2].meta.prepare()
-    assert second[2].meta.steps == 20
+    assert second[2].meta.steps == first[2].meta.steps > 0
 
 
 def test_evaluation_has_the_averaged_weights_and_training_gives_every_bit_back() -> None:
