@@ -6,11 +6,9 @@ it trains as its users do, at the rate `lr`.
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from importlib.metadata import version
 from itertools import chain, islice, repeat
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,34 +56,36 @@ def adam(model: nn.Module, lr: float) -> torch.optim.Optimizer:
 class Loop:
     """A training loop, and where one differs from the next: the optimizer, the forward pass, how a step is taken."""
 
-    def __init__(self, adapt: Options | None, lr: float, make: Callable[..., Any] = adam) -> None:
-        self.model, self.adapt, self.data = LanguageModel(), adapt, loader()
+    def __init__(
+        self,
+        adapt: Options | None,
+        lr: float,
+        change: Callable[[Any], Any] = lambda _: None,
+        make: Callable[..., Any] = adam,
+    ) -> None:
+        self.model, self.data = LanguageModel(), loader()
         self.forward: Any = self.model
         self.optimizer = make(self.model, lr)
-        self.adapter: Any = None
         self.backward: Callable[[Tensor], object] = lambda loss: loss.backward()
         self.step: Callable[[], object] = lambda: self.optimizer.step()
-
-    def attach(self) -> Any:
-        """Adapt the rate, where the loop is to."""
-        if self.adapt is not None and self.adapter is None:
-            self.adapter = RateAdapter(self.optimizer, self.model, loss, list(loader(16)), **self.adapt)
-        return self.adapter
+        self.launched = change(self)
+        self.adapter: Any = None
+        if adapt is not None:
+            self.adapter = RateAdapter(self.optimizer, self.model, loss, list(loader(16)), **adapt)
 
     def run(self, steps: int = STEPS) -> Result:
-        adapter = self.attach()
         for batch in islice(chain.from_iterable(repeat(self.data)), steps):
             self.optimizer.zero_grad()
-            if adapter and self.forward is self.model:
-                now = adapter.loss(batch)
+            if self.adapter and self.forward is self.model:
+                now = self.adapter.loss(batch)
             else:
                 now = loss(self.forward, batch)
-                if adapter:
+                if self.adapter:
                     # a wrapped network computed the loss
-                    adapter.see(batch, now)
+                    self.adapter.see(batch, now)
             self.backward(now)
             self.step()
-        return self.model, adapter
+        return self.model, self.adapter
 
 
 def compiled(loop: Loop) -> None:
@@ -119,54 +119,49 @@ def fabric(loop: Loop) -> None:
     loop.backward = launched.backward
 
 
-def run(change: Callable[[Loop], object], adapt: Options | None, lr: float) -> Result:
-    loop = Loop(adapt, lr)
-    change(loop)
-    return loop.run()
+def trainer(folder: Path, model: type[nn.Module] = LanguageModel, evaluated: Any = None, **options: Any) -> Any:
+    from transformers import Trainer, TrainingArguments
+
+    quiet: dict[str, Any] = {"use_cpu": True, "report_to": [], "disable_tqdm": True}
+    arguments = TrainingArguments(str(folder), max_steps=STEPS, **quiet | options)
+    made_in_train: Any = model
+    return Trainer(model_init=made_in_train, args=arguments, train_dataset=rows(), eval_dataset=evaluated)
 
 
 def huggingface(adapt: Options | None, lr: float) -> Result:
-    from transformers import Trainer, TrainingArguments
-
     from hypergradient.huggingface import AdaptLearningRate
 
-    options: dict[str, Any] = {"max_steps": STEPS, "per_device_train_batch_size": SIZE, "learning_rate": lr}
+    options: dict[str, Any] = {"per_device_train_batch_size": SIZE, "learning_rate": lr, "logging_strategy": "no"}
     options |= {"lr_scheduler_type": "constant", "train_sampling_strategy": "sequential", "save_strategy": "no"}
-    quiet: dict[str, Any] = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "logging_strategy": "no"}
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(folder, **options, **quiet)
-        trainer = Trainer(LanguageModel(), arguments, train_dataset=rows(), eval_dataset=rows())
-        callback = None if adapt is None else AdaptLearningRate(trainer, **adapt)
-        trainer.train()
-    model: Any = trainer.model
-    return model, callback.adapter if callback else None
+        made = trainer(Path(folder), evaluated=rows(), **options)
+        callback = None if adapt is None else AdaptLearningRate(made, **adapt)
+        made.train()
+    return made.model, callback.adapter if callback else None
 
 
-def pytorch_optimizer(adapt: Options | None, lr: float) -> Result:
+def ada_belief(model: nn.Module, lr: float) -> Any:
     from pytorch_optimizer import AdaBelief
 
-    return Loop(adapt, lr, lambda model, lr: AdaBelief(model.parameters(), lr=lr)).run()
+    return AdaBelief(model.parameters(), lr=lr)
 
 
-@dataclass(frozen=True)
-class Client:
+class Client(NamedTuple):
     """A package, how many lines its user adds, and how it is used."""
 
     package: str
     lines: int
     run: Callable[[Options | None, float], Result]
 
-    @property
-    def version(self) -> str:
-        return version(self.package)
-
 
 CLIENTS: dict[str, Client] = {
-    "a plain loop": Client("torch", 2, partial(run, Loop.attach)),
-    "`torch.compile`": Client("torch", 2, partial(run, compiled)),
-    "`GradScaler`": Client("torch", 2, partial(run, scaled)),
-    "Accelerate": Client("accelerate", 2, partial(run, accelerated)),
-    "Fabric": Client("lightning", 2, partial(run, fabric)),
+    "a plain loop": Client("torch", 2, lambda adapt, lr: Loop(adapt, lr).run()),
+    "`torch.compile`": Client("torch", 2, lambda adapt, lr: Loop(adapt, lr, compiled).run()),
+    "`GradScaler`": Client("torch", 2, lambda adapt, lr: Loop(adapt, lr, scaled).run()),
+    "Accelerate": Client("accelerate", 2, lambda adapt, lr: Loop(adapt, lr, accelerated).run()),
+    "Fabric": Client("lightning", 2, lambda adapt, lr: Loop(adapt, lr, fabric).run()),
     "Hugging Face `Trainer`": Client("transformers", 1, huggingface),
-    "an optimizer of pytorch_optimizer": Client("pytorch_optimizer", 2, pytorch_optimizer),
+    "an optimizer of pytorch_optimizer": Client(
+        "pytorch_optimizer", 2, lambda adapt, lr: Loop(adapt, lr, make=ada_belief).run()
+    ),
 }

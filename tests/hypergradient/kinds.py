@@ -29,74 +29,14 @@ class Layers(nn.Module):
         return x
 
 
-class KeepsWhatCannotBeCopied(Layers):
-    """A lock, and an activation with its graph."""
+class KeepsState(Layers):
+    """Has what cannot be copied (a lock, an activation with its graph), a hook of a gradient, attributes that each call
+    changes, which its result depends on, a checkpoint, and dropout that draws in evaluation mode too.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.lock = threading.Lock()
-
-    def between(self, x: Tensor) -> Tensor:
-        with self.lock:
-            self.activation = x
-        return x
-
-
-class SetsAttributes(Layers):
-    """Counts its calls, notes what it saw in a list and a dictionary, and anneals a temperature by them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls, self.seen, self.noted = 0, list[float](), dict[str, float]()
-
-    def between(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        self.seen.append(x.mean().item())
-        self.noted[str(self.calls)] = self.seen[-1]
-        return x / (1 + 0.1 * len(self.seen) + 0.01 * len(self.noted) + self.calls)
-
-
-class ReplacesItsBuffer(Layers):
-    mean: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(8, dtype=torch.float64))
-
-    def between(self, x: Tensor) -> Tensor:
-        if self.training:
-            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
-        return x - self.mean
-
-
-class Recurrent(Layers):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(8, 8, batch_first=True).double()
-
-    def between(self, x: Tensor) -> Tensor:
-        return self.lstm(x.unsqueeze(1).expand(-1, 3, -1))[0][:, -1]  # type: ignore[no-any-return]
-
-
-class Ties(Layers):
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.other = nn.Linear(8, 8).double(), nn.Linear(8, 8).double()
-        self.other.weight = self.one.weight
-
-    def between(self, x: Tensor) -> Tensor:
-        return self.other(self.one(x).tanh())  # type: ignore[no-any-return]
-
-
-class LeavesALayerOut(Layers):
-    def __init__(self) -> None:
-        super().__init__()
-        self.unused = nn.Linear(8, 8).double()
-
-
-class HasAHook(Layers):
-    def __init__(self) -> None:
-        super().__init__()
+        self.lock, self.calls, self.seen, self.noted = threading.Lock(), 0, list[float](), dict[str, float]()
         self.called = [0]
         self.first.weight.register_hook(self.halve)
 
@@ -104,27 +44,45 @@ class HasAHook(Layers):
         self.called[0] += 1
         return gradient / 2
 
-
-class Checkpoints(Layers):
     def between(self, x: Tensor) -> Tensor:
-        return checkpoint(torch.tanh, x, use_reentrant=False)  # type: ignore[no-any-return]
+        with self.lock:
+            self.activation = x
+        self.calls += 1
+        self.seen.append(x.mean().item())
+        self.noted[str(self.calls)] = self.seen[-1]
+        x = x / (1 + 0.1 * len(self.seen) + 0.01 * len(self.noted) + self.calls)
+        return dropout(checkpoint(torch.tanh, x, use_reentrant=False), 0.5, training=True)
 
 
-class DrawsAlways(Layers):
-    """In evaluation mode too, as a variational autoencoder does."""
+class SharesWeights(Layers):
+    """Has a recurrent layer, two that share their weights, and one that is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 8, batch_first=True).double()
+        self.one, self.other, self.unused = (nn.Linear(8, 8).double() for _ in range(3))
+        self.other.weight = self.one.weight
 
     def between(self, x: Tensor) -> Tensor:
-        return dropout(x, 0.5, training=True)
+        x = self.lstm(x.unsqueeze(1).expand(-1, 3, -1))[0][:, -1]
+        return self.other(self.one(x).tanh())  # type: ignore[no-any-return]
 
 
 class Normalizes(Layers):
+    """Has BatchNorm, a frozen one too, dropout, and a buffer that each call replaces."""
+
+    mean: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.norm, self.frozen, self.dropout = nn.BatchNorm1d(8).double(), nn.BatchNorm1d(8).double(), nn.Dropout()
         self.frozen.eval()
+        self.register_buffer("mean", torch.zeros(8, dtype=torch.float64))
 
     def between(self, x: Tensor) -> Tensor:
-        return self.dropout(self.norm(self.frozen(x)))  # type: ignore[no-any-return]
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        return self.dropout(self.norm(self.frozen(x - self.mean)))  # type: ignore[no-any-return]
 
 
 def changed(change: Callable[[nn.Module], Any]) -> Callable[[], nn.Module]:
@@ -136,10 +94,6 @@ def changed(change: Callable[[nn.Module], Any]) -> Callable[[], nn.Module]:
         return net
 
     return make
-
-
-def compiled(backend: str) -> Callable[[], nn.Module]:
-    return lambda: torch.compile(network(), backend=backend)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -157,8 +111,7 @@ KINDS: dict[str, Kind] = {
     "frozen layer": Kind(changed(lambda layer: layer.requires_grad_(False))),
     "old weight_norm": Kind(changed(nn.utils.weight_norm)),
     "new weight_norm": Kind(changed(nn.utils.parametrizations.weight_norm)),
-    "torch.compile, eager": Kind(compiled("eager")),
-    "torch.compile, aot_eager": Kind(compiled("aot_eager")),
+    "torch.compile": Kind(lambda: torch.compile(network(), backend="aot_eager")),  # type: ignore[arg-type, return-value]
     **{kind.__name__: Kind(kind) for kind in Layers.__subclasses__()},
 }
 

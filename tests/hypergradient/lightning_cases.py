@@ -1,6 +1,6 @@
 """What the Lightning callback is tested under: one list, shown in docs/lightning.md; and how a case is fitted."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from data import TensorLoader
 
 Configure = Callable[[nn.Module], Any]
+Of = Callable[[nn.Module, Any], Tensor]
 QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
 WARNINGS = [
     # the samples are in memory
@@ -31,15 +32,19 @@ WARNINGS = [
 ]
 
 
+def classified(network: nn.Module, batch: Any) -> Tensor:
+    return cross_entropy(network(batch[0]), batch[1])
+
+
 class Plain(LightningModule):
     """An ordinary module, as its user wrote it."""
 
-    def __init__(self, network: nn.Module, configure: Configure) -> None:
+    def __init__(self, network: nn.Module, configure: Configure, of: Of = classified) -> None:
         super().__init__()
-        self.network, self.configure = network, configure
+        self.network, self.configure, self.of = network, configure, of
 
     def loss(self, batch: Any) -> Tensor:
-        return cross_entropy(self.network(batch[0]), batch[1])
+        return self.of(self.network, batch)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return self.loss(batch)
@@ -54,19 +59,8 @@ class Plain(LightningModule):
         return self.configure(self.network)
 
 
-class Regression(Plain):
-    def loss(self, batch: Any) -> Tensor:
-        return mse_loss(self.network(batch[0]).squeeze(1), batch[1])
-
-
-class Autoencoder(Plain):
-    def loss(self, batch: Any) -> Tensor:
-        return mse_loss(self.network(batch[0]), batch[0])
-
-
-class OfDictionaries(Plain):
-    def loss(self, batch: Any) -> Tensor:
-        return cross_entropy(self.network(batch["inputs"]), batch["labels"])
+def loss(module: Plain, batch: Any) -> Tensor:
+    return module.loss(batch)
 
 
 class SeveralLosses(Plain):
@@ -77,24 +71,15 @@ class SeveralLosses(Plain):
         return self.loss(batch) + 0.1 * small
 
 
-def loss(module: Plain, batch: Any) -> Tensor:
-    return module.loss(batch)
-
-
-def mlp(*extra: nn.Module, outputs: int = 3) -> nn.Sequential:
+def mlp(*extra: nn.Module, outputs: int = 3, frozen: bool = False) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), *extra, nn.ReLU(), nn.Linear(8, outputs))
+    first = nn.Linear(6, 8).requires_grad_(not frozen)
+    return nn.Sequential(first, *extra, nn.ReLU(), nn.Linear(8, outputs))
 
 
 def tied() -> nn.Sequential:
     shared = nn.Linear(6, 6)
     return nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(6, 3))
-
-
-def frozen() -> nn.Sequential:
-    network = mlp()
-    network[0].requires_grad_(False)
-    return network
 
 
 def adam(network: nn.Module) -> Optimizer:
@@ -137,9 +122,10 @@ class Case:
     trainer: Callable[[], dict[str, Any]] = dict
     module: type[Plain] = Plain
     data: str = "classes"
+    of: Of = classified
 
     def build(self) -> Plain:
-        return self.module(self.network(), self.configure)
+        return self.module(self.network(), self.configure, self.of)
 
 
 def scaler() -> dict[str, Any]:
@@ -155,7 +141,7 @@ CASES: dict[str, Case] = {
     "BatchNorm": Case(network=lambda: mlp(nn.BatchNorm1d(8))),
     "dropout": Case(network=lambda: mlp(nn.Dropout(0.5))),
     "parameter groups with different rates": Case(configure=two_groups),
-    "frozen parameters": Case(network=frozen),
+    "frozen parameters": Case(network=lambda: mlp(frozen=True)),
     "tied parameters": Case(network=tied),
     "gradient clipping by norm": Case(trainer=lambda: {"gradient_clip_val": 0.1}),
     "gradient clipping by value": Case(trainer=lambda: {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}),
@@ -167,9 +153,13 @@ CASES: dict[str, Case] = {
     "torch.compile": Case(network=lambda: torch.compile(mlp(), backend="aot_eager")),  # type: ignore[arg-type, return-value]
     "weight averaging": Case(trainer=lambda: {"callbacks": [EMAWeightAveraging()]}),
     "LR warm-up": Case(configure=warm_up),
-    "regression": Case(network=lambda: mlp(outputs=1), module=Regression, data="values"),
-    "autoencoder": Case(network=lambda: mlp(outputs=6), module=Autoencoder, data="inputs"),
-    "batches that are dictionaries": Case(module=OfDictionaries, data="dictionaries"),
+    "regression": Case(
+        lambda: mlp(outputs=1), data="values", of=lambda net, batch: mse_loss(net(batch[0]).squeeze(1), batch[1])
+    ),
+    "autoencoder": Case(lambda: mlp(outputs=6), data="inputs", of=lambda net, batch: mse_loss(net(batch[0]), batch[0])),
+    "batches that are dictionaries": Case(
+        data="dictionaries", of=lambda net, batch: cross_entropy(net(batch["inputs"]), batch["labels"])
+    ),
     "several losses": Case(module=SeveralLosses),
 }
 
@@ -182,11 +172,6 @@ def fit(case: Case, folder: Path, *callbacks: Callback, val: Any = None, **optio
     trainer, module = Trainer(**given | {"callbacks": [*given.get("callbacks", []), *callbacks]}), case.build()
     trainer.fit(module, samples(case.data), val or samples(case.data), ckpt_path=path)
     return module, trainer
-
-
-def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    """Whether two state dictionaries have the same bits."""
-    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 class SavesBefore(Callback):

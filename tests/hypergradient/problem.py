@@ -28,6 +28,7 @@ def batch(number: int, size: int = 32, dtype: torch.dtype = torch.float64) -> Ba
 
 
 VALIDATION = [batch(1000 + number) for number in range(3)]
+SINGLE = [batch(1000 + number, dtype=torch.float32) for number in range(3)]
 
 
 def loss(net: Callable[[Tensor], Tensor], data: Batch) -> Tensor:
@@ -63,9 +64,9 @@ def copied(net: nn.Sequential, optimizer: Optimizer) -> tuple[nn.Sequential, Opt
 
 
 def adapted(factory: Factory = SUPPORTED["Adam"], **options: Any) -> tuple[nn.Sequential, Optimizer, RateAdapter]:
-    net = network()
+    net, given = network(), dict[str, Any](loss=loss, batches=VALIDATION) | options
     optimizer = groups(net, factory)
-    return net, optimizer, RateAdapter(optimizer, net, loss, VALIDATION, **options)
+    return net, optimizer, RateAdapter(optimizer, net, **given)
 
 
 def train(optimizer: Optimizer, adapter: RateAdapter, steps: range, factor: float = 1.0) -> None:

@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -7,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hypergradient import RateAdapter
+from hypergradient import NotFiniteError, RateAdapter
 from tests.hypergradient.optimizers import SUPPORTED
-from tests.hypergradient.problem import VALIDATION, adapted, batch, equal, loss, network, train
+from tests.hypergradient.problem import SINGLE, VALIDATION, adapted, batch, equal, loss, network, train
 
 
-def test_step_hooks_and_schedulers_count_the_users_steps_alone() -> None:
+def test_step_hooks_and_schedulers_count_the_users_steps_alone_and_the_report_says_what_it_cost() -> None:
     net, optimizer, adapter = adapted()
     calls, schedule = [], torch.optim.lr_scheduler.StepLR(optimizer, 100)
     optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
@@ -21,8 +22,12 @@ def test_step_hooks_and_schedulers_count_the_users_steps_alone() -> None:
     for step in range(5):
         train(optimizer, adapter, range(step, step + 1))
         schedule.step()
+    report = adapter.report()
+    assert (report["steps"], report["looks"], report["skipped"]) == (5, adapter.position, 0)
+    assert report["passes"] == 1 + (5 * 16 / 32 + report["looks"]) / 5
+    assert report["lowest"] <= report["lr"] <= report["highest"]
     assert [call for call in calls if call != "forward"] == ["before", "after"] * 5
-    assert calls.count("forward") == 5 + 5 + adapter.report()["looks"]
+    assert calls.count("forward") == 5 + 5 + report["looks"]
     assert (schedule.last_epoch, schedule._step_count) == (5, 6)
 
 
@@ -44,24 +49,22 @@ class Inherits(torch.optim.SGD):
         return found
 
 
-@pytest.mark.parametrize("closure", [False, True])
-@pytest.mark.parametrize("base", [False, True])
-def test_in_a_subclass_that_calls_the_step_of_its_base_class_the_adapter_acts_once(base: bool, closure: bool) -> None:
-    if base:
-        # torch wraps the base class's step too, once it was instantiated
-        torch.optim.SGD(network().parameters(), lr=0.1)
-    _, optimizer, adapter = adapted(lambda params: Inherits(params, lr=0.1))
-    for step in range(6):
-        optimizer.zero_grad()
-        if closure:
-            optimizer.step(lambda: adapter.loss(batch(step)).backward())  # noqa: B023
-        else:
-            adapter.loss(batch(step)).backward()
-            optimizer.step()
-    assert (adapter.finite.steps, adapter.meta.steps, optimizer.calls) == (6, 6, [6])  # type: ignore[attr-defined]
-    assert adapter.depth == 0
-    assert adapter.meta.hypothetical.attributes["calls"] == [6]
-    assert optimizer.param_groups[0]["lr"] == 0.1
+def test_in_a_subclass_that_calls_the_step_of_its_base_class_the_adapter_acts_once_with_a_closure_too() -> None:
+    # torch wraps the base class's step too, once it was instantiated
+    torch.optim.SGD(network().parameters(), lr=0.1)
+    ends = []
+    for closure in (False, True):
+        net, optimizer, adapter = adapted(lambda params: Inherits(params, lr=0.1))
+        for step in range(12):
+            optimizer.zero_grad()
+            if closure:
+                optimizer.step(lambda: adapter.loss(batch(step)).backward())  # noqa: B023
+            else:
+                train(optimizer, adapter, range(step, step + 1))
+        counts = adapter.finite.steps, adapter.meta.steps, adapter.depth
+        assert (*counts, adapter.meta.hypothetical.attributes["calls"]) == (12, 12, 0, [12])
+        ends.append((net.state_dict(), optimizer.state_dict()))
+    assert equal(*ends)
 
 
 @pytest.mark.parametrize("raised", ["by the step", "by the closure", "by the validation loss"])
@@ -101,15 +104,14 @@ def test_autocast_around_the_whole_loop_is_autocast_around_each_loss() -> None:
     for outer, of in ((nullcontext, inside), (cast, loss)):
         net = network().float()
         optimizer = torch.optim.Adam(net.parameters())
-        single = [batch(1000 + number, dtype=torch.float32) for number in range(3)]
-        adapter = RateAdapter(optimizer, net, of, single)
+        adapter = RateAdapter(optimizer, net, of, SINGLE)
         with outer():
             for step in range(30):
                 optimizer.zero_grad()
                 adapter.loss(batch(step, dtype=torch.float32)).backward()
                 optimizer.step()
         ends.append([*net.state_dict().values(), torch.tensor(adapter.last["lr"])])
-    torch.testing.assert_close(*ends, rtol=0, atol=0)
+    assert equal(*ends)
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
@@ -163,23 +165,14 @@ def test_groups_that_are_added_and_parameters_that_are_released_are_taken_in() -
     assert adapter.last["lr"] != rate
 
 
-def test_what_was_looked_at_and_what_it_cost_is_reported() -> None:
-    _, optimizer, adapter = adapted()
-    train(optimizer, adapter, range(30))
-    report = adapter.report()
-    assert (report["steps"], report["looks"], report["skipped"]) == (30, adapter.position, 0)
-    assert report["passes"] == 1 + (30 * 16 / 32 + report["looks"]) / 30
-    assert report["lowest"] <= report["lr"] <= report["highest"]
-
-
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about itself
 def test_a_compiled_step_adapts() -> None:
-    _, optimizer, adapter = adapted()
+    net, optimizer, adapter = adapted()
     step = torch.compile(optimizer.step, backend="eager")
     for number in range(4):
-        optimizer.zero_grad()
-        adapter.loss(batch(number)).backward()
+        adapter.see(batch(number), loss(net, batch(number)))
+        loss(net, batch(number)).backward()
         step()
     assert adapter.report()["looks"] == 3
     torch._dynamo.reset()
@@ -194,24 +187,84 @@ def test_the_last_of_two_adapters_replaces_the_first_and_removed_it_leaves_a_pla
     assert optimizer.rate_adapter is second  # type: ignore[attr-defined]
     train(optimizer, second, range(2))
     second.remove()
-    assert "rate_adapter" not in optimizer.state_dict()
-    loss(net, batch(0)).backward()
     optimizer.step()
     assert (first.finite.steps, second.finite.steps) == (0, 2)
+    assert "rate_adapter" not in optimizer.state_dict()
     assert optimizer.param_groups[0]["lr"] == 0.02
 
 
-def test_with_a_closure_the_run_is_the_same() -> None:
-    (net, optimizer, adapter), (other, own, closed) = adapted(), adapted()
+def test_too_many_in_a_row_end_the_run_and_the_message_says_where_it_began() -> None:
+    _, optimizer, adapter = adapted(patience=3)
+    for start in (0, 4):
+        # two alone do not
+        train(optimizer, adapter, range(start, start + 2))
+        train(optimizer, adapter, range(start + 2, start + 4), torch.inf)
+    with pytest.raises(NotFiniteError, match="3 steps in a row were skipped, from step 7 on: their gradients are not"):
+        train(optimizer, adapter, range(8, 9), torch.inf)
+    assert adapter.finite.skipped == 5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (lambda net, data: loss(net, data).detach(), TypeError, r"a scalar with requires_grad, got .*\(\), detached"),
+        (lambda net, data: {"loss": loss(net, data)}, TypeError, "got dict"),
+        (lambda net, data: net(data[0])[:, 0], TypeError, r"got shape \(16,\)"),
+        (lambda _, data: loss(network().requires_grad_(), data), ValueError, "does not depend on the weights"),
+    ],
+)
+def test_a_loss_that_cannot_be_used_is_refused(wrong: Any, error: type[Exception], message: str) -> None:
+    net, optimizer, adapter = adapted(loss=wrong)
+    before = [p.detach().clone() for p in net.parameters()]
+    now = loss(net, batch(0))
+    now.backward()
+    adapter.see(batch(0), now)
+    with pytest.raises(error, match=message):
+        optimizer.step()
+    # the step was taken: not at the weights of the hypothetical run
+    assert not equal([p.detach() for p in net.parameters()], before)
+    assert equal(adapter.meta.hypothetical.weights, before)
+
+
+def without_a_batch() -> None:
+    net, optimizer, _ = adapted()
+    loss(net, batch(0)).backward()
+    optimizer.step()
+
+
+def sparse() -> None:
+    net, rows = nn.Sequential(nn.Embedding(8, 4, sparse=True), nn.Linear(4, 3)), torch.arange(8)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    RateAdapter(optimizer, net, lambda net, rows: net(rows).square().mean(), [rows]).loss(rows).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("work", "message"),
+    [
+        (lambda: adapted(lr=0.0), "lr must be positive and finite, got 0.0"),
+        (lambda: adapted(patience=0), "patience must be 1 or more, got 0"),
+        (
+            lambda: RateAdapter(torch.optim.Adam(network().parameters()), network(), loss, VALIDATION),
+            "the optimizer moves 2 parameters that are not the network's",
+        ),
+        (lambda: train(*adapted(batches=iter(VALIDATION))[1:], range(20)), "no validation batches, or no second time"),
+        (without_a_batch, r"no training batch is registered: call adapter.loss\(batch\), or see"),
+        (sparse, r"sparse gradients cannot be adapted: use Embedding\(sparse=False\)"),
+    ],
+)
+def test_what_cannot_be_adapted_is_refused(work: Callable[[], object], message: str) -> None:
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        work()
+
+
+def test_a_step_without_gradients_moves_nothing_and_an_empty_parameter_is_taken() -> None:
+    net: Any = network()
+    net.register_parameter("empty", nn.Parameter(torch.zeros(0, 3, dtype=torch.float64)))
+    optimizer, before = torch.optim.Adam(net.parameters(), lr=0.01), copy.deepcopy(net.state_dict())
+    adapter = RateAdapter(optimizer, net, lambda net, data: loss(net[:3], data) + net.empty.sum(), VALIDATION)
+    optimizer.step()
+    assert equal(net.state_dict(), before)
+    assert (adapter.meta.steps, adapter.finite.skipped) == (0, 0)
     train(optimizer, adapter, range(12))
-    for step in range(12):
-
-        def gradients(step: int = step) -> Tensor:
-            own.zero_grad()
-            now = closed.loss(batch(step))
-            now.backward()
-            return now
-
-        own.step(gradients)  # type: ignore[arg-type]
-    assert equal(net, other)
-    assert equal(optimizer.state_dict(), own.state_dict())
+    assert adapter.report()["looks"] > 1

@@ -1,6 +1,7 @@
 """Real trainers of other packages: what is adapted, and that nothing else is changed."""
 
 import math
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from hypergradient import Settings
-from tests.hypergradient.clients import CLIENTS, STEPS, Client, LanguageModel, Loop, accelerated, loader, loss, rows
-from tests.hypergradient.lightning_cases import same
+from tests.hypergradient import clients
+from tests.hypergradient.clients import CLIENTS, STEPS, Client, LanguageModel, Loop, loader, loss, rows, trainer
+from tests.hypergradient.problem import equal
 
 pytest.importorskip("transformers")  # of tests/requirements.txt
+from hypergradient.huggingface import AdaptLearningRate
+
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of packages that are not ours
 every_client = pytest.mark.parametrize("client", CLIENTS.values(), ids=CLIENTS.keys())
 HELD: dict[str, Any] = {"settings": Settings(meta_lr=0.0, weight_decay=0.0, window=0.0)}
@@ -26,8 +30,8 @@ def validation_loss(model: nn.Module) -> float:
 def test_with_the_rate_held_the_weights_are_those_of_the_client_alone_at_that_rate_bit_for_bit(client: Client) -> None:
     held, adapter = client.run(HELD, 1e-4)
     plain, _ = client.run(None, adapter.last["lr"])
-    assert same(held.state_dict(), plain.state_dict())
-    assert not same(held.state_dict(), LanguageModel().state_dict())
+    assert equal(held.state_dict(), plain.state_dict())
+    assert not equal(held.state_dict(), LanguageModel().state_dict())
 
 
 @every_client
@@ -44,64 +48,33 @@ def test_from_too_low_a_rate_the_adapted_run_ends_below_the_client_alone(client:
 
 
 def test_accelerate_resumes_from_its_own_checkpoint_bit_for_bit(tmp_path: Path) -> None:
-    whole, rest = Loop({"length": STEPS}, 1e-4), Loop({"length": STEPS}, 1e-4)
-    saving, loading = accelerated(whole), accelerated(rest)
+    whole, rest = (Loop({"length": STEPS}, 1e-4, clients.accelerated) for _ in range(2))
     whole.run(STEPS // 2)
-    saving.save_state(str(tmp_path))
+    whole.launched.save_state(str(tmp_path))
     whole.run(STEPS // 2)
-    adapter = rest.attach()
-    loading.load_state(str(tmp_path))
+    rest.launched.load_state(str(tmp_path))
     rest.run(STEPS // 2)
-    assert same(whole.model.state_dict(), rest.model.state_dict())
-    assert whole.attach().report() == adapter.report()
+    assert equal(whole.model.state_dict(), rest.model.state_dict())
+    assert whole.adapter.report() == rest.adapter.report()
 
 
-def trainer(folder: Path, model: type[nn.Module] = LanguageModel, evaluated: Any = None, **options: Any) -> Any:
-    from transformers import Trainer, TrainingArguments
-
-    quiet: dict[str, Any] = {"use_cpu": True, "report_to": [], "disable_tqdm": True}
-    arguments = TrainingArguments(str(folder), max_steps=STEPS, **quiet | options)
-    made_in_train: Any = model
-    return Trainer(model_init=made_in_train, args=arguments, train_dataset=rows(), eval_dataset=evaluated)
-
-
-@pytest.mark.parametrize("schedule", ["constant", "linear"])
 def test_hugging_face_resumes_from_its_own_checkpoint_logs_the_real_rate_and_returns_the_average(
-    schedule: str, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    from hypergradient.huggingface import AdaptLearningRate
-
-    found = []
-    for folder, start in (("first", None), ("other", str(tmp_path / "first" / "checkpoint-20"))):
-        options: dict[str, Any] = {"lr_scheduler_type": schedule, "logging_steps": 1, "save_steps": 20}
-        made = trainer(tmp_path / folder, evaluated=rows(), **options)
+    found, checkpoint = [], tmp_path / "checkpoint-20"
+    for start in (None, str(checkpoint)):
+        made = trainer(tmp_path, evaluated=rows(), lr_scheduler_type="linear", logging_steps=1, save_steps=20)
         adapt = AdaptLearningRate(made)
         made.train(resume_from_checkpoint=start)
         found.append((made, adapt.adapter))
     (whole, adapter), (rest, again) = found
-    assert same(whole.model.state_dict(), rest.model.state_dict())
+    assert equal(whole.model.state_dict(), rest.model.state_dict())
     assert adapter.report() == again.report()
     assert adapter.meta.average.exchanged
-    checkpoint = tmp_path / "first" / "checkpoint-20"
-    assert torch.load(checkpoint / "optimizer.pt", weights_only=True)["rate_adapter"]["calls"] == 20
-    assert not (checkpoint / "rate_adapter.pt").exists()
+    assert torch.load(checkpoint / "optimizer.pt", weights_only=True)["rate_adapter"]["told"] == 20
     logged = [log["learning_rate"] for log in whole.state.log_history if "learning_rate" in log]
     assert (max(logged), min(logged)) == (adapter.highest, adapter.lowest)
     assert "hypergradient" in whole.state.log_history[-2]
-
-
-@pytest.mark.parametrize(
-    ("evaluated", "message"),
-    [
-        (None, "needs validation batches: give the Trainer an eval_dataset, or `batches`"),
-        ({"one": rows(), "two": rows()}, "one validation set, and eval_dataset has several: name one by `batches`"),
-    ],
-)
-def test_a_hugging_face_trainer_needs_one_validation_set(evaluated: Any, message: str, tmp_path: Path) -> None:
-    from hypergradient.huggingface import AdaptLearningRate
-
-    with pytest.raises(ValueError, match=message):
-        AdaptLearningRate(trainer(tmp_path, evaluated=evaluated))
 
 
 class Divides(LanguageModel):
@@ -114,25 +87,19 @@ class Divides(LanguageModel):
 
 
 @pytest.mark.parametrize("model", [LanguageModel, Divides])
-def test_a_hugging_face_step_of_fewer_batches_has_a_loss_of_the_same_size(
-    model: type[nn.Module], tmp_path: Path
-) -> None:
-    """The guard compares the losses of steps."""
-    from hypergradient.huggingface import AdaptLearningRate
-
+def test_a_hugging_face_step_of_fewer_batches_has_a_loss_of_the_same_size(model: Any, tmp_path: Path) -> None:
+    """The guard compares the losses of steps: here two of four batches, and one of a single batch."""
     made = trainer(tmp_path, model, rows(), per_device_train_batch_size=4, gradient_accumulation_steps=4)
-    # two steps of four batches, one of a single one
     made.train_dataset, made.args.max_steps, made.args.num_train_epochs = rows()[:36], -1, 1
+    with pytest.raises(ValueError, match="needs validation batches"):
+        AdaptLearningRate(trainer(tmp_path, evaluated=None))
     adapt = AdaptLearningRate(made)
     made.train()
     assert adapt.adapter.meta.steps == 3
-    # the mean of the three
     assert adapt.adapter.meta.guard.first == pytest.approx(math.log(32), rel=0.2)
 
 
 def test_the_table_of_clients_in_the_documents_is_this_list() -> None:
-    table = "\n".join(
-        f"| {name} | {client.package} {client.version.split('+')[0]} | {client.lines} |"
-        for name, client in CLIENTS.items()
-    )
-    assert table in (Path(__file__).parents[2] / "docs" / "lightning.md").read_text(encoding="utf-8"), table
+    page = (Path(__file__).parents[2] / "docs" / "lightning.md").read_text(encoding="utf-8")
+    for name, client in CLIENTS.items():
+        assert f"| {name} | {client.package} {version(client.package).split('+')[0]} | {client.lines} |" in page

@@ -7,34 +7,28 @@ import pytest
 import torch
 
 from hypergradient import RateAdapter
-from hypergradient.processes import mean_over_processes
-from tests.hypergradient.problem import adapted, batch, equal, loss, network, train
-
-SINGLE = [batch(1000 + number, dtype=torch.float32) for number in range(3)]
+from tests.hypergradient.problem import SINGLE, adapted, batch, equal, loss, network, train
 
 
-@pytest.mark.parametrize("schedule", ["none", "LambdaLR", "ExponentialLR"])
-def test_of_two_steps_that_are_not_finite_the_good_weights_come_back_at_half_the_rate(schedule: str) -> None:
+def test_of_two_steps_that_are_not_finite_the_good_weights_come_back_at_half_the_rate() -> None:
     """One may be a bad batch: it is skipped, and nothing else changes."""
     net, optimizer, adapter = adapted()
-    guard, of = adapter.meta.guard, torch.optim.lr_scheduler
-    if schedule == "LambdaLR":
-        of.LambdaLR(optimizer, lambda _: 1.0)
-    elif schedule == "ExponentialLR":
-        of.ExponentialLR(optimizer, 1.0)
-    for start in (0, 20, 40):
+    guard = adapter.meta.guard
+    # reads and patches the optimizer
+    torch.optim.lr_scheduler.ExponentialLR(optimizer, 1.0)
+    for start in (0, 20):
         train(optimizer, adapter, range(start, start + 19))
         before, rate = copy.deepcopy((net.state_dict(), adapter.meta.state_dict())), adapter.meta.rate
         train(optimizer, adapter, range(start + 19, start + 20), math.nan)
         assert equal((net.state_dict(), adapter.meta.state_dict()), before)
-    assert (adapter.finite.skipped, guard.rewound) == (3, 0)
+    assert (adapter.finite.skipped, guard.rewound) == (2, 0)
     good = copy.deepcopy(guard.good)
-    train(optimizer, adapter, range(60, 61), math.nan)
-    assert (adapter.finite.skipped, guard.rewound) == (4, 1)
+    train(optimizer, adapter, range(40, 41), math.nan)
+    assert (adapter.finite.skipped, guard.rewound) == (3, 1)
     assert equal(good[0], [p.detach() for p in net.parameters()])
     assert equal((adapter.meta.average.weights, adapter.meta.hypothetical.weights), (good[0], good[0]))
     assert not optimizer.state
-    train(optimizer, adapter, range(61, 62))
+    train(optimizer, adapter, range(41, 42))
     assert adapter.last["lr"] == pytest.approx(rate / 2)
     assert optimizer.param_groups[0]["lr"] == 0.02
     assert adapter.finite.in_a_row == 0
@@ -42,15 +36,7 @@ def test_of_two_steps_that_are_not_finite_the_good_weights_come_back_at_half_the
 
 @pytest.mark.parametrize(
     ("first", "later", "rewound"),
-    [
-        (1.0, 1.0, 0),
-        (1.0, 1.15, 0),
-        (1.0, 1.5, 1),
-        (1.0, math.nan, 1),
-        (-5.0, -5.0, 0),
-        (-5.0, -4.5, 0),
-        (-5.0, -3.0, 1),
-    ],
+    [(1.0, 1.15, 0), (1.0, 1.5, 1), (1.0, math.nan, 1), (-5.0, -4.5, 0), (-5.0, -3.0, 1)],
 )
 def test_a_run_whose_loss_grows_by_a_fifth_goes_back(first: float, later: float, rewound: int) -> None:
     """A loss may be negative."""
@@ -106,13 +92,3 @@ def test_under_a_scaler_fused_or_not_a_run_is_the_plain_one_and_an_overflow_is_n
         ends.append([*adapter.meta.hypothetical.weights, torch.tensor(adapter.last["lr"])])
     for other in ends[1:]:
         torch.testing.assert_close(other, ends[0], rtol=1e-3, atol=1e-4)
-
-
-def test_a_mean_over_processes_has_the_precision_of_each_tensor(tmp_path_factory: pytest.TempPathFactory) -> None:
-    file = tmp_path_factory.mktemp("group") / "group"
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=0, world_size=1)
-    try:
-        given = [torch.ones(2, dtype=dtype) for dtype in (torch.bfloat16, torch.float32, torch.float64)]
-        assert equal(mean_over_processes(given), given)
-    finally:
-        torch.distributed.destroy_process_group()

@@ -3,7 +3,6 @@
 import copy
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -121,32 +120,6 @@ def test_a_run_its_hypothetical_run_and_its_average_are_those_of_copies_bit_for_
     assert equal(meta.difference, copies.difference)
 
 
-class Quadratic(nn.Module):
-    """L(θ) = ½ Σ a θ²."""
-
-    def __init__(self, theta: list[float]) -> None:
-        super().__init__()
-        self.theta = nn.Parameter(torch.tensor(theta, dtype=torch.float64))
-
-    def forward(self, curvature: Tensor) -> Tensor:
-        return 0.5 * (curvature * self.theta**2).sum()
-
-
-def test_on_a_quadratic_the_difference_is_the_closed_form() -> None:
-    a, theta, alpha, pull = np.array([0.1, 1.0, 3.0]), np.array([1.0, -2.0, 0.5]), 0.2, 0.3
-    net, curvature, difference = Quadratic(theta.tolist()), torch.tensor(a), np.zeros(3)
-    optimizer = torch.optim.SGD(net.parameters(), lr=alpha)
-    run = HypotheticalRun(net, optimizer, [net.theta], [False])
-    for _ in range(11):
-        optimizer.zero_grad()
-        net(curvature).backward()
-        optimizer.step()
-        [found] = run.step(lambda: net(curvature), Settings(pull=pull), 0.0, None)
-        difference = (1 - pull) * ((1 - 2 * alpha * a) * difference - alpha * a * theta)
-        theta = (1 - alpha * a) * theta
-        assert found.detach().numpy() == pytest.approx(difference, rel=1e-12)
-
-
 def end(factory: Factory, scale: float = 1.0) -> list[Tensor]:
     """The weights after six steps at `scale` times the rate."""
     net = network()
@@ -172,12 +145,3 @@ def test_near_the_real_rate_and_without_pull_it_is_the_derivative_of_the_whole_r
     up, down = (end(factory, math.exp(sign * epsilon)) for sign in (1, -1))
     truth = torch.cat([(u - d).flatten() for u, d in zip(up, down, strict=True)]) / (2 * epsilon)
     assert torch.linalg.vector_norm(ours - truth) < 1e-4 * torch.linalg.vector_norm(truth)
-
-
-def test_its_gradients_are_clipped_as_those_of_the_run() -> None:
-    net = network()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
-    backward(net, optimizer)
-    run = HypotheticalRun(net, optimizer, list(net.parameters()), [False, False])
-    found = run.step(lambda: loss(net, batch(0)), Settings(pull=0.0), 0.0, 0.01)
-    assert torch.cat([f.flatten() for f in found]).norm().item() == pytest.approx(2 * 0.5 * 0.01, rel=1e-3)

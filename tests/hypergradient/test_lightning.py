@@ -18,15 +18,12 @@ from torchmetrics import SumMetric
 
 from hypergradient import Settings
 from hypergradient.lightning import AdaptLearningRate
-from tests.hypergradient.lightning_cases import CASES, QUIET, WARNINGS, Case, Plain, adam, fit, loss, same, samples, sgd
+from tests.hypergradient.lightning_cases import CASES, QUIET, WARNINGS, Case, Plain, adam, fit, loss, samples, sgd
+from tests.hypergradient.problem import equal
 
 pytestmark = WARNINGS
 HELD: dict[str, Any] = {"settings": Settings(meta_lr=0.0, weight_decay=0.0, window=0.0)}
-FAST = ("Adam", "BatchNorm", "accumulation over batches", "LR warm-up")
-every_case = pytest.mark.parametrize(
-    "case",
-    [pytest.param(case, id=name, marks=[] if name in FAST else [pytest.mark.slow]) for name, case in CASES.items()],
-)
+FAST = ("BatchNorm", "accumulation over batches", "LR warm-up")
 
 
 class Watch(Callback):
@@ -53,16 +50,19 @@ class AtRates(Callback):
             group["lr"] = rate
 
 
-@every_case
-def test_with_the_rate_held_the_weights_are_those_of_plain_training_at_it_bit_for_bit(
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=name, marks=[] if name in FAST else [pytest.mark.slow]) for name, case in CASES.items()],
+)
+def test_held_the_weights_are_bit_for_bit_the_plain_ones_and_adapted_their_average_is_returned(
     case: Case, tmp_path: Path
 ) -> None:
     adapt = AdaptLearningRate(loss, **HELD)
     watch = Watch(adapt)
     held, trainer = fit(case, tmp_path, adapt, watch)
     plain, _ = fit(case, tmp_path, AtRates(watch.rates))
-    assert same(held.state_dict(), plain.state_dict())
-    assert not same(held.state_dict(), case.build().state_dict())
+    assert equal(held.state_dict(), plain.state_dict())
+    assert not equal(held.state_dict(), case.build().state_dict())
     assert adapt.adapter.meta.looks > 0
     # `lr` stays the user's: a schedule continues from it
     made = case.configure(case.network())
@@ -70,9 +70,6 @@ def test_with_the_rate_held_the_weights_are_those_of_plain_training_at_it_bit_fo
     own = [group.get("initial_lr", group["lr"]) for group in groups]
     assert [group["lr"] for group in trainer.optimizers[0].param_groups] == own
 
-
-@every_case
-def test_adapted_the_rate_moves_and_the_average_of_the_formula_is_returned(case: Case, tmp_path: Path) -> None:
     adapt = AdaptLearningRate(loss)
     watch = Watch(adapt)
     module, _ = fit(case, tmp_path, adapt, watch)
@@ -85,67 +82,44 @@ def test_adapted_the_rate_moves_and_the_average_of_the_formula_is_returned(case:
     assert not torch.equal(returned[0], watch.course[-1][0])
 
 
-class Anneals(Plain):
-    """Has a loss that depends on the Trainer, on hooks of the epochs, and on what else is changed during the run."""
+class Measures(Plain):
+    """Has a loss that depends on the Trainer and on hooks of the epochs, and counts and logs in it, as many do."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.temperature, self.validations = 0.0, 0
         # behind an object: a look leaves a module's own lists as they were
-        self.seen = SimpleNamespace(states=[])
+        self.temperature, self.states, self.samples = 0.0, SimpleNamespace(seen=[]), SumMetric()
 
     def on_train_epoch_start(self) -> None:
-        self.temperature = 1 + self.current_epoch / (self.trainer.max_epochs or 1)
-
-    def on_validation_epoch_start(self) -> None:
-        self.validations += 1
+        self.temperature = 1.0 + self.current_epoch
 
     def loss(self, batch: Any) -> Tensor:
         part = self.current_epoch / (self.trainer.max_epochs or 1)
-        self.seen.states.append((self.current_epoch, part, self.temperature, self.validations, self.training))
-        return super().loss(batch) * (1 + part) / self.temperature
-
-
-def test_a_look_has_the_trainer_the_epoch_and_the_attributes_of_the_run(tmp_path: Path) -> None:
-    found: list[Any] = []
-    for callbacks in ([], [AdaptLearningRate(loss)]):
-        module, _ = fit(Case(module=Anneals), tmp_path, *callbacks, max_epochs=3, num_sanity_val_steps=0)
-        found.append(module.seen.states)  # type: ignore[union-attr]
-    plain, adapted = found
-    training, looks = ({state for state in plain if state[-1]}, {(*state[:-1], False) for state in plain if state[-1]})
-    # a hypothetical step for each of the 18 real ones
-    assert len([state for state in adapted if state[-1]]) == 36
-    assert {state for state in adapted if state[-1]} == training
-    assert {state for state in adapted if not state[-1]} == {state for state in plain if not state[-1]} | looks
-
-
-class Measures(Plain):
-    """Counts and logs in its loss, as many modules do."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.seen = SumMetric()
-
-    def loss(self, batch: Any) -> Tensor:
-        self.seen.update(len(batch[0]))
-        loss = super().loss(batch)
+        self.states.seen.append((part, self.temperature, self.training))
+        self.samples.update(len(batch[0]))
+        loss = super().loss(batch) * (1 + part) / self.temperature
         self.log("loss", loss, on_step=False, on_epoch=True)
         return loss
 
     def on_train_epoch_end(self) -> None:
-        self.log("seen", self.seen.compute())
+        self.log("samples", self.samples.compute())
 
 
-def test_looks_and_hypothetical_steps_leave_no_trace_in_metrics_and_log_what_they_saw(tmp_path: Path) -> None:
+def test_a_look_has_the_trainer_and_attributes_of_the_run_and_leaves_no_trace_in_its_metrics(tmp_path: Path) -> None:
     case = Case(module=Measures, configure=lambda network: torch.optim.Adam(network.parameters(), lr=1e-9))
-    found = []
+    found, states = [], list[Any]()
     for callbacks in ([], [AdaptLearningRate(loss, **HELD, lr=1e-9)]):
-        _, trainer = fit(case, tmp_path, *callbacks, max_epochs=2, log_every_n_steps=1)
+        options = {"max_epochs": 2, "log_every_n_steps": 1, "num_sanity_val_steps": 0}
+        module, trainer = fit(case, tmp_path, *callbacks, **options)
         found.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+        states.append(module.states.seen)  # type: ignore[union-attr]
     plain, adapted = found
     assert {name: adapted.pop(name) for name in plain} == pytest.approx(plain)
-    assert plain["seen"] > 0
     assert adapted.keys() == {"lr", "decay", "hypergradient", "lookahead_loss"}
+    # a hypothetical step for each of the 12 real ones
+    assert [sum(training for *_, training in seen) for seen in states] == [12, 24]
+    training = {state for state in states[0] if state[-1]}
+    assert set(states[1]) == set(states[0]) | {(*state[:-1], False) for state in training}
 
 
 class Manual(Plain):
@@ -171,13 +145,21 @@ def test_what_cannot_be_adapted_is_refused_before_the_first_step(
     assert not hasattr(adapt, "adapter") or adapt.adapter.finite.steps == 0
 
 
-@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"])
-def test_a_strategy_that_cuts_up_the_weights_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_strategy_that_cuts_up_the_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = Trainer(accelerator="cpu", enable_checkpointing=False, **QUIET)
-    # which itself needs a GPU, or a package, to start
-    monkeypatch.setattr(Trainer, "strategy", object.__new__(getattr(strategies, name)))
-    with pytest.raises(ValueError, match=f"cannot be used under {name}, which cuts up the weights: use DDP"):
-        AdaptLearningRate(loss).on_fit_start(trainer, Case().build())
+    for strategy in (strategies.FSDPStrategy, strategies.DeepSpeedStrategy):
+        # which itself needs a GPU, or a package, to start
+        monkeypatch.setattr(Trainer, "strategy", object.__new__(strategy))
+        with pytest.raises(ValueError, match=f"under {strategy.__name__}, which cuts up the weights: use DDP"):
+            AdaptLearningRate(loss).on_fit_start(trainer, Case().build())
+
+
+def test_validation_batches_may_come_from_several_loaders(tmp_path: Path) -> None:
+    val, adapt = {"first": samples("classes"), "second": samples("classes")}, AdaptLearningRate(loss, **HELD)
+    held, _ = fit(CASES["dropout"], tmp_path, adapt, val=val, max_epochs=2)
+    usual, _ = fit(CASES["dropout"], tmp_path, AdaptLearningRate(loss, **HELD), max_epochs=2)
+    assert adapt.adapter.meta.looks > 6
+    assert equal(held.state_dict(), usual.state_dict())
 
 
 class Stream(IterableDataset[Any]):
@@ -186,24 +168,6 @@ class Stream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Any]:
         rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         return islice(zip(*samples("classes").tensors, strict=True), rank, None, processes)
-
-
-def stream(workers: int = 0, size: int = 8) -> DataLoader[Any]:
-    return DataLoader(Stream(), batch_size=size, num_workers=workers, persistent_workers=workers > 0)
-
-
-@pytest.mark.filterwarnings("ignore:.*fork")  # of Python, in a process with threads
-@pytest.mark.parametrize("kind", ["list", "dictionary", "without-a-length", "with-workers"])
-def test_validation_batches_may_come_from_loaders_in_any_structure(kind: str, tmp_path: Path) -> None:
-    """Workers that stay leave the random stream as it was: dropout draws from it."""
-    own = samples("classes")
-    val = {"list": [own, own], "dictionary": {"first": own, "second": own}}.get(kind)
-    batches = {"without-a-length": stream(), "with-workers": stream(workers=1)}.get(kind)
-    adapt = AdaptLearningRate(loss, batches, **HELD)
-    held, _ = fit(CASES["dropout"], tmp_path, adapt, val=val, max_epochs=4)
-    usual, _ = fit(CASES["dropout"], tmp_path, AdaptLearningRate(loss, **HELD), max_epochs=4)
-    assert adapt.adapter.meta.looks > 0
-    assert same(held.state_dict(), usual.state_dict())
 
 
 class Keeps(Callback):
@@ -228,10 +192,10 @@ def test_two_processes_have_one_rate_and_end_where_one_process_with_the_joined_b
         several = {"strategy": "ddp_spawn", "devices": processes} if processes > 1 else {}
         callbacks = [AdaptLearningRate(loss, length=24), Keeps(tmp_path)]
         own = {"max_epochs": 4, "accelerator": "cpu", "callbacks": callbacks, "default_root_dir": tmp_path}
-        loader = stream(size=8 // processes)
+        loader: Any = DataLoader(Stream(), batch_size=8 // processes)
         Trainer(**QUIET | several | own).fit(Case(configure=sgd).build(), loader, loader)
     one, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
     assert first["rates"] == second["rates"] == pytest.approx(one["rates"], rel=1e-3)
     assert len(set(first["rates"])) > 3
-    assert same(first["weights"], second["weights"])
+    assert equal(first["weights"], second["weights"])
     torch.testing.assert_close(first["weights"], one["weights"], rtol=1e-3, atol=1e-4)

@@ -42,7 +42,7 @@ def test_moves_are_spaced_by_a_tenth_of_the_time_and_looks_by_16_steps_at_most()
     assert meta.looks == len(looked)
 
 
-def test_the_first_rate_is_the_start_and_a_higher_one_is_lowered_to_it_with_a_warning() -> None:
+def test_the_first_rate_is_the_start_a_higher_one_is_lowered_to_it_and_a_lower_one_is_doubled_up_to_it() -> None:
     net = network()
     optimizer = torch.optim.Adam(net.parameters())
     backward(net, optimizer)
@@ -51,12 +51,8 @@ def test_the_first_rate_is_the_start_and_a_higher_one_is_lowered_to_it_with_a_wa
     with pytest.warns(UserWarning, match=r"lr 5 is lowered to 0\.0\d+, where this method starts"):
         _, [seen] = adapt(lr=5.0, steps=1)
     assert seen["lr"] == start
-
-
-def test_a_lower_rate_is_doubled_in_each_step_until_the_start_is_reached() -> None:
-    [start] = [seen["lr"] for seen in adapt(steps=1)[1]]
-    meta, seen = adapt(lr=start / 1000, steps=20)
-    rates = [what["lr"] for what in seen]
+    meta, climbed = adapt(lr=start / 1000, steps=20)
+    rates = [what["lr"] for what in climbed]
     assert [b / a for a, b in pairwise(rates)][:9] == pytest.approx([2.0] * 9)
     assert max(rates[:11]) <= start * (1 + 1e-9)
     assert not meta.guard.climbing
@@ -81,24 +77,14 @@ def test_from_every_start_the_rate_comes_to_the_same_place_and_lowers_the_loss()
     assert max(rates) < 10 * min(rates)
 
 
-def test_a_hypothetical_step_that_overflows_begins_the_hypothetical_run_again_and_the_rate_moves_on() -> None:
-    meta, seen = adapt(hypothetical=lambda step: math.inf if step == 30 else 1.0)
+def test_an_overflow_begins_the_hypothetical_run_again_and_a_look_that_is_not_finite_moves_nothing() -> None:
+    meta, seen = adapt(steps=60, hypothetical=lambda step: math.inf if step == 30 else 1.0)
     looks = [what["hypergradient"] for what in seen if "hypergradient" in what]
     assert sum(not math.isfinite(h) for h in looks) == 1
     assert len({what["lr"] for what in seen[40:]}) > 3
     assert meta.guard.rewound == 0
-
-
-def test_a_look_that_is_not_finite_moves_nothing_and_keeps_no_weights_as_good() -> None:
     meta, seen = adapt(steps=21, look=lambda step: math.nan if step >= 10 else 1.0)
     assert len({what["lr"] for what in seen[10:]}) == 1
+    # nor are its weights kept as good
     assert all(value.isfinite().all() for values in [[meta.sums], *meta.guard.good] for value in values)
     assert meta.moves <= 9
-
-
-def test_a_second_weight_decay_is_refused_unless_the_first_is_off() -> None:
-    net = network()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="AdamW has a weight decay of its own"):
-        Meta(net, optimizer)
-    Meta(net, optimizer, Settings(weight_decay=0.0))

@@ -21,15 +21,13 @@ class Module(L.LightningModule):
         return (self.network(batch) - 1).square().mean()
     def training_step(self, batch, batch_idx):
         return self.loss(batch)
-    def validation_step(self, batch, batch_idx):
-        self.log("val/loss", self.loss(batch))
+    validation_step = training_step
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters())
 
-module, adapt = Module(), AdaptLearningRate(Module.loss)
-loader = torch.utils.data.DataLoader(torch.randn(64, 4), batch_size=8)
+adapt, loader = AdaptLearningRate(Module.loss), torch.utils.data.DataLoader(torch.randn(64, 4), batch_size=8)
 quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-L.Trainer(accelerator="cpu", max_epochs=3, callbacks=[adapt], **quiet).fit(module, loader, loader)
+L.Trainer(accelerator="cpu", max_epochs=3, callbacks=[adapt], **quiet).fit(Module(), loader, loader)
 report = adapt.adapter.report()
 print(report["steps"], report["highest"] > report["lowest"] > 0, adapt.adapter.meta.average.exchanged)
 """
@@ -38,12 +36,7 @@ print(report["steps"], report["highest"] > report["lowest"] > 0, adapt.adapter.m
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "absent"),
-    [
-        ("lightning", []),
-        ("lightning", ["pytorch_lightning"]),
-        ("lightning.pytorch", ["pytorch_lightning"]),
-        ("pytorch_lightning", ["lightning"]),
-    ],
+    [("lightning", []), ("lightning.pytorch", ["pytorch_lightning"]), ("pytorch_lightning", ["lightning"])],
 )
 def test_the_callback_adapts_under_either_package(name: str, absent: list[str]) -> None:
     command = [sys.executable, "-c", SCRIPT.format(name=name, absent=absent)]

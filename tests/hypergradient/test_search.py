@@ -27,10 +27,6 @@ def cliff(rate: float, times: int) -> float:
     return math.inf if rate > 2 else 1 + abs(math.log(rate / 1.7)) / times
 
 
-def crumbling(rate: float, times: int) -> float:
-    return math.inf if rate > (2, 2, 2, 2, 1.5)[times] else 1 + abs(math.log(rate / 1.7))
-
-
 def brittle(lasts: float) -> Stretch:
     return lambda rate, times: math.inf if times > 1 and rate > lasts else 1 + 0.01 * math.log(rate / 10) ** 2
 
@@ -38,18 +34,20 @@ def brittle(lasts: float) -> Stretch:
 FREE: dict[str, Any] = {"trust": 0.0}
 CASES: dict[str, tuple[Stretch, float, dict[str, Any], float]] = {
     # the vertex of a parabola is exact
-    **{f"best from {start}": (bowl(0.03), start, FREE, 0.03) for start in (1e-6, 1e-3, 0.02, 0.5, 100.0)},
+    **{f"best from {start}": (bowl(0.03), start, FREE, 0.03) for start in (1e-6, 0.02, 100.0)},
     "a smaller rate that is better by less than the trust": (
         table({1.0: 1.0, 3.0: 2.0, 1 / 3: 0.91, 1 / 9: 2.0}), 1.0, {}, 1.0,
     ),
     "a larger rate that is just better": (table({1.0: 1.0, 3.0: 0.99, 9.0: 1.0}), 1.0, {}, 3.0),
     "rates that diverge are left downwards": (bowl(0.05, 0.1), 10.0, FREE | {"tie": 0.0}, 10 / 3**5),
     "larger rates that tie are told apart by longer stretches": (plateau, 1.0, {}, 3.0),
-    "a small tie needs none": (plateau, 1.0, {"tie": 0.01}, 1.0),
     "half a rung next to a rate that diverged wins at four times the length": (cliff, 1.0, {}, 3**0.5),
-    "or diverges there": (crumbling, 1.0, {}, 1.0),
     "of smaller rates the largest that lasts": (brittle(2.0), 1.0, {}, 1.0),
     "of tied rates the one that lasts": (brittle(5.0), 1.0, {}, 3.0),
+    # chance is 2.3
+    "a stretch that ends worse than it began is left downwards": (
+        table({1.0: 2.4, 3.0: 2.35, 1 / 3: 2.2, 1 / 9: 2.25}), 1.0, FREE | {"tie": 0.0, "untrained": 2.3}, 1 / 3,
+    ),
     "where none lasts, the time was over: the best of the short stretches": (brittle(0.1), 1.0, {}, 10.0),
 }  # fmt: skip
 
@@ -59,32 +57,6 @@ def test_the_rate_is_the_best_of_hypothetical_stretches(
     stretch: Stretch, start: float, options: dict[str, Any], expected: float
 ) -> None:
     assert search_rate(stretch, start, **options) == pytest.approx(expected)
-
-
-def test_a_stretch_that_ends_worse_than_it_began_is_left_downwards() -> None:
-    # chance is 2.3
-    losses = {1.0: 2.4, 3.0: 2.35, 1 / 3: 2.2, 1 / 9: 2.25}
-    assert 1 / 9 < search_rate(table(losses), 1.0, trust=0.0, tie=0.0, untrained=2.3) < 1
-
-
-@pytest.mark.parametrize(
-    ("stretch", "start", "seen"),
-    [
-        (bowl(1.0), 1.1, [(1.1, 1), (3.3, 1), (1.1 / 3, 1)]),
-        (plateau, 1.0, [(1.0, 1), (3.0, 1), (1 / 3, 1), (1.0, 2), (3.0, 2)]),
-        (lambda rate, _: 1 + (rate not in (1, 3)), 1, [(1, 1), (3, 1), (1 / 3, 1), (1, 2), (3, 2), (1, 4), (3, 4)]),
-    ],
-    ids=["best", "tie", "tie that stays"],
-)
-def test_no_more_is_tried_than_is_needed(stretch: Stretch, start: float, seen: list[tuple[float, int]]) -> None:
-    tried = []
-
-    def noted(rate: float, times: int) -> float:
-        tried.append((rate, times))
-        return stretch(rate, times)
-
-    search_rate(noted, start)
-    assert sorted(tried) == [pytest.approx(one) for one in sorted(seen)]
 
 
 def test_a_training_that_diverges_at_every_rate_is_refused_and_a_loss_that_always_falls_ends() -> None:

@@ -1,12 +1,9 @@
-import copy
-
 import pytest
 import torch
 from torch import nn
 
 from hypergradient import Average
-from hypergradient.sets import TensorSet
-from tests.hypergradient.kinds import Normalizes, ReplacesItsBuffer
+from tests.hypergradient.kinds import Normalizes
 from tests.hypergradient.problem import batch, equal
 
 
@@ -15,10 +12,10 @@ def averaged(net: nn.Module) -> Average:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_weights_of_any_precision_are_averaged_to_the_end(dtype: torch.dtype) -> None:
+def test_weights_of_any_precision_are_averaged_to_the_end_and_from_where_they_were_put_back(dtype: torch.dtype) -> None:
     """Of a ramp from 0 to 1: in 16 bits, an average would stop where a step's part is rounded away."""
     net = nn.Linear(1, 1, bias=False).to(dtype)
-    average, steps = averaged(net), 4000
+    average, steps = averaged(net), 1000
     for step in range(1, steps + 1):
         net.weight.data.fill_(step / steps)
         average.update(step)
@@ -30,60 +27,29 @@ def test_weights_of_any_precision_are_averaged_to_the_end(dtype: torch.dtype) ->
     for one in (average, again):
         one.update(steps + 1)
     assert equal(average.state_dict(), again.state_dict())
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_an_average_of_weights_that_were_put_back_continues_from_them(dtype: torch.dtype) -> None:
-    net = nn.Linear(2, 2, bias=False).to(dtype)
-    average, good = averaged(net), [net.weight.detach().clone()]
+    good = [net.weight.detach().clone()]
     net.weight.data.fill_(torch.nan)
-    average.update(1)
+    average.update(steps + 2)
     net.weight.data.copy_(good[0])
     average.copy_from(good, [])
-    average.update(2)
+    average.update(steps + 3)
     assert equal(average.weights, good)
 
 
-def test_buffers_that_are_replaced_are_averaged_and_counters_are_copied() -> None:
-    net = nn.Sequential(ReplacesItsBuffer(), nn.Linear(3, 5).double(), Normalizes())
+def test_buffers_are_averaged_and_what_has_no_mean_stays_as_it_is() -> None:
+    """Replaced buffers have a mean; counters, a causal mask, and parameters that are not trained have none."""
+    net: nn.Module = Normalizes()
+    net.register_buffer("mask", torch.full((2, 2), float("-inf")).triu(1))
+    net.quantised = nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
+    net.infinite = nn.Parameter(torch.full((2,), float("inf")), requires_grad=False)
     average = averaged(net)
     for step in range(1, 51):
         net(batch(step)[0])
         average.update(step)
     for mean, now in zip(average.buffers, net.buffers(), strict=True):
         torch.testing.assert_close(mean, now, rtol=0.3, atol=0.3)
-        assert equal(mean, now) is (not now.is_floating_point() or now.unique().numel() == 1)
-
-
-def test_what_has_no_mean_stays() -> None:
-    """A causal mask, and parameters that are not trained: quantised, infinite."""
-    net = nn.Linear(2, 2)
-    net.register_buffer("mask", torch.full((2, 2), float("-inf")).triu(1))
-    net.quantised = nn.Parameter(torch.ones(2, dtype=torch.int8), requires_grad=False)
-    net.frozen = nn.Parameter(torch.full((2,), float("inf")), requires_grad=False)
-    average, before = averaged(net), copy.deepcopy(net.state_dict())
-    for step in range(1, 30):
-        net.weight.data.add_(0.1)
-        average.update(step)
+        assert equal(mean, now) is (
+            not now.is_floating_point() or not now.isfinite().all() or now.unique().numel() == 1
+        )
     with average.in_place():
-        state = dict(net.state_dict())
-        assert not equal(state.pop("weight"), before.pop("weight"))
-        assert equal(state, before)
-
-
-@pytest.mark.parametrize("keep", [False, True])
-def test_a_set_is_in_the_network_within_the_context_and_given_back_after_an_exception(keep: bool) -> None:
-    net = nn.Sequential(nn.Linear(5, 8).double(), nn.BatchNorm1d(8).double())
-    own = TensorSet(net, list(net.parameters()))
-    for value in own.weights:
-        value.add_(1)
-    before, values, objects = copy.deepcopy(net.state_dict()), copy.deepcopy(own.state_dict()), [*net.parameters()]
-    with pytest.raises(ZeroDivisionError), own.in_place(keep):  # noqa: PT012
-        assert equal([p.detach() for p in net.parameters()], values["weights"])
-        net(batch(0)[0])
-        raise ZeroDivisionError
-    assert equal(net.state_dict(), before)
-    assert all(p is q for p, q in zip(net.parameters(), objects, strict=True))
-    assert equal(own.weights, values["weights"])
-    # the statistics of the forward pass
-    assert equal(own.buffers, values["buffers"]) is not keep
+        assert bool((net.quantised == 1).all() and net.infinite.isinf().all())

@@ -1,4 +1,3 @@
-import copy
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,14 +21,3 @@ def test_the_rate_follows_the_published_rule(tmp_path: Path) -> None:
     fitting = fit(Watched(MLP(), lr=0.1, hyper_lr=0.01, optimizer=torch.optim.SGD), tmp_path, max_steps=5)
     rate = 0.1 + 0.01 * sum(float(before @ now) for before, now in pairwise(gradients))
     assert fitting.optimizers[0].param_groups[0]["lr"] == pytest.approx(rate, rel=1e-4)
-
-
-def test_of_accumulated_batches_the_rate_follows_the_joined_one(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    net, rates = MLP(), []
-    for size, times in ((500, 1), (250, 2)):
-        model = HypergradientDescentModule(copy.deepcopy(net), lr=0.1, hyper_lr=0.01, optimizer=torch.optim.SGD)
-        fitting = fit(model, tmp_path, batch_size=size, accumulate_grad_batches=times, max_steps=5)
-        rates.append(fitting.optimizers[0].param_groups[0]["lr"])
-    assert rates[0] == pytest.approx(rates[1], rel=1e-4)
-    assert rates[0] != 0.1

@@ -1,12 +1,10 @@
 import copy
 import dataclasses
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
@@ -30,10 +28,9 @@ def mlp() -> MLP:
     return MLP()
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "RMSprop"])
-def test_with_the_rate_held_a_run_is_the_plain_run_bit_for_bit(name: str, tmp_path: Path) -> None:
+def test_with_the_rate_held_a_run_is_the_plain_run_bit_for_bit(tmp_path: Path) -> None:
     """With BatchNorm and dropout, hypothetical steps and looks."""
-    optimizer, lr = getattr(torch.optim, name), 1e-4
+    optimizer, lr = torch.optim.RMSprop, 1e-4
     plain = SupervisedModule(network(), lr=lr, optimizer=optimizer)
     meta = MetaModule(network(), lr=lr, optimizer=optimizer, **HELD)
     fit(plain, tmp_path)
@@ -42,19 +39,8 @@ def test_with_the_rate_held_a_run_is_the_plain_run_bit_for_bit(name: str, tmp_pa
     assert meta.meta.looks > 0
 
 
-def test_the_decay_is_that_of_adamw(tmp_path: Path) -> None:
-    """Proportional to the rate, decoupled from the gradient."""
-    meta = MetaModule(network(), lr=1e-4, meta_lr=0.0, weight_decay=0.01)
-    fit(meta, tmp_path, max_steps=1)
-    decay = meta.meta.weight_decay
-    plain = SupervisedModule(network(), lr=1e-4, optimizer=lambda p, lr: torch.optim.AdamW(p, lr, weight_decay=decay))
-    fit(plain, tmp_path, max_steps=1)
-    torch.testing.assert_close(meta.network.state_dict(), plain.network.state_dict(), rtol=0, atol=1e-7)
-
-
-@pytest.mark.parametrize("lr", [None, 1e-5], ids=["from-its-own-start", "while-it-climbs"])
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(lr: float | None, tmp_path: Path) -> None:
-    stop, whole, rates, rest = 8, MetaModule(mlp(), lr=lr), Rates(), Rates()
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+    stop, whole, rates, rest = 8, MetaModule(mlp(), lr=1e-5), Rates(), Rates()
     resumed, path = copy.deepcopy(whole), tmp_path / f"step={stop}.ckpt"
     saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=stop, save_top_k=-1)
     fit(whole, tmp_path, max_epochs=3, callbacks=[rates, TailAverage(), saver])
@@ -65,24 +51,16 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(lr: float | None, tm
     assert torch.load(path, weights_only=True)["optimizer_states"][0]["meta"]["steps"] == stop
 
 
-def test_a_state_of_another_method_or_version_is_refused(tmp_path: Path) -> None:
-    fit(SupervisedModule(mlp()), tmp_path).save_checkpoint(tmp_path / "adam.ckpt")
+def test_a_state_of_another_method_is_refused(tmp_path: Path) -> None:
+    fit(SupervisedModule(mlp()), tmp_path, max_steps=1).save_checkpoint(tmp_path / "adam.ckpt")
     with pytest.raises(ValueError, match="the optimizer's state has no 'meta': another method wrote it"):
-        fit(MetaModule(mlp()), tmp_path, tmp_path / "adam.ckpt", max_epochs=3)
-    fit(MetaModule(mlp()), tmp_path).save_checkpoint(tmp_path / "meta.ckpt")
-    checkpoint = torch.load(tmp_path / "meta.ckpt", weights_only=True)
-    del checkpoint["optimizer_states"][0]["meta"]["difference"]
-    torch.save(checkpoint, tmp_path / "older.ckpt")
-    with pytest.raises(ValueError, match="the state has no difference: another version wrote it"):
-        fit(MetaModule(mlp()), tmp_path, tmp_path / "older.ckpt", max_epochs=3)
+        fit(MetaModule(mlp()), tmp_path, tmp_path / "adam.ckpt")
 
 
 def test_a_second_fit_starts_again_also_of_a_module_that_was_loaded(tmp_path: Path) -> None:
     meta, rates = MetaModule(mlp()), [Rates(), Rates(), Rates()]
     fit(meta, tmp_path, callbacks=[rates[0]]).save_checkpoint(tmp_path / "meta.ckpt")
-    first = meta.meta
     fitting = fit(meta, tmp_path, callbacks=[rates[1]])
-    assert meta.meta is not first
     assert meta.meta.optimizer is fitting.optimizers[0]
     loaded = MetaModule.load_from_checkpoint(tmp_path / "meta.ckpt", network=mlp())
     fit(loaded, tmp_path, callbacks=[rates[2]])
@@ -112,38 +90,12 @@ def test_the_constants_and_what_lightning_leaves_to_the_module_are_options_of_th
         ({"optimizer": torch.optim.Rprop}, "Rprop cannot be adapted"),
         ({"optimizer": torch.optim.AdamW}, "AdamW has a weight decay of its own"),
         ({"accumulate_grad_batches": 0}, "--model.accumulate_grad_batches must be 1 or more, got 0"),
-        ({"pull": 2.0}, "pull must be between 0 and 1, got 2"),
+        ({"pull": 2.0}, "pull must be 0 or more and at most 1, got 2"),
     ],
 )
 def test_what_cannot_be_adapted_is_refused_before_training(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MetaModule(MLP(), **options)
-
-
-@pytest.mark.slow
-def test_from_every_start_the_rates_come_together(tmp_path: Path) -> None:
-    middle = {}
-    for lr in (None, 1e-6, 1e-3, 1.0):
-        rates, warns = Rates(), pytest.warns(UserWarning, match="lr 1 is lowered to 0.0")
-        with warns if lr == 1.0 else nullcontext():
-            fit(MetaModule(mlp(), lr=lr), tmp_path, batch_size=200, max_epochs=10, callbacks=[rates])
-        middle[lr] = rates.seen[100]
-    assert middle[None] == middle[1.0]
-    assert max(middle.values()) < 2.5 * min(middle.values())
-
-
-class Spoils(Callback):
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == 30:
-            with torch.no_grad():
-                pl_module.network[0].weight.fill_(float("nan"))
-
-
-def test_a_run_whose_weights_are_spoilt_continues_from_its_good_average(tmp_path: Path) -> None:
-    meta = MetaModule(mlp())
-    fitting = fit(meta, tmp_path, max_epochs=8, callbacks=[Spoils(), TailAverage()])
-    assert (meta.meta.guard.rewound, fitting.global_step) == (1, 64)
-    assert all(p.isfinite().all() for p in meta.parameters())
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
