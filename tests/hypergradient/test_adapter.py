@@ -61,7 +61,7 @@ def test_in_a_subclass_that_calls_the_step_of_its_base_class_the_adapter_acts_on
                 optimizer.step(lambda: adapter.loss(batch(step)).backward())  # noqa: B023
             else:
                 train(optimizer, adapter, range(step, step + 1))
-        counts = adapter.finite.steps, adapter.meta.steps, adapter.depth
+        counts = adapter.finite.steps, adapter.meta.steps, adapter._around.depth
         assert (*counts, adapter.meta.hypothetical.attributes["calls"]) == (12, 12, 0, [12])
         ends.append((net.state_dict(), optimizer.state_dict()))
     assert equal(*ends)
