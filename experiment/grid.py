@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from mlflow.exceptions import MlflowException
 from optuna.trial import FrozenTrial
 from tqdm import tqdm
 
 from experiment.options import QUIET, RESULTS, arm_options, tuned_file
 from experiment.parallel import processes
 from experiment.run import train
-from experiment.space import dimension
-from experiment.tuning import Tuning, options, tune
+from experiment.tuning import Tuning, loss, options, tune
 from reporting.curves import read_schedule
 from tracking.store import StoreError, client, tracking_uri
 
@@ -73,7 +71,7 @@ class Run:
 
     def tuned(self, trials: Sequence[FrozenTrial]) -> "Run":
         """Return it with the best options of the trials that count."""
-        best = min(trials[: self.of], key=lambda trial: math.inf if trial.value is None else trial.value)
+        best = min(trials[: self.of], key=loss)
         return replace(self, options=(*self.options, *(word for word in options(best.params) if self.part in word)))
 
 
@@ -93,7 +91,7 @@ def _run(row: str, column: str, data_seed: int, seed: int, said: dict[str, Any],
     given, study = tuple(said.get("options", ())), None
     if tunes := said.get("tune"):
         seeded = (f"--data.seed={data_seed}",) * (data_seed > 0)
-        search = dict(map(dimension, said["search"])) if "search" in said else None
+        search = dict(word.partition("=")[::2] for word in said["search"]) if "search" in said else None
         arm = said["arm"] if tunes is True else tunes
         study = Tuning(arm, (*seeded, *given), search, said.get("trials", scale.trials), said.get("seed", 0))
     fields = {name: said[name] for name in ("arm", "lr", "of", "part") if name in said}
@@ -152,26 +150,18 @@ def read_run(run_id: str, courses: bool = True) -> dict[str, Any]:
     """Return a run's figures; a run that diverged has an infinite loss and no accuracy.
 
     courses: with its rate in every step, and what else its `schedule.csv` holds.
-
-    Raises:
-        StoreError: MLflow does not have all of it.
     """
     run = client().get_run(run_id)
     metrics, info = run.data.metrics, run.info
-    try:
-        final_lr = metrics["lr"]
+    seen: dict[str, list[float]] = {}
+    if courses:
         with tempfile.TemporaryDirectory() as folder:
-            file = client().download_artifacts(run_id, "schedule.csv", folder) if courses else ""
-            seen = read_schedule(Path(file)) if courses else {}
-    except (KeyError, OSError, MlflowException) as error:
-        raise StoreError(
-            f"MLflow lacks the learning rate of run {run_id}: was it trained without Trajectory?"
-        ) from error
+            seen = read_schedule(Path(client().download_artifacts(run_id, "schedule.csv", folder)))
     return {
         "test_loss": _finite(metrics.get("test/loss")),
         "test_accuracy": metrics.get("test/accuracy", metrics.get("test/r2", math.nan)),
         "val_loss": _finite(metrics.get("val/loss")),
-        "final_lr": seen["lrs"][-1] if courses else final_lr,
+        "final_lr": seen["lrs"][-1] if courses else metrics.get("lr", math.nan),
         "passes": float(run.data.tags.get("passes", math.nan)),
         "seconds": (info.end_time - info.start_time) / 1000,
         "trained_on": run.data.tags.get("trained_on", "a machine that was not noted"),
