@@ -1,18 +1,14 @@
 """Train every arm on every seed, and compare them in a table and figures: `python compare.py --seeds 5`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from experiment import options
 from experiment.process import importing, script
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 OWN = {"--optimizer": "use --optimizers", "--seed_everything": "use --seeds", "--data.seed": "use --data-seeds"}
 
 
-def main(args: list[str] | None = None) -> "pd.DataFrame":
+def main(args: list[str] | None = None) -> None:
     """Train what is missing, write the figures, the table and the raw numbers, and print where they are."""
     parser = options.Parser("compare.py", description=__doc__, epilog=options.EVERY_RUN, allow_abbrev=False)
     add, arms = parser.add_argument, f"{' '.join(options.ARMS)}, or YAML files of your own"
@@ -34,10 +30,9 @@ def main(args: list[str] | None = None) -> "pd.DataFrame":
         from tracking.store import open_experiment
 
     scale = Scale(own.seeds, own.data_seeds, workers=own.workers, cluster=own.cluster, output=own.output)
-    runs, table, parent = compare(own.optimizers, own.initial_lrs, rest, scale, options.typed("compare.py", args))
+    table, parent = compare(own.optimizers, own.initial_lrs, rest, scale, options.typed("compare.py", args))
     print(f"{table}\nwritten to  {own.output}\nsee it      {how_to_see(open_experiment(), parent)}")
     print(f"charts      {how_to_compare(open_experiment(), parent)}")
-    return runs
 
 
 if __name__ == "__main__":

@@ -31,14 +31,14 @@ def main(args: list[str] | None = None) -> "optuna.Study":
 
     search = own.search and dict(word.partition("=")[::2] for word in own.search)
     tuning = Tuning(own.optimizer, tuple(rest), search, own.trials, own.seed, own.workers, own.storage)
-    tuned = tune(tuning, options.typed("tune.py", args))
-    print(tuned.text, end="")
+    study, _, text, run_id = tune(tuning, options.typed("tune.py", args))
+    print(text, end="")
     file = own.output or (None if search or rest or own.seed else options.tuned_file(own.optimizer))
     if file:
-        file.write_text(tuned.text, encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
     print(f"written to  {file}" if file else "not written: not the study that an arm reads its values from (--output)")
-    print(f"see it      {how_to_see(open_experiment(), tuned.run_id)}")
-    return tuned.study
+    print(f"see it      {how_to_see(open_experiment(), run_id)}")
+    return study
 
 
 if __name__ == "__main__":

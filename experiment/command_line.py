@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from jsonargparse.typing import PositiveInt
@@ -13,7 +13,7 @@ from callbacks import LogInputs
 from data.tensors import TensorDataModule
 from experiment import options
 from experiment.options import BASE, CONFIGS, DEFAULT_ARM, DEFAULT_TASK
-from experiment.process import end, refusing
+from experiment.process import refusing
 from lightning_modules import SupervisedModule
 from tracking.runs import config_of
 
@@ -74,14 +74,6 @@ def read(args: Sequence[str]) -> Line:
     return Line(command, name, task, own.ckpt_path, ["--config", str(BASE), *arm, *chosen, *over, *labels, *rest])
 
 
-class Parser(LightningArgumentParser):
-    """Reports an error in one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Exit with status 2."""
-        end(f"error: {' '.join(message.split())}", 2)
-
-
 class CommandLine(LightningCLI):
     """Lightning's CLI without subcommands: it parses, and builds the module, the data module and the Trainer."""
 
@@ -89,8 +81,7 @@ class CommandLine(LightningCLI):
         super().__init__(
             SupervisedModule,
             TensorDataModule,
-            parser_class=Parser,
-            parser_kwargs={"usage": options.USAGE, "allow_abbrev": False},
+            parser_kwargs={"usage": options.USAGE, "allow_abbrev": False, "exit_on_error": False},
             subclass_mode_model=True,
             subclass_mode_data=True,
             # Lightning's own --optimizer takes torch's classes, and overrides the module's

@@ -15,20 +15,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 QUIET_LOGGERS = ("mlflow", "pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed")
-# warnings that a user of this project can do nothing about
+# warnings that a user of this project can do nothing about: of Lightning and MLflow about torch and type hints, of
+# Optuna about what is experimental, of Lightning about the folders and the few batches of our runs, of joblib about a
+# worker that has grown and is replaced
 UNHEEDED = (
-    # of Lightning, about torch; of torch, about an exported GRU; of MLflow, about its own type hints
     ".*LeafSpec.*",
     "The tensor attributes .*_flat_weights",
     ".*Any type hint is inferred as AnyType",
-    # of Optuna
     ".* is experimental .supported from",
     "Argument .* is an experimental feature",
-    # of Lightning: each run saves in a folder of its own, and a run of few batches an epoch logs at the ends of epochs
     "The dirpath has changed",
     "Checkpoint directory",
     "The number of training batches",
-    # of joblib, which replaces a worker that has grown
     "A worker stopped while some jobs",
 )
 
@@ -96,7 +94,7 @@ def refusing(what: str, errors: tuple[type[Exception], ...] = (Exception,)) -> I
         from tracking.store import StoreError
 
         # jsonargparse wraps what the class that refused a value said
-        while isinstance(error.__cause__, ValueError | StoreError):
+        while isinstance(error, ValueError) and isinstance(error.__cause__, ValueError | StoreError):
             error = error.__cause__
         end(f"error: {what}{' '.join(str(error).split())[:500] or type(error).__name__}", 2)
 

@@ -26,10 +26,10 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "
 
 def compare(
     arms: Sequence[str], lrs: Sequence[float | None], arguments: Sequence[str], scale: Scale, command: str
-) -> tuple[pd.DataFrame, str, str]:
+) -> tuple[str, str]:
     """Train what is missing of arms × starting rates, and keep table, figures and raw numbers in `scale.output`.
 
-    Returns the runs, the table, and the run in MLflow that holds everything.
+    Returns the table, and the run in MLflow that holds everything.
 
     Raises:
         SystemExit: status 2 where the arguments are wrong, before a run is kept.
@@ -54,7 +54,7 @@ def compare(
         shown = paired_table(runs, base)
         text = f"{shown}\n\n{conditions(runs, command)}{legend(shown)}\n"
         _keep(runs, list(rows), text, scale.output, parent, f"{' '.join(arguments) or 'mnist1d'}; ")
-    return runs, text, parent
+    return text, parent
 
 
 def publish_stage(name: str, scale: Scale, command: str) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zipfile
+from argparse import ArgumentError
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,7 +50,7 @@ def train(
     """
     line = read(args)
     described = {"mlflow.note.content": f"`{typed('train.py', args)}`"} | (tags or {})
-    with refusing("", (ValueError, StoreError, MisconfigurationException)):
+    with refusing("", (ArgumentError, ValueError, StoreError, MisconfigurationException)):
         run = Run(line, described, callbacks)
         tracker = run.tracker
         if tracker and reuse and (found := find_run(tracker.name, run.digest)):
@@ -87,9 +88,6 @@ class Run(CommandLine):
     def before_instantiate_classes(self) -> None:
         """Identify the run, name it after its arm, and tag it."""
         config, line = self.config, self.line
-        for option in ("max_epochs", "max_steps", "limit_train_batches"):
-            if config.trainer.get(option) == 0:
-                self.parser.error(f"--trainer.{option} must be more than 0: nothing would be trained.")
         torch.set_num_threads(config.threads)
         # a module that optimizes by hand does itself what the Trainer refuses to do for it
         for option, default in (("gradient_clip_val", None), ("accumulate_grad_batches", 1)):
@@ -106,8 +104,6 @@ class Run(CommandLine):
         logger = config.trainer.logger
         if not isinstance(logger, Namespace) or logger.class_path != "tracking.logger.Tracker":
             return
-        if logger.init_args.run_id:
-            self.parser.error("--trainer.logger.run_id: to resume a run, give --ckpt_path, a checkpoint of it.")
         tags = {
             "optimizer": line.arm,
             "task": line.task,

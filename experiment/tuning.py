@@ -8,7 +8,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import optuna
 import yaml
@@ -62,17 +62,10 @@ class Tuning:
         return Path(self.optimizer).stem
 
 
-class Tuned(NamedTuple):
-    """The study; its trials that count; the best values as a configuration file; the MLflow run that holds it."""
-
-    study: optuna.Study
-    trials: list[FrozenTrial]
-    text: str
-    run_id: str
-
-
-def tune(tuning: Tuning, command: str) -> Tuned:
+def tune(tuning: Tuning, command: str) -> tuple[optuna.Study, list[FrozenTrial], str, str]:
     """Run the missing trials and keep them in MLflow; `command` is what the file says that it was made by.
+
+    Returns the study, its trials that count, the best values as a configuration file, and the id of the MLflow run.
 
     Raises:
         SystemExit: status 2 where an option is wrong, before anything is kept; 1 where every trial diverged.
@@ -111,7 +104,7 @@ def tune(tuning: Tuning, command: str) -> Tuned:
         client().log_metric(parent, "best_val_loss", loss(best))
         for option, value in best.params.items():
             client().set_tag(parent, f"best {option}", value)
-    return Tuned(study, counted, text, parent)
+    return study, counted, text, parent
 
 
 def options(params: Mapping[str, Any]) -> tuple[str, ...]:
