@@ -3,18 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
-from jsonargparse.typing import PositiveInt
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from callbacks import LogInputs
-from data.tensors import TensorDataModule
 from experiment import options
 from experiment.options import BASE, CONFIGS, DEFAULT_ARM, DEFAULT_TASK
 from experiment.process import refusing
-from lightning_modules import SupervisedModule
 from tracking.runs import config_of
 
 
@@ -72,35 +66,3 @@ def read(args: Sequence[str]) -> Line:
     chosen = ["--config", str(CONFIGS / "tasks" / f"{task}.yaml")] if own.task else []
     labels = [f"--optimizer={name}", f"--task={task}"]
     return Line(command, name, task, own.ckpt_path, ["--config", str(BASE), *arm, *chosen, *over, *labels, *rest])
-
-
-class CommandLine(LightningCLI):
-    """Lightning's CLI without subcommands: it parses, and builds the module, the data module and the Trainer."""
-
-    def __init__(self, args: list[str]) -> None:
-        super().__init__(
-            SupervisedModule,
-            TensorDataModule,
-            parser_kwargs={"usage": options.USAGE, "allow_abbrev": False, "exit_on_error": False},
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            # Lightning's own --optimizer takes torch's classes, and overrides the module's
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            save_config_callback=LogInputs,
-            run=False,
-            args=args,
-        )
-
-    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Put our options before the Trainer's, so that the first screen of the help shows them."""
-        parser.add_argument("--optimizer", help=f"the arm, {DEFAULT_ARM} by default: {', '.join(options.ARMS)}")
-        parser.add_argument("--task", help=f"data and network, {DEFAULT_TASK} by default: {', '.join(options.TASKS)}")
-        parser.add_argument("--threads", type=PositiveInt, default=1, help="another number gives other last digits")
-        parser.add_lightning_class_args(SupervisedModule, "model", subclass_mode=True)
-        parser.add_lightning_class_args(TensorDataModule, "data", subclass_mode=True)
-        parser.add_lightning_class_args(self.trainer_class, "trainer")
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the given arguments, whatever stands in `sys.argv`."""
-        self.config = parser.parse_args(args)

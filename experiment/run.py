@@ -10,16 +10,19 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.seed import isolate_rng
 
-from callbacks import DivergenceError, not_finite
-from experiment.command_line import CommandLine, Line, read
-from experiment.options import typed
+from callbacks import DivergenceError, LogInputs, not_finite
+from data.tensors import TensorDataModule
+from experiment import options
+from experiment.command_line import Line, read
 from experiment.process import refusing
-from lightning_modules import SearchModule
+from lightning_modules import SearchModule, SupervisedModule
 from reporting.machine import machine
 from tracking.logger import Tracker
 from tracking.runs import close_broken_off, find_run, run_of
@@ -49,7 +52,7 @@ def train(
         SystemExit: status 2, with one line, where the arguments, the data or the network cannot be trained.
     """
     line = read(args)
-    described = {"mlflow.note.content": f"`{typed('train.py', args)}`"} | (tags or {})
+    described = {"mlflow.note.content": f"`{options.typed('train.py', args)}`"} | (tags or {})
     with refusing("", (ArgumentError, ValueError, StoreError, MisconfigurationException)):
         run = Run(line, described, callbacks)
         tracker = run.tracker
@@ -63,7 +66,7 @@ def train(
     return run
 
 
-class Run(CommandLine):
+class Run(LightningCLI):
     """What a command line builds, and what came out of it.
 
     `run_id` is the MLflow run, `digest` identifies what the run computes, `diverged` is the message of a diverged run,
@@ -77,7 +80,34 @@ class Run(CommandLine):
         self.diverged: str | None = None
         self.metrics: dict[str, float] = {}
         self.test_metrics: dict[str, float] = {}
-        super().__init__(line.options)
+        super().__init__(
+            SupervisedModule,
+            TensorDataModule,
+            parser_kwargs={"usage": options.USAGE, "allow_abbrev": False, "exit_on_error": False},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            # Lightning's own --optimizer takes torch's classes, and overrides the module's
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_callback=LogInputs,
+            run=False,
+            args=line.options,
+        )
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Put our options before the Trainer's, so that the first screen of the help shows them."""
+        parser.add_argument("--optimizer", help=f"the arm, {options.DEFAULT_ARM} by default: {', '.join(options.ARMS)}")
+        parser.add_argument(
+            "--task", help=f"data and network, {options.DEFAULT_TASK} by default: {', '.join(options.TASKS)}"
+        )
+        parser.add_argument("--threads", type=PositiveInt, default=1, help="another number gives other last digits")
+        parser.add_lightning_class_args(SupervisedModule, "model", subclass_mode=True)
+        parser.add_lightning_class_args(TensorDataModule, "data", subclass_mode=True)
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the given arguments, whatever stands in `sys.argv`."""
+        self.config = parser.parse_args(args)
 
     @property
     def tracker(self) -> Tracker | None:
@@ -152,8 +182,6 @@ class Run(CommandLine):
                         raise zipfile.BadZipFile(f"its part {damaged} is damaged")
                 saved = torch.load(path, map_location="cpu", weights_only=True)
                 self.model.load_state_dict(saved["state_dict"])
-                if trains and saved["optimizer_states"] and saved["loops"]:
-                    self.model.on_load_checkpoint(saved)
                 then = saved["hyper_parameters"]
             now = {"_class_path": self.dump["model"]["class_path"], **self.dump["model"]["init_args"]}
             for name in ("_class_path", "optimizer", "schedule"):

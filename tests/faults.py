@@ -91,7 +91,6 @@ FAULTS = {
     "Ctrl-C in a run": Fault(r"interrupted; finished work is kept", 130),
     "SIGTERM in a run": Fault(r"terminated; finished work is kept", 143),
     "LANG=C, PYTHONOPTIMIZE=2, warnings are errors": Fault(r"", 0),
-    "another user, with a read-only clone": Fault(r"", 0),
 }
 """What a command is started into: tests/test_faults.py."""
 

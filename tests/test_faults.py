@@ -119,7 +119,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_a_full_disk_leaves_a_whole_checkpoint_and_one_that_is_read_only_nothing(small_disk: Path) -> None:
-    ended(typed("train.py", *LONG, uri=f"sqlite:///{small_disk}/mlflow.db"), "the disk is full")
+    # its second checkpoint does not fit next to the first
+    large = typed("train.py", *LONG, "--model.network.hidden=2000", uri=f"sqlite:///{small_disk}/mlflow.db")
+    ended(large, "the disk is full")
     for path in checkpoints(small_disk):
         assert torch.load(path, weights_only=True)["global_step"]
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
@@ -172,22 +174,6 @@ def test_another_environment(variables: str, monkeypatch: pytest.MonkeyPatch) ->
     for variable in variables.split():
         monkeypatch.setenv(*variable.split("="))
     assert "test/loss" in ended(typed("train.py", *SHORT), "LANG=C, PYTHONOPTIMIZE=2, warnings are errors")
-
-
-@pytest.mark.slow
-def test_a_user_who_is_not_root_and_a_clone_that_is_read_only(tmp_path: Path) -> None:
-    if os.getuid() != 0:
-        pytest.skip("only root may become another user")
-    tmp_path.chmod(0o777)
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
-    # she may read what is root's alone, as the interpreter may be, and write nothing of it
-    nobody = "setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=+dac_read_search"
-    command = [*nobody.split(), "--ambient-caps=+dac_read_search", sys.executable, "-B", str(ROOT / "train.py"), *SHORT]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/elsewhere.db", "HOME": str(tmp_path)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == FAULTS["another user, with a read-only clone"].status, done.stderr
-    assert "test/loss" in done.stdout
 
 
 def test_the_tables_of_faults_are_those_that_the_tests_run_over() -> None:

@@ -13,7 +13,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from experiment.grid import read_run
 from experiment.options import ARMS, BASE, CONFIGS, ROOT, TASKS
 from experiment.run import train
-from tests.store import SHORT, artifacts, checkpoint_of, history, runs, schedule
+from tests.store import SHORT, artifacts, history, runs, schedule
 from tracking.store import client
 from train import main
 
@@ -117,17 +117,6 @@ def test_what_a_task_does_not_say_is_its_classes_own_default(task: str, capsys: 
         assert part["init_args"] == own_defaults(part["class_path"]) | given
 
 
-@pytest.mark.parametrize(
-    ("option", "class_path"), [("network", "lightning_modules.GRU"), ("optimizer", "torch.optim.SGD")]
-)
-def test_a_class_that_is_typed_has_its_own_defaults(
-    option: str, class_path: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    typed = printed_config("--optimizer", "adam", f"--model.{option}", class_path, capsys=capsys)
-    kept = typed["model"]["init_args"][option]["init_args"]
-    assert kept == {name: value for name, value in own_defaults(class_path).items() if name in kept}
-
-
 def test_the_published_experiment_is_kept_to_the_letter(capsys: pytest.CaptureFixture[str]) -> None:
     config = printed_config("--optimizer", "meta_original", capsys=capsys)
     settings = config["model"]["init_args"]
@@ -135,15 +124,6 @@ def test_the_published_experiment_is_kept_to_the_letter(capsys: pytest.CaptureFi
     assert {settings[name]["class_path"] for name in ("optimizer", "meta_optimizer")} == {"torch.optim.Adam"}
     assert config["trainer"]["max_epochs"] == 50
     assert config["data"]["class_path"] == "data.MNIST1DDataModule"
-
-
-@pytest.mark.slow
-def test_a_checkpoint_alone_brings_its_network_back() -> None:
-    made = train(["--optimizer", "meta_original", "--model.network.hidden=30", *SHORT])
-    path = checkpoint_of(made)
-    tested = train(["test", "--ckpt_path", path, SHORT[1]])
-    assert tested.model.network[0].out_features == 30
-    assert tested.trainer.callback_metrics["test/loss"].item() == made.test_metrics["test/loss"]
 
 
 @pytest.mark.parametrize(
@@ -209,13 +189,3 @@ def test_the_whole_help_lists_ours_before_the_trainers_and_a_module_has_its_own(
     places = [screens[0].index(option) for option in ("--optimizer", "--model CONFIG", "--trainer.max_epochs")]
     assert places == sorted(places)
     assert "--model.meta_lr" in screens[1]
-
-
-def test_a_digest_that_reads_like_a_number_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Hash:
-        def hexdigest(self) -> str:
-            return "885e201949542093"
-
-    monkeypatch.setattr("experiment.run.hashlib.sha256", lambda _: Hash())
-    first = train(["--optimizer", "adam", *SHORT])
-    assert train(["--optimizer", "adam", *SHORT], reuse=True).run_id == first.run_id
