@@ -22,7 +22,6 @@ def main(args: list[str] | None = None) -> None:
     own, rest = options.parse_many(parser, args, OWN)
     if len({Path(arm).stem for arm in own.optimizers}) < len(own.optimizers):
         parser.error("--optimizers: two of one name would be one row of the table")
-    # late: the help does not wait for torch
     with importing():
         from experiment.grid import Scale
         from experiment.publish import compare

@@ -19,7 +19,6 @@ def main(args: list[str] | None = None) -> None:
     add("--output", type=Path, default=options.RESULTS, help="folder (default: results)")
     add("--redraw", action="store_true", help="only draw the figures again, from the files in the folder")
     own = parser.parse_args(args)
-    # late: the help does not wait for torch
     with importing():
         from experiment.grid import Scale
         from experiment.publish import ABOUT, draw, publish_stage

@@ -12,7 +12,6 @@ def main(args: list[str] | None = None) -> None:
     if given[:1] in (["--help"], ["-h"]):
         one_run().print_help()
         return
-    # late: the help does not wait for torch
     with importing():
         from callbacks.trajectory import schedule_file
         from experiment.run import train

@@ -23,7 +23,6 @@ def main(args: list[str] | None = None) -> "optuna.Study":
     add("--storage", metavar="URL", help="a database that several machines share: docs/scale.md")
     add("--output", type=Path, help="default: configs/tuned/ARM.yaml, if the study is the arm's own")
     own, rest = options.parse_many(parser, args, {})
-    # late: the help does not wait for torch
     with importing():
         from experiment.tuning import Tuning, tune
         from tracking.links import how_to_see
@@ -33,7 +32,7 @@ def main(args: list[str] | None = None) -> "optuna.Study":
     tuning = Tuning(own.optimizer, tuple(rest), search, own.trials, own.seed, own.workers, own.storage)
     study, _, text, run_id = tune(tuning, options.typed("tune.py", args))
     print(text, end="")
-    file = own.output or (None if search or rest or own.seed else options.tuned_file(own.optimizer))
+    file = own.output or (None if search or rest or own.seed else options.TUNED.get(own.optimizer))
     if file:
         file.write_text(text, encoding="utf-8")
     print(f"written to  {file}" if file else "not written: not the study that an arm reads its values from (--output)")

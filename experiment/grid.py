@@ -13,7 +13,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial
 from tqdm import tqdm
 
-from experiment.options import QUIET, RESULTS, arm_options, tuned_file
+from experiment.options import QUIET, RESULTS, TUNED, arm_options
 from experiment.parallel import processes
 from experiment.run import train
 from experiment.tuning import Tuning, loss, options, tune
@@ -45,6 +45,7 @@ class Scale:
 class Run:
     """One run of a grid; `study`: the tuning that its options come from, `of` so many trials, `part` of its options."""
 
+    label: str
     row: str
     column: str
     data_seed: int
@@ -55,11 +56,6 @@ class Run:
     study: Tuning | None = None
     of: int | None = None
     part: str = ""
-
-    @property
-    def label(self) -> str:
-        """What row and column are called together; a colon would make a mapping of it on the command line."""
-        return f"{self.row}, {self.column}" if self.column else self.row
 
 
 def runs_of(grid: Grid, scale: Scale) -> list[Run]:
@@ -78,7 +74,9 @@ def runs_of(grid: Grid, scale: Scale) -> list[Run]:
             arm = said["arm"] if tunes is True else tunes
             study = Tuning(arm, (*seeded, *given), search, said.get("trials", scale.trials), said.get("seed", 0))
         fields = {name: said[name] for name in ("arm", "lr", "of", "part") if name in said}
-        runs.append(Run(row, column, data_seed, seed, options=given, study=study, **fields))
+        # a colon would make a mapping of it on the command line
+        label = f"{row}, {column}" if column else row
+        runs.append(Run(label, row, column, data_seed, seed, options=given, study=study, **fields))
     return runs
 
 
@@ -92,7 +90,7 @@ def run_grid(grid: Grid, scale: Scale, parent: str, courses: bool = True) -> pd.
     studies = {str(run.study): run.study for run in runs if run.study}
     found = dict(zip(studies, _all(_tune, list(studies.values()), scale, "study"), strict=True))
     for study, (_, text) in zip(studies.values(), found.values(), strict=True):
-        file = tuned_file(study.optimizer)
+        file = TUNED.get(study.optimizer)
         if file and scale.output == RESULTS and study == Tuning(study.optimizer, trials=study.trials):
             file.write_text(text, encoding="utf-8")
     best = {study: trials for study, (trials, _) in found.items()}

@@ -18,6 +18,8 @@ CONFIGS, RESULTS = ROOT / "configs", ROOT / "results"
 BASE = CONFIGS / "base.yaml"
 ARMS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path != BASE)
 TASKS = sorted(path.stem for path in (CONFIGS / "tasks").glob("*.yaml"))
+# the files of best options that arms read
+TUNED = {path.stem: path for path in (CONFIGS / "tuned").glob("*.yaml")}
 DEFAULT_ARM, DEFAULT_TASK = "meta", "mlp"
 HEADLINE = ["meta", "meta_onestep", "meta_original", "adam", "cosine"]
 STAGES = re.findall(r"^(\w+):", Path(__file__).with_name("stages.yaml").read_text(encoding="utf-8"), re.MULTILINE)
@@ -106,12 +108,6 @@ rate = number(float, lambda value: 0 < value < math.inf, "a positive finite numb
 def arm_options(name: str) -> list[str]:
     """Return the options of `train.py` for the name of an arm or a file."""
     return ["--optimizer", name] if name in ARMS else ["--config", name]
-
-
-def tuned_file(arm: str) -> Path | None:
-    """Return the file of `configs/tuned/` that the arm reads; None if it has none."""
-    path = CONFIGS / "tuned" / f"{arm}.yaml"
-    return path if path.is_file() else None
 
 
 def parse_many(

@@ -41,7 +41,7 @@ def quiet() -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import without garbage collection, and keep what was imported out of later ones: a quarter of a start's time."""
+    """Import late, for the help does not wait; without collecting garbage, which takes a quarter of a start's time."""
     gc.disable()
     yield
     gc.freeze()

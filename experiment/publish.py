@@ -30,9 +30,6 @@ def compare(
     """Train what is missing of arms × starting rates, and keep table, figures and raw numbers in `scale.output`.
 
     Returns the table, and the run in MLflow that holds everything.
-
-    Raises:
-        SystemExit: status 2 where the arguments are wrong, before a run is kept.
     """
     rows = {Path(arm).stem: {"arm": arm, "options": list(arguments)} for arm in arms}
     starts = {"" if lr is None else f"from {lr:g}": {} if lr is None else {"lr": lr} for lr in lrs}

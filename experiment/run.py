@@ -94,16 +94,11 @@ class Run(LightningCLI):
             args=line.options,
         )
 
-    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Put our options before the Trainer's, so that the first screen of the help shows them."""
-        parser.add_argument("--optimizer", help=f"the arm, {options.DEFAULT_ARM} by default: {', '.join(options.ARMS)}")
-        parser.add_argument(
-            "--task", help=f"data and network, {options.DEFAULT_TASK} by default: {', '.join(options.TASKS)}"
-        )
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what is not Lightning's: the names of arm and task, which `read` put first, and the threads."""
+        parser.add_argument("--optimizer", help=f"the arm, by default meta: {', '.join(options.ARMS)}")
+        parser.add_argument("--task", help=f"data and network, by default mlp: {', '.join(options.TASKS)}")
         parser.add_argument("--threads", type=PositiveInt, default=1, help="another number gives other last digits")
-        parser.add_lightning_class_args(SupervisedModule, "model", subclass_mode=True)
-        parser.add_lightning_class_args(TensorDataModule, "data", subclass_mode=True)
-        parser.add_lightning_class_args(self.trainer_class, "trainer")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the given arguments, whatever stands in `sys.argv`."""
@@ -156,12 +151,7 @@ class Run(LightningCLI):
         self.model.save_hyperparameters(origin | model["init_args"], logger=False)
 
     def check(self) -> None:
-        """Refuse what cannot be trained or resumed, before a run is stored.
-
-        Raises:
-            ValueError: the data, the network, both together, or the checkpoint.
-            StoreError: another process writes the run.
-        """
+        """Refuse what cannot be trained or resumed, before a run is stored."""
         trains = self.line.command == "fit"
         self.datamodule.setup("fit")
         x, y = batch = tuple(part[:2] for part in self.datamodule.train)

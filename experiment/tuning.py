@@ -29,8 +29,6 @@ from tracking.runs import parent_run
 from tracking.store import StoreError, artifact_dir, client, hidden, open_experiment, tracking_uri
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-HEARTBEAT, GRACE = 5, 20
-"""Seconds between a worker's signs of life in a database, and after which it is taken for dead."""
 Space = dict[str, str]
 """Option -> values, written as they are typed: `log:1e-5:1e-1`, `32:512`, `1,2,3`."""
 RATE: Space = {"model.lr": "log:1e-5:1e-1"}
@@ -143,9 +141,10 @@ def _storage(url: str | None) -> BaseStorage:
     if url is None:
         artifact_dir().mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(artifact_dir() / "optuna.log")))
+    # seconds between a worker's signs of life, and after which it is taken for dead
     beats: dict[str, Any] = {
-        "heartbeat_interval": HEARTBEAT,
-        "grace_period": GRACE,
+        "heartbeat_interval": 5,
+        "grace_period": 20,
         "heartbeat_stale_trial_callback": RetryHeartbeatStaleTrialCallback(),
     }
     # the first attempt fails where another machine makes the tables at the same moment

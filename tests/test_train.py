@@ -176,16 +176,3 @@ def test_the_help_is_one_screen_and_does_not_wait_for_torch(capsys: pytest.Captu
         code = f"import sys, {command}; sys.argv[1:] = ['--help']\ntry: {command}.main()\nfinally: print(*sys.modules)"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         assert {"torch", "mlflow", "numpy", "optuna", "yaml"}.isdisjoint(done.stdout.split())
-
-
-def test_the_whole_help_lists_ours_before_the_trainers_and_a_module_has_its_own(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    screens = []
-    for words in (["fit", "--help"], ["--model.help=OneStepModule"]):
-        with pytest.raises(SystemExit, match="0"):
-            train(words)
-        screens.append(capsys.readouterr().out)
-    places = [screens[0].index(option) for option in ("--optimizer", "--model CONFIG", "--trainer.max_epochs")]
-    assert places == sorted(places)
-    assert "--model.meta_lr" in screens[1]
