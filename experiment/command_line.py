@@ -27,10 +27,7 @@ def read(args: Sequence[str]) -> Line:
     """Put base, arm, task and the user's files before all other options, in any order they were typed.
 
     An arm is `--optimizer NAME`, or a YAML file that names the module's class; there is one. `validate` and `test` take
-    the arm and the data of the run that wrote the checkpoint.
-
-    Raises:
-        SystemExit: status 2, with one line, where the arguments are wrong.
+    the arm and the data of the run that wrote the checkpoint. Wrong arguments end with status 2 and one line.
     """
     words = list(args)
     command = words.pop(0) if words and words[0] in options.SUBCOMMANDS else "fit"

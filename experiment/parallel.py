@@ -20,10 +20,6 @@ def processes(
     """Call `call(task)` for every task, and yield (its number, what it returned) in the order in which they end.
 
     One worker is this process. A run depends on its own arguments alone, so the order does not matter.
-
-    Raises:
-        BrokenExecutor: a worker was killed.
-        StoreError: a run was refused.
     """
     jobs = (joblib.delayed(_numbered)(tracking_uri(), number, call, task) for number, task in enumerate(tasks))
     settings: dict[str, Any] = {"n_jobs": workers, "batch_size": 1, "return_as": "generator_unordered"}
