@@ -1,25 +1,16 @@
 """Train every arm on every seed, and compare them in a table and figures: `python compare.py --seeds 5`."""
 
-import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from experiment import options
 from experiment.process import importing, script
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-OF_ONE_RUN = {
-    "--optimizer": "use --optimizers",
-    "--seed_everything": "use --seeds",
-    "--data.seed": "use --data-seeds",
-}
+OWN = {"--optimizer": "use --optimizers", "--seed_everything": "use --seeds", "--data.seed": "use --data-seeds"}
 
 
-def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """Return the options of the comparison, and the other ones, which apply to every run."""
-    parser = options.many_runs("compare.py", __doc__)
+def main(args: list[str] | None = None) -> None:
+    """Train what is missing, write the figures, the table and the raw numbers, and print where they are."""
+    parser = options.Parser("compare.py", description=__doc__, epilog=options.EVERY_RUN, allow_abbrev=False)
     add, arms = parser.add_argument, f"{' '.join(options.ARMS)}, or YAML files of your own"
     add("--seeds", type=options.positive, default=5, help="runs per arm: seeds 1 to SEEDS (tuning uses seed 0)")
     add("--data-seeds", type=options.positive, default=1, help="of the data: 0, the published, to DATA_SEEDS - 1")
@@ -27,31 +18,20 @@ def parse(args: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     add("--initial-lrs", nargs="+", type=options.rate, default=[None], metavar="LR", help="starting rates of each arm")
     add("--workers", type=options.positive, default=options.CORES, help="processes (default: the cores)")
     add("--cluster", metavar="tcp://HOST:PORT", help="a Dask scheduler, whose workers train: docs/scale.md")
-    add("--output", type=options.folder, default=options.RESULTS / "compare", help="folder (results/compare)")
-    own, rest = options.parse_many(parser, args, OF_ONE_RUN)
+    add("--output", type=Path, default=options.RESULTS / "compare", help="folder (results/compare)")
+    own, rest = options.parse_many(parser, args, OWN)
     if len({Path(arm).stem for arm in own.optimizers}) < len(own.optimizers):
         parser.error("--optimizers: two of one name would be one row of the table")
-    if own.initial_lrs != [None] and any(word.split("=")[0] == "--model.lr" for word in rest):
-        parser.error("--model.lr and --initial-lrs set the same: give one of them")
-    return own, rest
-
-
-def main(args: list[str] | None = None) -> "pd.DataFrame":
-    """Train what is missing, write the figures, the table and the raw numbers, and print where they are."""
-    own, rest = parse(args)
-    # late: the help does not wait for torch
     with importing():
         from experiment.grid import Scale
         from experiment.publish import compare
         from tracking.links import how_to_compare, how_to_see
         from tracking.store import open_experiment
 
-    own.output.mkdir(parents=True, exist_ok=True)
     scale = Scale(own.seeds, own.data_seeds, workers=own.workers, cluster=own.cluster, output=own.output)
-    runs, table, parent = compare(own.optimizers, own.initial_lrs, rest, scale, options.typed("compare.py", args))
+    table, parent = compare(own.optimizers, own.initial_lrs, rest, scale, options.typed("compare.py", args))
     print(f"{table}\nwritten to  {own.output}\nsee it      {how_to_see(open_experiment(), parent)}")
     print(f"charts      {how_to_compare(open_experiment(), parent)}")
-    return runs
 
 
 if __name__ == "__main__":

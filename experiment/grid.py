@@ -4,21 +4,19 @@ import math
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from mlflow.exceptions import MlflowException
 from optuna.trial import FrozenTrial
 from tqdm import tqdm
 
-from experiment.options import QUIET, RESULTS, arm_options, tuned_file
+from experiment.options import QUIET, RESULTS, TUNED, arm_options
 from experiment.parallel import processes
 from experiment.run import train
-from experiment.space import dimension
-from experiment.tuning import Tuning, options, tune
+from experiment.tuning import Tuning, loss, options, tune
 from reporting.curves import read_schedule
 from tracking.store import StoreError, client, tracking_uri
 
@@ -47,6 +45,7 @@ class Scale:
 class Run:
     """One run of a grid; `study`: the tuning that its options come from, `of` so many trials, `part` of its options."""
 
+    label: str
     row: str
     column: str
     data_seed: int
@@ -57,47 +56,28 @@ class Run:
     study: Tuning | None = None
     of: int | None = None
     part: str = ""
-    parent: str = ""
-
-    @property
-    def label(self) -> str:
-        """What row and column are called together; a colon would make a mapping of it on the command line."""
-        return f"{self.row}, {self.column}" if self.column else self.row
-
-    def args(self) -> list[str]:
-        """Return the command line of `train.py`."""
-        lr = [] if self.lr is None else [f"--model.lr={self.lr}"]
-        seeds = [f"--data.seed={self.data_seed}"] * (self.data_seed > 0) + [f"--seed_everything={self.seed}"]
-        name = f"--trainer.logger.run_name={self.label} seed {self.seed}"
-        return [*arm_options(self.arm), *self.options, *lr, *seeds, name, QUIET]
-
-    def tuned(self, trials: Sequence[FrozenTrial]) -> "Run":
-        """Return it with the best options of the trials that count."""
-        best = min(trials[: self.of], key=lambda trial: math.inf if trial.value is None else trial.value)
-        return replace(self, options=(*self.options, *(word for word in options(best.params) if self.part in word)))
 
 
 def runs_of(grid: Grid, scale: Scale) -> list[Run]:
     """Return every run of a grid, before tuning."""
     data_seeds = range(min(scale.data_seeds, grid.get("data_seeds", scale.data_seeds)))
     seeds = range(1, 1 + min(scale.seeds, grid.get("seeds", scale.seeds)))
-    columns = grid.get("columns", {"": {}})
-    return [
-        _run(row, column, data_seed, seed, {"arm": row, **grid["rows"][row], **columns[column]}, scale)
-        for data_seed, seed, row, column in product(data_seeds, seeds, grid["rows"], columns)
-        if column in grid["rows"][row].get("only", columns)
-    ]
-
-
-def _run(row: str, column: str, data_seed: int, seed: int, said: dict[str, Any], scale: Scale) -> Run:
-    given, study = tuple(said.get("options", ())), None
-    if tunes := said.get("tune"):
-        seeded = (f"--data.seed={data_seed}",) * (data_seed > 0)
-        search = dict(map(dimension, said["search"])) if "search" in said else None
-        arm = said["arm"] if tunes is True else tunes
-        study = Tuning(arm, (*seeded, *given), search, said.get("trials", scale.trials), said.get("seed", 0))
-    fields = {name: said[name] for name in ("arm", "lr", "of", "part") if name in said}
-    return Run(row, column, data_seed, seed, options=given, study=study, **fields)
+    rows, columns, runs = grid["rows"], grid.get("columns", {"": {}}), []
+    for data_seed, seed, row, column in product(data_seeds, seeds, rows, columns):
+        if column not in rows[row].get("only", columns):
+            continue
+        said = {"arm": row, **rows[row], **columns[column]}
+        given, study = tuple(said.get("options", ())), None
+        if tunes := said.get("tune"):
+            seeded = (f"--data.seed={data_seed}",) * (data_seed > 0)
+            search = dict(word.partition("=")[::2] for word in said["search"]) if "search" in said else None
+            arm = said["arm"] if tunes is True else tunes
+            study = Tuning(arm, (*seeded, *given), search, said.get("trials", scale.trials), said.get("seed", 0))
+        fields = {name: said[name] for name in ("arm", "lr", "of", "part") if name in said}
+        # a colon would make a mapping of it on the command line
+        label = f"{row}, {column}" if column else row
+        runs.append(Run(label, row, column, data_seed, seed, options=given, study=study, **fields))
+    return runs
 
 
 def run_grid(grid: Grid, scale: Scale, parent: str, courses: bool = True) -> pd.DataFrame:
@@ -110,11 +90,11 @@ def run_grid(grid: Grid, scale: Scale, parent: str, courses: bool = True) -> pd.
     studies = {str(run.study): run.study for run in runs if run.study}
     found = dict(zip(studies, _all(_tune, list(studies.values()), scale, "study"), strict=True))
     for study, (_, text) in zip(studies.values(), found.values(), strict=True):
-        file = tuned_file(study.optimizer)
+        file = TUNED.get(study.optimizer)
         if file and scale.output == RESULTS and study == Tuning(study.optimizer, trials=study.trials):
             file.write_text(text, encoding="utf-8")
-    runs = [run.tuned(found[str(run.study)][0]) if run.study else run for run in runs]
-    ids = _all(_train, [replace(run, parent=parent) for run in runs], scale, "run")
+    best = {study: trials for study, (trials, _) in found.items()}
+    ids = _all(_train, [(run, best.get(str(run.study), []), parent) for run in runs], scale, "run")
     return pd.DataFrame(
         {
             **{"arm": run.label, "row": run.row, "column": run.column, "seed": run.seed, "data_seed": run.data_seed},
@@ -137,12 +117,18 @@ def _tune(study: Tuning) -> tuple[list[FrozenTrial], str]:
     seed = ["--seed", str(study.seed)] if study.seed else []
     search = ["--search", *(f"{option}={values}" for option, values in study.search.items())] if study.search else []
     words = ["--optimizer", study.optimizer, "--trials", str(study.trials), *seed, *study.arguments, *search]
-    tuned = tune(study, f"python tune.py {shlex.join(words)}")
-    return tuned.trials, tuned.text
+    _, trials, text, _ = tune(study, f"python tune.py {shlex.join(words)}")
+    return trials, text
 
 
-def _train(run: Run) -> str:
-    run_id = train(run.args(), {"mlflow.parentRunId": run.parent}, reuse=True).run_id
+def _train(task: tuple[Run, list[FrozenTrial], str]) -> str:
+    run, trials, parent = task
+    tuned = options(min(trials[: run.of], key=loss).params) if trials else ()
+    lr = [] if run.lr is None else [f"--model.lr={run.lr}"]
+    seeds = [f"--data.seed={run.data_seed}"] * (run.data_seed > 0) + [f"--seed_everything={run.seed}"]
+    name = f"--trainer.logger.run_name={run.label} seed {run.seed}"
+    given = [*run.options, *(word for word in tuned if run.part in word), *lr, *seeds, name, QUIET]
+    run_id = train([*arm_options(run.arm), *given], {"mlflow.parentRunId": parent}, reuse=True).run_id
     if run_id is None:
         raise StoreError(f"{run.label}, seed {run.seed}, left no run: does a file say fast_dev_run, or another logger?")
     return run_id
@@ -152,26 +138,18 @@ def read_run(run_id: str, courses: bool = True) -> dict[str, Any]:
     """Return a run's figures; a run that diverged has an infinite loss and no accuracy.
 
     courses: with its rate in every step, and what else its `schedule.csv` holds.
-
-    Raises:
-        StoreError: MLflow does not have all of it.
     """
     run = client().get_run(run_id)
     metrics, info = run.data.metrics, run.info
-    try:
-        final_lr = metrics["lr"]
+    seen: dict[str, list[float]] = {}
+    if courses:
         with tempfile.TemporaryDirectory() as folder:
-            file = client().download_artifacts(run_id, "schedule.csv", folder) if courses else ""
-            seen = read_schedule(Path(file)) if courses else {}
-    except (KeyError, OSError, MlflowException) as error:
-        raise StoreError(
-            f"MLflow lacks the learning rate of run {run_id}: was it trained without Trajectory?"
-        ) from error
+            seen = read_schedule(Path(client().download_artifacts(run_id, "schedule.csv", folder)))
     return {
         "test_loss": _finite(metrics.get("test/loss")),
         "test_accuracy": metrics.get("test/accuracy", metrics.get("test/r2", math.nan)),
         "val_loss": _finite(metrics.get("val/loss")),
-        "final_lr": seen["lrs"][-1] if courses else final_lr,
+        "final_lr": seen["lrs"][-1] if courses else metrics.get("lr", math.nan),
         "passes": float(run.data.tags.get("passes", math.nan)),
         "seconds": (info.end_time - info.start_time) / 1000,
         "trained_on": run.data.tags.get("trained_on", "a machine that was not noted"),

@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import joblib
 
-from experiment.process import quiet, worker
+from experiment.process import quiet, refusing, worker
 from tracking.store import StoreError, tracking_uri
 
 Task = TypeVar("Task")
@@ -20,18 +20,22 @@ def processes(
     """Call `call(task)` for every task, and yield (its number, what it returned) in the order in which they end.
 
     One worker is this process. A run depends on its own arguments alone, so the order does not matter.
-
-    Raises:
-        BrokenExecutor: a worker was killed.
-        StoreError: the cluster cannot be used.
     """
     jobs = (joblib.delayed(_numbered)(tracking_uri(), number, call, task) for number, task in enumerate(tasks))
     settings: dict[str, Any] = {"n_jobs": workers, "batch_size": 1, "return_as": "generator_unordered"}
-    if cluster:
-        settings["n_jobs"] = -1
-    elif workers > 1:
-        settings |= {"initializer": worker, "initargs": (os.getpid(),)}
-    with _dask(cluster) if cluster else nullcontext():
+    with ExitStack() as stack:
+        if cluster:
+            advice = "install the extra `scale` and start `dask scheduler` (docs/scale.md)"
+            with refusing(f"--cluster {cluster} cannot be used; {advice}: "):
+                from distributed import Client
+
+                client = stack.enter_context(Client(cluster, timeout=10))
+            if any(threads > 1 for threads in client.nthreads().values()):
+                raise StoreError("--cluster: runs share one random stream a process: start workers with --nthreads 1.")
+            stack.enter_context(joblib.parallel_config("dask"))
+            settings["n_jobs"] = -1
+        elif workers > 1:
+            settings |= {"initializer": worker, "initargs": (os.getpid(),)}
         yield from joblib.Parallel(**settings)(jobs)
 
 
@@ -44,20 +48,3 @@ def _numbered(uri: str, number: int, call: Callable[[Task], Result], task: Task)
     except SystemExit as stop:
         # a Dask worker would end, and the next one that got the task too
         raise StoreError("A run was refused: the line above, or the log of its Dask worker, says why.") from stop
-
-
-@contextmanager
-def _dask(address: str) -> Iterator[None]:
-    """Send joblib's tasks to the workers of the scheduler at `address`; one that dies is replaced by another."""
-    try:
-        from distributed import Client
-
-        client = Client(address, timeout=10)
-    except (ImportError, OSError, ValueError) as error:
-        reason = f"--cluster {address} cannot be used: {' '.join(str(error).split())}."
-        raise StoreError(f"{reason} Install the extra `scale` and start `dask scheduler`: docs/scale.md.") from error
-    with client:
-        if any(threads > 1 for threads in client.nthreads().values()):
-            raise StoreError("--cluster: runs share one random stream a process: start workers with --nthreads 1.")
-        with joblib.parallel_config("dask"):
-            yield

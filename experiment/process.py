@@ -1,6 +1,5 @@
 """A command as a process: an error that its user can fix gives one line and a status, not a traceback."""
 
-import errno
 import gc
 import logging
 import os
@@ -15,29 +14,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 QUIET_LOGGERS = ("mlflow", "pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed")
-# warnings that a user of this project can do nothing about
+# warnings that a user of this project can do nothing about: of Lightning and MLflow about torch and type hints, of
+# Optuna about what is experimental, of Lightning about the folders and the few batches of our runs, of joblib about a
+# worker that has grown and is replaced
 UNHEEDED = (
-    # of Lightning, about torch; of torch, about an exported GRU; of MLflow, about its own type hints
     ".*LeafSpec.*",
     "The tensor attributes .*_flat_weights",
     ".*Any type hint is inferred as AnyType",
-    # of Optuna
     ".* is experimental .supported from",
     "Argument .* is an experimental feature",
-    # of Lightning: each run saves in a folder of its own
     "The dirpath has changed",
     "Checkpoint directory",
-    # of Lightning: a run of few batches an epoch logs at the ends of epochs
     "The number of training batches",
-    # of joblib, which replaces a worker that has grown
     "A worker stopped while some jobs",
 )
-
-
-class Terminated(BaseException):
-    """SIGTERM came, and the run was kept."""
 
 
 def quiet() -> None:
@@ -50,20 +41,11 @@ def quiet() -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import here what takes seconds: keep the imported objects out of garbage collection.
-
-    Without it, a short run takes a quarter more CPU time. If everything was imported before, as in a notebook, nothing
-    is kept.
-    """
-    before, collects = len(sys.modules), gc.isenabled()
+    """Import late, for the help does not wait; without collecting garbage, which takes a quarter of a start's time."""
     gc.disable()
-    try:
-        yield
-    finally:
-        if len(sys.modules) > before:
-            gc.freeze()
-        if collects:
-            gc.enable()
+    yield
+    gc.freeze()
+    gc.enable()
 
 
 def worker(parent: int) -> None:
@@ -78,49 +60,43 @@ def worker(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     os.environ["TQDM_DISABLE"] = "1"
-    quiet()
     with importing():
         import experiment.run  # noqa: F401
 
 
 def script(command: Callable[[], Any]) -> None:
-    """Run a command as a process.
-
-    Status 2: nothing was started. 1: what was started failed. 130: Ctrl-C. 143: SIGTERM, or SIGHUP. 141: the reader of
-    the output has gone.
-    """
+    """Run a command as a process: status 2 if nothing was started, 1 if that failed, 130 at Ctrl-C, 143 at SIGTERM."""
     quiet()
-    # a process under nohup ignores SIGHUP, and continues to
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         command()
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        end("interrupted; finished work is kept.", 130)
-    except Terminated:
-        end("terminated; finished work is kept.", 143)
-    except BrokenPipeError:
-        # at once: Python would flush at exit, and fail again
-        os._exit(141)
+    except KeyboardInterrupt as stop:
+        end(f"{str(stop) or 'interrupted'}; finished work is kept.", 143 if str(stop) else 130)
     except Exception as error:
-        _explain(error)
+        # late: the help does not wait for these
+        from optuna.exceptions import StorageInternalError
+
+        from tracking.store import FAULTS, StoreError, cause
+
+        if isinstance(error, StoreError):
+            end(f"error: {error}", 2)
+        if isinstance(error, (BrokenExecutor, StorageInternalError, *FAULTS)):
+            end(f"error: {cause(error)}. Finished work is kept: fix the problem and rerun the command.", 1)
         raise
 
 
-def _explain(error: Exception) -> None:
-    """Exit with one line if the user can do something about the error."""
-    from optuna.exceptions import StorageInternalError  # late: the help does not wait for these
+@contextmanager
+def refusing(what: str, errors: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+    """End with status 2 and one line that begins with `what` if the block raises one of the errors."""
+    try:
+        yield
+    except errors as error:
+        # late: the help does not wait for MLflow
+        from tracking.store import StoreError
 
-    from tracking.store import FAULTS, StoreError, cause
-
-    if isinstance(error, StoreError):
-        end(f"error: {error}", 2)
-    if isinstance(error, BrokenExecutor):
-        end("error: a worker was killed; is the memory full? Finished work is kept: rerun the command.", 1)
-    known = isinstance(error, (*FAULTS, StorageInternalError))
-    if known and (not isinstance(error, OSError) or error.errno in UNWRITABLE):
-        end(f"error: {cause(error)}. Finished work is kept: fix the problem and rerun the command.", 1)
+        # jsonargparse wraps what the class that refused a value said
+        while isinstance(error, ValueError) and isinstance(error.__cause__, ValueError | StoreError):
+            error = error.__cause__
+        end(f"error: {what}{' '.join(str(error).split())[:500] or type(error).__name__}", 2)
 
 
 def end(message: str, status: int) -> NoReturn:

@@ -1,30 +1,32 @@
 """One run: named, tagged, checked, reused or resumed, trained, and tested once."""
 
-import colorsys
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, cast
+from argparse import ArgumentError
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import yaml
 from jsonargparse import Namespace
+from jsonargparse.typing import PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.seed import isolate_rng
 
-from callbacks import DivergenceError, not_finite
-from experiment.command_line import CommandLine, Line, read
-from experiment.options import ARMS, typed
-from experiment.process import Terminated, end
-from lightning_modules import SearchModule
+from callbacks import DivergenceError, LogInputs, not_finite
+from data.tensors import TensorDataModule
+from experiment import options
+from experiment.command_line import Line, read
+from experiment.process import refusing
+from lightning_modules import SearchModule, SupervisedModule
 from reporting.machine import machine
 from tracking.logger import Tracker
 from tracking.runs import close_broken_off, find_run, run_of
-from tracking.store import StoreError, client
+from tracking.store import StoreError
 
 SHOWS_OR_STORES = ("logger", "enable_progress_bar", "enable_model_summary", "default_root_dir")
 """Options of the Trainer that do not change what a run computes."""
@@ -50,8 +52,8 @@ def train(
         SystemExit: status 2, with one line, where the arguments, the data or the network cannot be trained.
     """
     line = read(args)
-    described = {"mlflow.note.content": f"`{typed('train.py', args)}`"} | (tags or {})
-    try:
+    described = {"mlflow.note.content": f"`{options.typed('train.py', args)}`"} | (tags or {})
+    with refusing("", (ArgumentError, ValueError, StoreError, MisconfigurationException)):
         run = Run(line, described, callbacks)
         tracker = run.tracker
         if tracker and reuse and (found := find_run(tracker.name, run.digest)):
@@ -61,16 +63,14 @@ def train(
             close_broken_off(tracker.name, run.digest)
         run.check()
         run.execute(test)
-    except (ValueError, StoreError, MisconfigurationException) as error:
-        end(f"error: {' '.join(str(_innermost(error)).split())}", 2)
     return run
 
 
-class Run(CommandLine):
+class Run(LightningCLI):
     """What a command line builds, and what came out of it.
 
     `run_id` is the MLflow run, `digest` identifies what the run computes, `diverged` is the message of a diverged run,
-    and `test_metrics` holds what the test found.
+    `metrics` holds what the last validation and the test found, and `test_metrics` the latter alone.
     """
 
     def __init__(self, line: Line, tags: dict[str, str], callbacks: Sequence[Callback]) -> None:
@@ -78,8 +78,31 @@ class Run(CommandLine):
         self.run_id: str | None = None
         self.resumes: str | None = None
         self.diverged: str | None = None
-        self.test_metrics: Mapping[str, float] = MappingProxyType({})
-        super().__init__(line.options)
+        self.metrics: dict[str, float] = {}
+        self.test_metrics: dict[str, float] = {}
+        super().__init__(
+            SupervisedModule,
+            TensorDataModule,
+            parser_kwargs={"usage": options.USAGE, "allow_abbrev": False, "exit_on_error": False},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            # Lightning's own --optimizer takes torch's classes, and overrides the module's
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_callback=LogInputs,
+            run=False,
+            args=line.options,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what is not Lightning's: the names of arm and task, which `read` put first, and the threads."""
+        parser.add_argument("--optimizer", help=f"the arm, by default meta: {', '.join(options.ARMS)}")
+        parser.add_argument("--task", help=f"data and network, by default mlp: {', '.join(options.TASKS)}")
+        parser.add_argument("--threads", type=PositiveInt, default=1, help="another number gives other last digits")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the given arguments, whatever stands in `sys.argv`."""
+        self.config = parser.parse_args(args)
 
     @property
     def tracker(self) -> Tracker | None:
@@ -90,9 +113,6 @@ class Run(CommandLine):
     def before_instantiate_classes(self) -> None:
         """Identify the run, name it after its arm, and tag it."""
         config, line = self.config, self.line
-        for option in ("max_epochs", "max_steps", "limit_train_batches"):
-            if config.trainer.get(option) == 0:
-                self.parser.error(f"--trainer.{option} must be more than 0: nothing would be trained.")
         torch.set_num_threads(config.threads)
         # a module that optimizes by hand does itself what the Trainer refuses to do for it
         for option, default in (("gradient_clip_val", None), ("accumulate_grad_batches", 1)):
@@ -109,8 +129,6 @@ class Run(CommandLine):
         logger = config.trainer.logger
         if not isinstance(logger, Namespace) or logger.class_path != "tracking.logger.Tracker":
             return
-        if logger.init_args.run_id:
-            self.parser.error("--trainer.logger.run_id: to resume a run, give --ckpt_path, a checkpoint of it.")
         tags = {
             "optimizer": line.arm,
             "task": line.task,
@@ -128,62 +146,40 @@ class Run(CommandLine):
         if isinstance(self.model, SearchModule):
             self.model.require_one_process(self.trainer.world_size)
         self.trainer.callbacks += self.callbacks  # type: ignore[attr-defined]
-        # not among the options: YAML takes #0072b2 for a comment
-        if self.tracker and self.tracker.tags is not None:
-            self.tracker.tags["mlflow.runColor"] = color(self.line.arm)
         model = self.dump["model"]
         origin = {"_class_path": model["class_path"], "_instantiator": "pytorch_lightning.cli.instantiate_module"}
         self.model.save_hyperparameters(origin | model["init_args"], logger=False)
 
     def check(self) -> None:
-        """Refuse what cannot be trained or resumed, before a run is stored.
-
-        Raises:
-            ValueError: the data, the network, both together, or the checkpoint.
-            StoreError: another process writes the run.
-        """
+        """Refuse what cannot be trained or resumed, before a run is stored."""
         trains = self.line.command == "fit"
         self.datamodule.setup("fit")
-        batch = tuple(part[:2] for part in self.datamodule.train)
+        x, y = batch = tuple(part[:2] for part in self.datamodule.train)
         modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
-        try:
-            with isolate_rng():
-                loss = self.model.loss(batch)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
-            x, y = batch
-            given = f"inputs {tuple(x.shape[1:])} {x.dtype}, targets {tuple(y.shape[1:])} {y.dtype}"
-            raise ValueError(f"the network cannot take the samples ({given}): {error}") from None
+        given = f"inputs {tuple(x.shape[1:])} {x.dtype}, targets {tuple(y.shape[1:])} {y.dtype}"
+        with isolate_rng(), refusing(f"the network cannot take the samples ({given}): "):
+            loss = self.model.loss(batch)
         for module, mode in modes.items():
             module.training = mode
         if trains and (loss.dim() or not loss.requires_grad):
             raise ValueError("the loss must be a scalar that depends on weights: is it detached, or all are frozen?")
-        if self.line.checkpoint:
-            self._check_checkpoint(self.line.checkpoint, trains)
+        if path := self.line.checkpoint:
+            with refusing(f"--ckpt_path: {path} is damaged, or of another network or version: "):
+                # torch does not look at the checksums
+                with zipfile.ZipFile(path) as archive:
+                    if damaged := archive.testzip():
+                        raise zipfile.BadZipFile(f"its part {damaged} is damaged")
+                saved = torch.load(path, map_location="cpu", weights_only=True)
+                self.model.load_state_dict(saved["state_dict"])
+                then = saved["hyper_parameters"]
+            now = {"_class_path": self.dump["model"]["class_path"], **self.dump["model"]["init_args"]}
+            for name in ("_class_path", "optimizer", "schedule"):
+                if then.get(name) != now.get(name):
+                    said = f"trained with {name} {then.get(name)}, the command line says {now.get(name)}"
+                    raise ValueError(f"--ckpt_path: {said}.")
         if self.tracker and self.resumes:
             self.tracker.hold()
-
-    def _check_checkpoint(self, path: str, trains: bool) -> None:
-        now = {"_class_path": self.dump["model"]["class_path"], **self.dump["model"]["init_args"]}
-        try:
-            # torch does not look at the checksums
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():
-                    raise zipfile.BadZipFile(f"its part {damaged} is damaged")
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-            self.model.load_state_dict(saved["state_dict"])
-            if trains and saved["optimizer_states"] and saved["loops"]:
-                self.model.on_load_checkpoint(saved)
-            then = saved["hyper_parameters"]
-            differ = [name for name in ("_class_path", "optimizer", "schedule") if then.get(name) != now.get(name)]
-        except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            raise ValueError(f"--ckpt_path: {path} is damaged, or of another network or version: {reason}") from None
-        if differ:
-            name = differ[0]
-            raise ValueError(
-                f"--ckpt_path: trained with {name} {then.get(name)}, the command line says {now.get(name)}."
-            )
 
     def execute(self, test: bool) -> None:
         """Fit, or evaluate; test after a fit, once, with the final weights; keep in MLflow how it ended."""
@@ -192,16 +188,14 @@ class Run(CommandLine):
         if tracker:
             tracker.test_follows = tests
         try:
-            done = getattr(self.trainer, command)(
-                self.model, datamodule=self.datamodule, ckpt_path=self.line.checkpoint
-            )
+            getattr(self.trainer, command)(self.model, datamodule=self.datamodule, ckpt_path=self.line.checkpoint)
+            self.metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
             if tests:
                 if tracker:
                     tracker.test_follows = False
                 tested = self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
-                self.test_metrics = tested[0] if tested else {}
-            if command == "predict":
-                self._keep_predictions(cast(list[torch.Tensor], done))
+                self.test_metrics = dict(tested[0]) if tested else {}
+                self.metrics |= self.test_metrics
             if found := not_finite(self.trainer):
                 raise DivergenceError(f"{command}: {found}. The weights, or the data, are at fault.")
         except DivergenceError as error:
@@ -215,15 +209,8 @@ class Run(CommandLine):
             if tracker:
                 tracker.experiment.set_terminated(tracker.run_id, "KILLED")
             # Lightning makes an exit of Ctrl-C, which callers could not tell apart
-            raise (Terminated if isinstance(stop, SIGTERMException) else KeyboardInterrupt) from None
+            raise KeyboardInterrupt(*["terminated"] * isinstance(stop, SIGTERMException)) from None
         self.run_id = tracker.run_id if tracker else None
-
-    def _keep_predictions(self, batches: list[torch.Tensor]) -> None:
-        values = torch.cat(batches).tolist() if batches else []
-        text = "".join(f"{value}\n" for value in values)
-        if self.tracker:
-            client().log_text(str(self.tracker.run_id), text, "predictions.txt")
-        print(f"{len(values)} predictions{', in predictions.txt of the run' if self.tracker else ': ' + text}")
 
 
 def digest(config: dict[str, Any]) -> str:
@@ -232,15 +219,3 @@ def digest(config: dict[str, Any]) -> str:
     facts["trainer"] = {name: value for name, value in config["trainer"].items() if name not in SHOWS_OR_STORES}
     # with a prefix: as an option, 885e201949542093 would be read as a number
     return f"sha256:{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}"
-
-
-def color(arm: str) -> str:
-    """Return the colour of an arm's runs in MLflow's UI, #rrggbb; the hues lie a golden ratio apart."""
-    place = ARMS.index(arm) if arm in ARMS else len(ARMS)
-    red, green, blue = colorsys.hls_to_rgb(place * 0.618 % 1, 0.42, 0.8)
-    return f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}"
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """Follow `raise ... from` to the class that refused a value: jsonargparse wraps what it said."""
-    return _innermost(error.__cause__) if isinstance(error.__cause__, ValueError | StoreError) else error

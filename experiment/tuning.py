@@ -3,43 +3,37 @@
 import math
 import sys
 import time
-import warnings
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-import numpy as np
 import optuna
 import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import TPESampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
-from optuna.visualization.matplotlib import plot_optimization_history, plot_param_importances, plot_slice
 from sqlalchemy.exc import SQLAlchemyError
 from tqdm import tqdm
 
 from experiment.options import QUIET, arm_options
 from experiment.parallel import processes
-from experiment.process import end
+from experiment.process import end, refusing
 from experiment.run import train
-from experiment.space import Space, default_space, extremes, suggest
 from tracking.runs import parent_run
-from tracking.store import StoreError, artifact_dir, cause, client, hidden, open_experiment, tracking_uri
+from tracking.store import StoreError, artifact_dir, client, hidden, open_experiment, tracking_uri
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-HEARTBEAT, GRACE = 5, 20
-"""Seconds between a worker's signs of life in a database, and after which it is taken for dead."""
-PLOTS: dict[str, Callable[..., Any]] = {
-    "history.png": plot_optimization_history,
-    "slice.png": plot_slice,
-    "importance.png": plot_param_importances,
-}
+Space = dict[str, str]
+"""Option -> values, written as they are typed: `log:1e-5:1e-1`, `32:512`, `1,2,3`."""
+RATE: Space = {"model.lr": "log:1e-5:1e-1"}
+WITH_DECAY: Space = {"model.lr": "log:1e-4:1e-1", "model.optimizer.weight_decay": "log:1e-3:1.0"}
+WITH_HYPER_RATE: Space = RATE | {"model.hyper_lr": "log:1e-8:1e-4"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,8 @@ class Tuning:
     @property
     def space(self) -> Space:
         """What is searched."""
-        return self.search or default_space(self.optimizer)
+        default = WITH_DECAY if self.arm.startswith("adamw") else WITH_HYPER_RATE if self.arm == "descent" else RATE
+        return self.search or default
 
     @property
     def arm(self) -> str:
@@ -65,42 +60,49 @@ class Tuning:
         return Path(self.optimizer).stem
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """The study; its trials that count; the best values as a configuration file; the MLflow run that holds it."""
-
-    study: optuna.Study
-    trials: list[FrozenTrial]
-    text: str
-    run_id: str
-
-
-def tune(tuning: Tuning, command: str) -> Tuned:
+def tune(tuning: Tuning, command: str) -> tuple[optuna.Study, list[FrozenTrial], str, str]:
     """Run the missing trials and keep them in MLflow; `command` is what the file says that it was made by.
+
+    Returns the study, its trials that count, the best values as a configuration file, and the id of the MLflow run.
 
     Raises:
         SystemExit: status 2 where an option is wrong, before anything is kept; 1 where every trial diverged.
-        StoreError: a storage cannot be used, or another process on this machine runs the study.
+        StoreError: several machines have no common tracking server.
+        Timeout: another process on this machine runs the study.
     """
     if tuning.storage and not tuning.storage.startswith("sqlite") and tracking_uri().startswith("sqlite"):
         raise StoreError("--storage: machines that share a study need one tracking server: set MLFLOW_TRACKING_URI.")
     storage = _storage(tuning.storage)
-    facts = f"{_check(tuning)} {tuning.space} {tuning.seed}"
-    name = f"tune {tuning.arm.replace(chr(39), '')} {sha256(facts.encode()).hexdigest()[:12]}"
+    # the lowest and the highest values: if any value is refused, one of these is
+    ends = {option: _extremes(distribution(option, values)) for option, values in tuning.space.items()}
+    for number in range(max(map(len, ends.values()))):
+        values = options({option: end[number % len(end)] for option, end in ends.items()})
+        fast = "--trainer.fast_dev_run=true"
+        digest = train([*arm_options(tuning.optimizer), *tuning.arguments, *values, QUIET, fast]).digest
+    facts = sha256(f"{digest} {tuning.space} {tuning.seed}".encode()).hexdigest()[:12]
+    name = f"tune {tuning.arm.replace(chr(39), '')} {facts}"
     open_experiment()
+    # two commands that share a journal would take each other's trials for dead
+    alone = FileLock(artifact_dir() / f".{name.replace(' ', '-')}.lock", timeout=0)
     tags = {"optimizer": tuning.arm, "mlflow.note.content": f"{tuning.trials} trials: `{command}`"}
-    with nullcontext() if tuning.storage else _alone(name), parent_run(f"tune {tuning.arm}", name, tags) as parent:
+    with nullcontext() if tuning.storage else alone, parent_run(f"tune {tuning.arm}", name, tags) as parent:
         study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
-        if not tuning.storage:
-            _retry_broken_off(study)
+        # queue again the trials that a killed process left running
+        for trial in study.get_trials(states=[TrialState.RUNNING]) if not tuning.storage else ():
+            study.tell(trial.number, state=TrialState.FAIL)
+            if trial.params:
+                study.enqueue_trial(trial.params)
         _run_trials(study, tuning, parent)
         counted = _complete(study)[: tuning.trials]
-        best = min(counted, key=_loss)
-        if _loss(best) == math.inf:
+        best = min(counted, key=loss)
+        if loss(best) == math.inf:
             sys.exit("tune.py: error: no trial reached a finite validation loss: search lower rates.")
         text = _describe(best, len(counted), tuning, command)
-        _keep(study, best, text, parent)
-    return Tuned(study, counted, text, parent)
+        client().log_text(parent, text, "best.yaml")
+        client().log_metric(parent, "best_val_loss", loss(best))
+        for option, value in best.params.items():
+            client().set_tag(parent, f"best {option}", value)
+    return study, counted, text, parent
 
 
 def options(params: Mapping[str, Any]) -> tuple[str, ...]:
@@ -108,56 +110,51 @@ def options(params: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(f"--{option}={value}" for option, value in params.items())
 
 
-def _check(tuning: Tuning) -> str:
-    """Try the ends of what is searched; return the digest of the runs' configuration."""
-    ends = {option: extremes(values) for option, values in tuning.space.items()}
-    for number in range(max(map(len, ends.values()))):
-        values = options({option: end[number % len(end)] for option, end in ends.items()})
-        fast = "--trainer.fast_dev_run=true"
-        run = train([*arm_options(tuning.optimizer), *tuning.arguments, *values, QUIET, fast])
-    return run.digest
+def loss(trial: FrozenTrial) -> float:
+    """Return the validation loss after the last epoch; infinite if the run diverged."""
+    return math.inf if trial.value is None else trial.value
+
+
+def distribution(option: str, values: str) -> BaseDistribution:
+    """Return what the values mean: log-uniform, uniform (whole numbers where both bounds are), or a choice.
+
+    Raises:
+        SystemExit: status 2: they mean nothing, or no run has the option.
+    """
+    with refusing(f"--search: {option}={values} must read like model.lr=log:1e-5:1e-1 or data.batch_size=64,128: "):
+        if not option.startswith(("model.", "data.", "trainer.")) or option.startswith("trainer.logger"):
+            raise ValueError("an option of model, data or trainer")
+        if "," in values:
+            return CategoricalDistribution([yaml.safe_load(text) for text in values.split(",")])
+        log = values.startswith("log:")
+        low, high = values.removeprefix("log:").split(":")
+        if low.isdecimal() and high.isdecimal():
+            return IntDistribution(int(low), int(high), log=log)
+        return FloatDistribution(float(low), float(high), log=log)
+
+
+def _extremes(values: BaseDistribution) -> list[Any]:
+    return list(getattr(values, "choices", None) or [getattr(values, name) for name in ("low", "high")])
 
 
 def _storage(url: str | None) -> BaseStorage:
     if url is None:
         artifact_dir().mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(str(artifact_dir() / "optuna.log")))
-    retry = RetryHeartbeatStaleTrialCallback()
+    # seconds between a worker's signs of life, and after which it is taken for dead
     beats: dict[str, Any] = {
-        "heartbeat_interval": HEARTBEAT,
-        "grace_period": GRACE,
-        "heartbeat_stale_trial_callback": retry,
+        "heartbeat_interval": 5,
+        "grace_period": 20,
+        "heartbeat_stale_trial_callback": RetryHeartbeatStaleTrialCallback(),
     }
     # the first attempt fails where another machine makes the tables at the same moment
-    for last in (False, True):
-        try:
-            return RDBStorage(url, **beats)
-        except (SQLAlchemyError, ImportError, ValueError) as error:
-            reason = f"--storage {hidden(url)} cannot be used: {cause(error)}."
-            if last:
-                raise StoreError(f"{reason} Give the address of a database, like postgresql://HOST/optuna.") from error
-        time.sleep(1)
-    raise AssertionError
-
-
-def _alone(name: str) -> FileLock:
-    """Lock a study of this machine: two commands that share a journal would take each other's trials for dead."""
-    lock = FileLock(artifact_dir() / f".{name.replace(' ', '-')}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise StoreError(
-            "Another process on this machine runs this study. Wait for it, or share it: --storage."
-        ) from None
-    return lock
-
-
-def _retry_broken_off(study: optuna.Study) -> None:
-    """Fail the trials that a killed process left running, and queue their values again."""
-    for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-        study.tell(trial.number, state=TrialState.FAIL)
-        if trial.params:
-            study.enqueue_trial(trial.params)
+    with suppress(SQLAlchemyError):
+        return RDBStorage(url, **beats)
+    time.sleep(1)
+    with refusing(
+        f"--storage {hidden(url)} cannot be used (the address of a database, like postgresql://HOST/optuna): "
+    ):
+        return RDBStorage(url, **beats)
 
 
 def _run_trials(study: optuna.Study, tuning: Tuning, parent: str) -> None:
@@ -170,9 +167,7 @@ def _run_trials(study: optuna.Study, tuning: Tuning, parent: str) -> None:
     tasks = [(study, tuning, parent)] * (tuning.trials - done)
     with tqdm(total=tuning.trials, initial=done, desc=f"tune {tuning.arm}", unit="trial") as bar:
         for _ in processes(_next_trial, tasks, tuning.workers):
-            complete = _complete(study)
-            bar.set_postfix(best=f"{min(map(_loss, complete)):.4f}", refresh=False)
-            bar.update(len(complete) - bar.n)
+            bar.update(len(_complete(study)) - bar.n)
 
 
 def _next_trial(task: tuple[optuna.Study, Tuning, str]) -> None:
@@ -181,27 +176,33 @@ def _next_trial(task: tuple[optuna.Study, Tuning, str]) -> None:
         return
 
     def objective(trial: optuna.Trial) -> float:
-        """Return the validation loss after the last epoch; infinite if the run diverged."""
-        values = {option: suggest(trial, option, values) for option, values in tuning.space.items()}
+        values = {option: suggest(trial, option, typed) for option, typed in tuning.space.items()}
         name = f"--trainer.logger.run_name={tuning.arm} trial {trial.number}"
         args = [*arm_options(tuning.optimizer), *tuning.arguments, *options(values), name, QUIET]
         run = train(args, {"mlflow.parentRunId": parent}, test=False)
         trial.set_user_attr("run_id", run.run_id)
-        if "val/loss" not in run.trainer.callback_metrics and not run.diverged:
+        if "val/loss" not in run.metrics and not run.diverged:
             end("error: no validation took place, so the trials cannot be compared", 2)
-        loss = math.nan if run.diverged else run.trainer.callback_metrics["val/loss"].item()
-        return loss if math.isfinite(loss) else math.inf
+        found = math.nan if run.diverged else run.metrics["val/loss"]
+        return found if math.isfinite(found) else math.inf
 
     study.optimize(objective, n_trials=1)
+
+
+def suggest(trial: optuna.Trial, option: str, values: str) -> Any:
+    """Return what the sampler proposes for an option."""
+    match distribution(option, values):
+        case object(choices=choices):
+            return trial.suggest_categorical(option, choices)
+        case object(low=int(low), high=high, log=log):
+            return trial.suggest_int(option, low, high, log=log)
+        case object(low=low, high=high, log=log):
+            return trial.suggest_float(option, low, high, log=log)
 
 
 def _complete(study: optuna.Study) -> list[FrozenTrial]:
     """Return the trials that count, in the order of their numbers."""
     return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-
-
-def _loss(trial: FrozenTrial) -> float:
-    return math.inf if trial.value is None else trial.value
 
 
 def _describe(best: FrozenTrial, count: int, tuning: Tuning, command: str) -> str:
@@ -221,19 +222,3 @@ def _describe(best: FrozenTrial, count: int, tuning: Tuning, command: str) -> st
         f"# TPESampler, in {', '.join(f'{option}={values}' for option, values in tuning.space.items())}.\n"
         f"# Made by: {command}\n{yaml.safe_dump(config, sort_keys=False)}"
     )
-
-
-def _keep(study: optuna.Study, best: FrozenTrial, text: str, parent: str) -> None:
-    """Keep the best values and Optuna's own figures with the parent run."""
-    client().log_text(parent, text, "best.yaml")
-    client().log_metric(parent, "best_val_loss", _loss(best))
-    for option, value in best.params.items():
-        client().set_tag(parent, f"best {option}", value)
-    finite = {_loss(trial) for trial in _complete(study)} - {math.inf}
-    for name, plot in PLOTS.items() if len(finite) > 1 else ():
-        # of matplotlib, where values are alike
-        with warnings.catch_warnings(action="ignore", category=UserWarning):
-            axes = np.ravel(np.asarray(plot(study)))
-        client().log_figure(parent, axes[0].figure, name)
-        # pyplot, which Optuna draws with, keeps every figure
-        plt.close(axes[0].figure)

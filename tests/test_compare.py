@@ -20,7 +20,8 @@ COMMAND = ["--seeds", "2", "--optimizers", *ARMS, "--trainer.max_epochs=2", "--d
 
 
 def run(folder: Path, *options: str) -> pd.DataFrame:
-    return compare.main([*COMMAND, "--output", str(folder), *options])
+    compare.main([*COMMAND, "--output", str(folder), *options])
+    return pd.read_csv(folder / "results.csv")
 
 
 def finished() -> set[str]:
@@ -31,8 +32,7 @@ def finished() -> set[str]:
 @pytest.mark.slow
 def test_every_arm_is_trained_on_every_seed_and_kept_with_table_and_figures(tmp_path: Path) -> None:
     (tmp_path / "private.csv").write_text("mine")
-    run(tmp_path)
-    results = pd.read_csv(tmp_path / "results.csv")
+    results = run(tmp_path)
     assert set(zip(results.arm, results.seed, strict=True)) == {(arm, seed) for arm in ARMS for seed in (1, 2)}
     for row in results.itertuples():
         metrics = client().get_run(str(row.run_id)).data.metrics
@@ -61,30 +61,30 @@ def test_only_what_is_missing_is_trained_and_two_processes_give_the_runs_of_one(
     assert list(run(tmp_path).run_id) == list(first.run_id)
     more = run(tmp_path, "--seeds", "3")
     assert set(first.run_id) < set(more.run_id)
-    assert not set(run(tmp_path, "--model.lr=0.01").run_id) & set(more.run_id)
+    assert not set(run(tmp_path, "--data.batch_size=900").run_id) & set(more.run_id)
     for run_id in first.run_id:
         client().delete_run(run_id)
     again = run(tmp_path, "--workers", "2")
     assert not set(first.run_id) & set(again.run_id)
     assert list(first.test_loss) == list(again.test_loss)
-    assert list(first.lrs) == list(again.lrs)
+    assert list(first.final_lr) == list(again.final_lr)
 
 
 @pytest.mark.slow
-def test_the_search_is_the_same_from_any_starting_rate_and_the_figure_shows_it(tmp_path: Path) -> None:
-    results = run(tmp_path, "--initial-lrs", "1e-6", "1", "--optimizers", "meta_search", "adam")
-    losses = results.pivot(index=["row", "seed"], columns="start_lr", values="test_loss")
-    assert list(losses[1e-6].loc["meta_search"]) == list(losses[1.0].loc["meta_search"])
-    assert list(losses[1e-6].loc["adam"]) != list(losses[1.0].loc["adam"])
+def test_several_starting_rates_are_columns_of_the_comparison_and_have_a_figure(tmp_path: Path) -> None:
+    results = run(tmp_path, "--initial-lrs", "1e-6", "1", "--optimizers", "adam", "cosine")
+    assert set(results.start_lr) == {1e-6, 1.0}
+    assert len(results) == results.test_loss.nunique() == 8
     assert imread(tmp_path / "lr_sensitivity.png").std() > 0.01
-    assert "minus `meta_search, from 1e-06`" in (tmp_path / "table.md").read_text()
+    assert "minus `adam, from 1e-06`" in (tmp_path / "table.md").read_text()
 
 
 @pytest.mark.slow
+# of `meta`, which lowers the rate
+@pytest.mark.filterwarnings("ignore:lr .* is lowered to")
 def test_a_run_that_diverges_stands_in_the_table_as_infinite(tmp_path: Path) -> None:
     results = run(tmp_path, "--model.lr=1e20")
     assert set(results[results.arm == "adam"].test_loss) == {float("inf")}
-    # which lowers the rate
     assert results[results.arm == "meta"].test_loss.max() < 2.5
     assert (tmp_path / "table.md").read_text().count("| `adam` | 2 of 2 diverged |") == 1
     assert list(run(tmp_path, "--model.lr=1e20").run_id) == list(results.run_id)
@@ -107,13 +107,14 @@ def test_a_comparison_that_was_stopped_continues(sent: str, tmp_path: Path) -> N
     status, last = {
         "SIGKILL": (-signal.SIGKILL, ""),
         "SIGINT": (130, "compare.py: interrupted; finished work is kept."),
-        "a worker is killed": (1, "compare.py: error: a worker was killed; is the memory full? Finished work is kept"),
+        "a worker is killed": (1, "Finished work is kept: fix the problem and rerun"),
     }[sent]
     assert (process.returncode, last in errors.splitlines()[-1]) == (status, True), errors
     assert not psutil.wait_procs(children, timeout=60)[1]
     done = finished()
     assert 2 <= len(done) < 12
-    results = compare.main([*options, "--workers", "1"])
+    compare.main([*options, "--workers", "1"])
+    results = pd.read_csv(tmp_path / "results.csv")
     assert done < set(results.run_id) == finished()
     assert len(results) == 12
     assert not [run for run in runs() if run.info.status == "RUNNING"]
@@ -121,17 +122,12 @@ def test_a_comparison_that_was_stopped_continues(sent: str, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_yaml_file_of_ones_own_is_compared_with_the_first_arm(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_yaml_file_of_ones_own_is_compared_with_the_first_arm(tmp_path: Path) -> None:
     module = {"class_path": "lightning_modules.SupervisedModule", "init_args": {"optimizer": "torch.optim.RAdam"}}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"model": module}))
     results = run(tmp_path, "--optimizers", "adam", str(tmp_path / "mine.yaml"))
     assert set(results.arm) == {"adam", "mine"}
     assert "minus `adam` (95 %)" in (tmp_path / "table.md").read_text()
-    shown = capsys.readouterr()
-    assert shown.out.splitlines()[0] == "4 runs of adam, mine, less what MLflow has already"
-    assert "4/4" in shown.err
 
 
 def test_a_data_seed_in_a_file_is_refused_as_the_option_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,16 +84,3 @@ def test_a_checkpoint_is_not_tested_under_the_name_of_another_arm(capsys: pytest
     with pytest.raises(SystemExit, match="2"):
         train(["test", "--optimizer", "cosine", "--ckpt_path", path, *SHORT])
     assert "cosine and adam are two arms" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("task", ["mlp", "regression"])
-def test_predictions_are_kept_with_the_run(task: str, capsys: pytest.CaptureFixture[str]) -> None:
-    path = checkpoint_of(train(["--optimizer", "adam", "--task", task, *SHORT]))
-    predicted = train(["predict", "--ckpt_path", path, *SHORT])
-    assert "predictions, in predictions.txt of the run" in capsys.readouterr().out
-    kept = client().download_artifacts(str(predicted.run_id), "predictions.txt")
-    values = [float(line) for line in Path(kept).read_text().splitlines()]
-    assert len(values) == len(predicted.datamodule.val[0])
-    assert all(value % 1 == 0 for value in values) == (task == "mlp")
-    assert len(set(values)) > 3
