@@ -91,10 +91,6 @@ class TensorDataModule(LightningDataModule):
         """Return the whole test set as one batch."""
         return self._loader(*self.test, batch_size=len(self.test[0]))
 
-    def predict_dataloader(self) -> TensorLoader:
-        """Return the validation inputs: the test set is read once, by `test`."""
-        return self._loader(self.val[0], batch_size=len(self.val[0]))
-
 
 def require(name: str, value: int, least: int, most: int) -> None:
     """Raise ValueError for a number that does not lie between `least` and `most`."""

@@ -1,13 +1,17 @@
 """Many runs at once, by joblib: in processes of this machine, or on the workers of a Dask cluster."""
 
 import os
+import signal
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeVar
 
 import joblib
 
-from experiment.process import quiet, refusing, worker
+from experiment.process import quiet, refusing
 from tracking.store import StoreError, tracking_uri
 
 Task = TypeVar("Task")
@@ -35,8 +39,22 @@ def processes(
             stack.enter_context(joblib.parallel_config("dask"))
             settings["n_jobs"] = -1
         elif workers > 1:
-            settings |= {"initializer": worker, "initargs": (os.getpid(),)}
+            settings |= {"initializer": _worker, "initargs": (os.getpid(),)}
         yield from joblib.Parallel(**settings)(jobs)
+
+
+def _worker(parent: int) -> None:
+    """Prepare a worker process: leave Ctrl-C to the parent, print nothing, end when the parent ends."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    os.environ["TQDM_DISABLE"] = "1"
 
 
 def _numbered(uri: str, number: int, call: Callable[[Task], Result], task: Task) -> tuple[int, Result]:

@@ -2,11 +2,7 @@
 
 import gc
 import logging
-import os
-import signal
 import sys
-import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor
@@ -46,22 +42,6 @@ def importing() -> Iterator[None]:
     yield
     gc.freeze()
     gc.enable()
-
-
-def worker(parent: int) -> None:
-    """Prepare a worker process: leave Ctrl-C to the parent, print nothing, end when the parent ends."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    os.environ["TQDM_DISABLE"] = "1"
-    with importing():
-        import experiment.run  # noqa: F401
 
 
 def script(command: Callable[[], Any]) -> None:

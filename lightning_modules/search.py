@@ -16,8 +16,8 @@ from hypergradient import check_supported, no_trace, search_rate, starting_rate
 from hypergradient.sets import TensorSet
 from lightning_modules.supervised import Batch, OptimizerFactory, Pair, SupervisedModule
 
-REFERENCE_BATCH = 64  # samples: the batch size at which the bracket's rate is right as it is
-JUDGES = 1024  # validation samples that judge a stretch
+# samples: the batch size at which the bracket's rate is right as it is; validation samples that judge a stretch
+REFERENCE_BATCH, JUDGES = 64, 1024
 
 
 class SearchModule(SupervisedModule):
@@ -41,8 +41,6 @@ class SearchModule(SupervisedModule):
         every: training samples between looks.
         optimizer: makes the optimizer from the parameters and the rate; Adam by default.
 
-    Raises:
-        ValueError: an argument is out of range, or the optimizer's step is not proportional to its rate.
     """
 
     k: Tensor
@@ -107,7 +105,7 @@ class SearchModule(SupervisedModule):
         """Return the rate; network and optimizer are left as they were."""
 
         def validation_loss() -> Tensor:
-            self.passes += _samples(batches[0]["val"]) / _samples(batches[0]["train"])
+            self.passes += len(batches[0]["val"][1]) / len(batches[0]["train"][1])
             return self._loss(batches[0]["val"])
 
         def stretch(rate: float, times: int) -> float:
@@ -121,7 +119,7 @@ class SearchModule(SupervisedModule):
             with no_trace(self.network, batch_statistics=True):
                 bracket = starting_rate(validation_loss, optimizer)
             self._set(optimizer, start, self.lr)
-            rate = bracket * math.sqrt(_samples(batches[0]["train"]) / REFERENCE_BATCH)
+            rate = bracket * math.sqrt(len(batches[0]["train"][1]) / REFERENCE_BATCH)
             return search_rate(stretch, rate, untrained=self._validation_loss(batches))
         finally:
             self._set(optimizer, start, self.lr)
@@ -179,9 +177,9 @@ class SearchModule(SupervisedModule):
     def _validation_loss(self, batches: list[Pair]) -> float:
         """Return the mean loss over the first validation batches, about JUDGES samples."""
         looks = [batch["val"] for batch in batches]
-        looks = looks[: math.ceil(JUDGES / _samples(looks[0]))]
+        looks = looks[: math.ceil(JUDGES / len(looks[0][1]))]
         # a forward pass is a third
-        self.passes += sum(map(_samples, looks)) / _samples(batches[0]["train"]) / 3
+        self.passes += sum(len(look[1]) for look in looks) / len(batches[0]["train"][1]) / 3
         buffers = [buffer.clone() for buffer in self.network.buffers()]
         with no_trace(self.network, batch_statistics=True):
             loss = float(sum(self._loss(look) for look in looks) / len(looks))
@@ -251,7 +249,3 @@ class SearchModule(SupervisedModule):
 def _set_rate(optimizer: Optimizer, rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-def _samples(batch: Batch) -> int:
-    return len(batch[1])

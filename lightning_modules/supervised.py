@@ -133,11 +133,6 @@ class SupervisedModule(LightningModule):
         """Log test/loss and test/accuracy."""
         self._evaluate("test", batch)
 
-    def predict_step(self, batch: tuple[Tensor], batch_idx: int) -> Tensor:
-        """Return the class of each sample, (batch,) int64; of a regression its value, (batch,) float."""
-        outputs: Tensor = self(batch[0])
-        return outputs.squeeze(1) if outputs.shape[-1] == 1 else outputs.argmax(-1)
-
     def _evaluate(self, part: str, batch: Batch) -> None:
         x, y = batch
         outputs = self(x)
