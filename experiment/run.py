@@ -12,6 +12,8 @@ import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from pytorch_lightning import Callback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -146,6 +148,11 @@ class Run(LightningCLI):
         if isinstance(self.model, SearchModule):
             self.model.require_one_process(self.trainer.world_size)
         self.trainer.callbacks += self.callbacks  # type: ignore[attr-defined]
+        if self.tracker and self.tracker.tags is not None:
+            # one colour an arm in MLflow's charts; not among the options, where YAML takes #0072b2 for a comment
+            arms = options.ARMS
+            place = arms.index(self.line.arm) if self.line.arm in arms else len(arms)
+            self.tracker.tags["mlflow.runColor"] = to_hex(colormaps["tab20"](place))
         model = self.dump["model"]
         origin = {"_class_path": model["class_path"], "_instantiator": "pytorch_lightning.cli.instantiate_module"}
         self.model.save_hyperparameters(origin | model["init_args"], logger=False)

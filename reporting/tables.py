@@ -112,9 +112,11 @@ def legend(table: str, tuned: bool = False) -> str:
 def conditions(runs: pd.DataFrame, command: str) -> str:
     """Say how the numbers came about: command, seeds, epochs; machines, versions and commits that trained the runs."""
     spans = []
-    for name, values in (("seed", runs.seed), ("data seed", runs.data_seed), ("epoch", runs.val_losses.map(len))):
+    for name, values in (("seed", runs.seed), ("data seed", runs.data_seed)):
         low, high = values.min(), values.max()
         spans.append(f"{name} {low}" if low == high else f"{name}s {low}–{high}")
+    epochs = "–".join(map(str, sorted({*runs.val_losses.map(len)})))
+    spans.append(f"{epochs} epoch{'s' * (epochs != '1')}")
     machines, commits = (" and ".join(sorted(set(found))) for found in (runs.trained_on, runs.commit))
     threads = "" if "--threads" in command else "; one thread per run"
     made = f"Made by `{command}`: {', '.join(spans)}, weights after the last step."
