@@ -135,7 +135,7 @@ class OneStep:
 
 
 class Meta:
-    """Adam at a rate that a hypothetical run beside it moves, and averaged weights."""
+    """Adam at a rate that a hypothetical run next to it moves, and averaged weights."""
 
     def __init__(
         self, network: nn.Module, steps: int, kappa: float = 2.0, c: float = 0.03, decay: float = 0.005

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from callbacks.checkpoint import ends
@@ -12,7 +11,7 @@ from callbacks.divergence import DivergenceError
 from hypergradient import Average
 from hypergradient.lightning import ReturnsAverage
 from hypergradient.processes import mean_over_processes
-from hypergradient.trace import unchanged
+from hypergradient.trace import BATCH_NORMS, unchanged
 
 
 class TailAverage(ReturnsAverage):
@@ -56,7 +55,7 @@ class TailAverage(ReturnsAverage):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compute BatchNorm's statistics at the average, if it is the last epoch."""
-        norms = [module for module in pl_module.modules() if isinstance(module, _BatchNorm)]
+        norms = [module for module in pl_module.modules() if isinstance(module, BATCH_NORMS)]
         if not norms or not self.average or not ends(trainer):
             return
         loader, precision = trainer.datamodule.train_dataloader(), trainer.precision_plugin  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from torch import nn
 
 # of a module's attributes, those that a forward pass may change in place
 CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @contextmanager
@@ -72,7 +73,7 @@ def no_trace(network: nn.Module, batch_statistics: bool = False) -> Iterator[Non
     hooks = []
     with unchanged(network), cudnn:
         for module in network.modules():
-            if batch_statistics and module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if batch_statistics and module.training and isinstance(module, BATCH_NORMS):
                 hooks.append(module.register_forward_pre_hook(_normalize_by_the_batch, with_kwargs=True))
             if module.training:
                 module.training = False
