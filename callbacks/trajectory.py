@@ -76,10 +76,12 @@ class Trajectory(Callback):
 
     def _keep(self, trainer: Trainer, pl_module: LightningModule) -> Path | None:
         """Log the schedule, and the cost as the tag `passes`: 1 is that of plain training."""
-        file = schedule_file(trainer)
-        # before the first step there is nothing to keep
-        if not file or not trainer.global_step:
+        # before the first step there is nothing to keep, and MLflow has no run
+        if not trainer.global_step or not (file := schedule_file(trainer)):
             return None
+        if not file.exists():
+            # the run was over when it was resumed
+            self.on_train_start(trainer, pl_module)
         self.on_train_epoch_end(trainer, pl_module)
         client, run_id = trainer.logger.experiment, trainer.logger.run_id  # type: ignore[union-attr]
         client.set_tag(run_id, "passes", 1 + getattr(pl_module, "passes", 0.0) / trainer.global_step)

@@ -64,6 +64,8 @@ def train(
         if tracker and "mlflow.parentRunId" in described:
             close_broken_off(tracker.name, run.digest)
         run.check()
+    # what Lightning refuses before it trains; any other error while it trains is one to look into
+    with refusing("", (StoreError, MisconfigurationException)):
         run.execute(test)
     return run
 

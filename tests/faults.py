@@ -40,7 +40,7 @@ BAD_INPUT = {
     "train.py --data tests.broken.Broken --data.fault empty": r"train has 0 inputs and 0 targets",
     "train.py --data tests.broken.Broken --data.fault mismatch": r"train has 200 inputs and 199 targets",
     "train.py --data tests.broken.Broken --data.fault float64-targets": r"targets of train are torch.float64",
-    "train.py --data tests.broken.Broken --data.fault nan": r"train contains NaN or infinite numbers",
+    "train.py --data tests.broken.Broken --data.fault nan": r"train holds numbers that are not finite",
     "train.py --data tests.broken.Broken --data.fault integer-inputs": r"the network cannot take .*40,\) torch.int64",
     "train.py --data tests.broken.Broken --data.fault classes": r"the network cannot take the samples",
     "train.py --data tests.broken.Broken --data.fault wide": r"the network cannot take .*inputs \(80,\) torch.float32",

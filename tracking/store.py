@@ -1,5 +1,6 @@
 """Where runs are kept: MLflow's own default, `mlflow.db` next to `mlruns/`, anchored at the root of the clone."""
 
+import logging
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,6 +16,9 @@ EXPERIMENT = "mnist1d"
 OWN_URI = f"sqlite:///{ROOT / 'mlflow.db'}"
 # what a store raises that is unreachable, locked, full or broken
 FAULTS = (MlflowException, SQLAlchemyError, OSError)
+
+# it logs the traceback of what it raises
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 class StoreError(Exception):
