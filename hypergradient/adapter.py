@@ -184,7 +184,10 @@ class RateAdapter:
         # a warm-up may begin at 0
         moves = any(group["lr"] for group in self.optimizer.param_groups)
         self.meta.prepare()
-        if not moves or all(p.grad is None for p in self.meta.params):
+        gradients = [p.grad for p in self.meta.params if p.grad is not None]
+        # a first batch may be masked out whole: gradients of zero have no scale to start from
+        started = self.meta.steps > 0 or any(bool(g.any()) for g in gradients)
+        if not moves or not gradients or not started:
             return
         if not self.seen:
             raise RuntimeError(

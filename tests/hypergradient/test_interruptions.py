@@ -138,6 +138,16 @@ def test_a_frozen_parameter_with_a_gradient_of_zero_takes_no_hypothetical_step()
     torch.testing.assert_close(net[0].weight - before, -rate * 0.9 * momentum)
 
 
+def test_a_first_gradient_of_zero_starts_nothing_and_the_next_one_does() -> None:
+    _, optimizer, adapter, _ = built()
+    (adapter.loss(BATCHES[0]) * 0).backward()
+    optimizer.step()
+    assert adapter.meta.steps == 0
+    assert optimizer.param_groups[0]["lr"] == 0.02
+    train(optimizer, adapter, range(1, 10))
+    assert adapter.meta.steps == 9
+
+
 class Grows(nn.Module):
     """Keeps a buffer as long as the longest batch so far, as a cache of positions does; BatchNorm by keyword."""
 
