@@ -79,20 +79,23 @@ class HypotheticalRun(TensorSet):
                 finally:
                     for p, grad in zip(everything, kept, strict=True):
                         p.grad = grad
-        with torch.no_grad():
-            torch._foreach_lerp_(self.weights, self.params, settings.pull)
-            # and what the optimizers keep in a parameter's shape, as their moments
-            own_moments, moments = [], []
-            for p in self.params:
-                ours, real_state = (state.get(p, {}) for state in (self.attributes["state"], self.optimizer.state))
-                for name, value in ours.items():
-                    numbers = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
-                    if numbers and value.dim() and value.shape == p.shape and name in real_state:
-                        own_moments.append(value)
-                        moments.append(real_state[name])
-            if moments:
-                torch._foreach_lerp_(own_moments, moments, settings.pull)
-            return list(torch._foreach_sub(self.weights, self.params))
+        return self._pulled(settings.pull)
+
+    @torch.no_grad()
+    def _pulled(self, share: float) -> list[Tensor]:
+        """Pull weights, and what the optimizer keeps in their shape (as Adam's moments), by a share; return θ' - θ."""
+        torch._foreach_lerp_(self.weights, self.params, share)
+        own_moments, moments = [], []
+        for p in self.params:
+            ours, real_state = (state.get(p, {}) for state in (self.attributes["state"], self.optimizer.state))
+            for name, value in ours.items():
+                numbers = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+                if numbers and value.dim() and value.shape == p.shape and name in real_state:
+                    own_moments.append(value)
+                    moments.append(real_state[name])
+        if moments:
+            torch._foreach_lerp_(own_moments, moments, share)
+        return list(torch._foreach_sub(self.weights, self.params))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the values, and the state of the optimizer."""

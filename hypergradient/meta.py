@@ -47,7 +47,8 @@ class Meta(AdaptedRun):
             loss, h, h_decay = self._look(validation_loss)
             seen = {"hypergradient": h, "lookahead_loss": loss}
             if math.isfinite(loss + h + h_decay):
-                self._remember(loss, h, self.decay * h_decay)
+                self.sums += torch.tensor([loss, h, self.decay * h_decay], dtype=torch.float64)
+                self.count += 1
                 if self.guard.climbing:
                     self._climb()
                 elif self._moves_now:
@@ -107,10 +108,6 @@ class Meta(AdaptedRun):
             # the hypothetical run overflowed at its higher rate, and would stay so
             self.begin_hypothetical_run()
         return found
-
-    def _remember(self, *seen: float) -> None:
-        self.sums += torch.tensor(seen, dtype=torch.float64)
-        self.count += 1
 
     def _climb(self) -> None:
         self.rate = self.guard.climb(self.rate, float(self.sums[1]))
