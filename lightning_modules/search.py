@@ -40,7 +40,6 @@ class SearchModule(SupervisedModule):
         meta_lr: the greatest relative change of η at the first look; 0 for no look.
         every: training samples between looks.
         optimizer: makes the optimizer from the parameters and the rate; Adam by default.
-
     """
 
     k: Tensor
