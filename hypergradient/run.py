@@ -113,6 +113,11 @@ class AdaptedRun:
         clear_state(self.optimizer)
         self.begin_hypothetical_run()
         self.rate = self.guard.rewind(self.rate)
+        warnings.warn(
+            f"Step {self.steps}: training diverged: the loss is far above the first ones, or a value is not finite. "
+            f"It goes on from the last good average of the weights, at half the learning rate, {self.rate:.3g}.",
+            stacklevel=2,
+        )
 
     def read_schedule(self) -> None:
         """Note which part of its highest value a schedule leaves of the user's rate now."""
