@@ -72,9 +72,13 @@ def parent_run(name: str, sweep: str, tags: dict[str, str]) -> Iterator[str]:
     sweep: what identifies the sweep.
     """
     store, experiment = client(), open_experiment()
-    found = store.search_runs([experiment], f"tags.sweep = '{sweep}'", max_results=1)
-    made = found or [store.create_run(experiment, run_name=name, tags=resolve_tags(tags | {"sweep": sweep}))]
-    run_id = str(made[0].info.run_id)
+    query, oldest = f"tags.sweep = '{sweep}'", ["attributes.start_time"]
+    if not store.search_runs([experiment], query, max_results=1):
+        made = store.create_run(experiment, run_name=name, tags=resolve_tags(tags | {"sweep": sweep}))
+        # another machine may have begun at the same moment: the older one is that of both
+        if store.search_runs([experiment], query, order_by=oldest)[0].info.run_id != made.info.run_id:
+            store.delete_run(made.info.run_id)
+    run_id = str(store.search_runs([experiment], query, order_by=oldest)[0].info.run_id)
     store.update_run(run_id, "RUNNING")
     try:
         yield run_id

@@ -2,9 +2,12 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from tests.store import runs
 from tracking.links import how_to_see
@@ -116,3 +119,19 @@ def test_the_link_names_the_command_that_shows_this_store(monkeypatch: pytest.Mo
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.chdir(ROOT)
     assert how_to_see("1", "r").startswith("mlflow ui   and open http://127.0.0.1:5000/#/experiments/1/runs/r?")
+
+
+def test_of_two_machines_that_begin_at_the_same_moment_both_have_the_older_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one makes its run between this one's search and its own."""
+    create, others = MlflowClient.create_run, []
+
+    def create_two(self: MlflowClient, *args: Any, **kwargs: Any) -> Any:
+        others.append(create(self, *args, **kwargs).info.run_id)
+        time.sleep(0.01)
+        return create(self, *args, **kwargs)
+
+    monkeypatch.setattr(MlflowClient, "create_run", create_two)
+    with parent_run("both", "4", {}) as parent:
+        assert [parent] == others
+    runs = client().search_runs([open_experiment()], "tags.sweep = '4'")
+    assert [run.info.run_id for run in runs] == others
