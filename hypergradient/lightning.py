@@ -27,8 +27,6 @@ else:
 # strategies that leave the weights whole, and what derives from them
 WHOLE = {"SingleDeviceStrategy", "DDPStrategy"}
 
-Loss = Callable[[Any, Any], Tensor]
-
 
 class ReturnsAverage(Callback):
     """Base of a callback that validates, saves and returns averaged weights.
@@ -117,7 +115,7 @@ class AdaptLearningRate(ReturnsAverage):
 
     adapter: RateAdapter
 
-    def __init__(self, loss: Loss, batches: Iterable[Any] | None = None, **options: Any) -> None:
+    def __init__(self, loss: Callable[[Any, Any], Any], batches: Iterable[Any] | None = None, **options: Any) -> None:
         self.loss, self.batches, self.options = loss, batches, options
         settings = options.get("settings")
         self.averages = settings is None or settings.window > 0
@@ -149,7 +147,8 @@ class AdaptLearningRate(ReturnsAverage):
         def loss(module: LightningModule, batch: Any) -> Tensor:
             batch = trainer.precision_plugin.convert_input(batch)
             with trainer.precision_plugin.forward_context(), _silent(module):
-                return self.loss(module, batch)
+                found: Tensor = self.loss(module, batch)
+                return found
 
         clips_norm = trainer.gradient_clip_algorithm in (None, "norm")
         known = {"clip": trainer.gradient_clip_val if clips_norm else None}
