@@ -35,7 +35,7 @@ class TailAverage(ReturnsAverage):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start at the module's weights, or at the average of the checkpoint."""
-        self.require_whole_checkpoints(trainer)
+        self.refuse_other_weights(trainer)
         self.steps = trainer.global_step
         restored = self.restored if trainer.ckpt_path else None
         own = getattr(pl_module, "average", None)

@@ -1,11 +1,13 @@
 """The adapted rate as a Lightning callback, for `lightning` and `pytorch_lightning`. This file alone imports them."""
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from hypergradient.adapter import NAME, RateAdapter
@@ -14,18 +16,16 @@ from hypergradient.sets import Average
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
-    from pytorch_lightning.utilities.combined_loader import CombinedLoader
 else:
     # a Trainer of either calls the hooks of a callback of the other: they are looked up by name
     try:
         from pytorch_lightning import Callback, LightningModule, Trainer
-        from pytorch_lightning.utilities.combined_loader import CombinedLoader
     except ImportError:
         from lightning.pytorch import Callback, LightningModule, Trainer
-        from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
-# strategies that leave the weights whole, and what derives from them
+# strategies that leave the weights whole, and callbacks that average them; and what derives from either
 WHOLE = {"SingleDeviceStrategy", "DDPStrategy"}
+AVERAGES = {"ReturnsAverage", "WeightAveraging", "StochasticWeightAveraging"}
 
 
 class ReturnsAverage(Callback):
@@ -45,23 +45,21 @@ class ReturnsAverage(Callback):
         """The average; None before training, and where the weights are not averaged."""
         return self.restored
 
-    def require_whole_checkpoints(self, trainer: Trainer) -> None:
-        """Refuse checkpoints of weights alone: Lightning would save other weights in them than it validated."""
+    def refuse_other_weights(self, trainer: Trainer) -> None:
+        """Refuse callbacks by which other weights would be saved or returned than were validated."""
+        name = type(self).__name__
         if any(getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks):
-            name = type(self).__name__
             raise ValueError(f"{name} averages the weights: ModelCheckpoint(save_weights_only=True) would save others.")
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if other is not self and AVERAGES & _bases(other):
+                raise ValueError(f"{name} averages the weights, and so does {type(other).__name__}: use one of them.")
 
-    def _exchange(self, trainer: Trainer) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the average; afterwards, give the module its weights back."""
         if self.average and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.average.exchange()
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the average."""
-        self._exchange(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the module its weights back."""
-        self._exchange(trainer)
+    on_validation_end = on_validation_start
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the module its weights back, if it was validating the average."""
@@ -71,7 +69,10 @@ class ReturnsAverage(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average into the module."""
         if self.average and not self.average.exchanged:
+            device = pl_module.device
             self.average.exchange()
+            # which Lightning has moved from a GPU by now
+            pl_module.to(device)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the average as the module's weights, and next to it those that training continues with."""
@@ -128,15 +129,16 @@ class AdaptLearningRate(ReturnsAverage):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach to the optimizer, before it loads the state of a checkpoint."""
-        bases = {base.__name__ for base in type(trainer.strategy).__mro__}
+        bases, strategy = _bases(trainer.strategy), type(trainer.strategy).__name__
         # DeepSpeedStrategy derives from DDPStrategy
         if not WHOLE & bases or "DeepSpeedStrategy" in bases:
-            strategy = type(trainer.strategy).__name__
             raise ValueError(f"AdaptLearningRate cannot be used under {strategy}, which cuts up the weights: use DDP.")
         if len(trainer.optimizers) != 1:
             raise ValueError(f"AdaptLearningRate adapts one optimizer, and there are {len(trainer.optimizers)}.")
+        if not pl_module.automatic_optimization:
+            raise ValueError("AdaptLearningRate needs automatic optimization: in a manual one, use RateAdapter.")
         if self.averages:
-            self.require_whole_checkpoints(trainer)
+            self.refuse_other_weights(trainer)
         if not trainer.ckpt_path:
             self.restored = None
             if hasattr(self, "adapter"):
@@ -144,11 +146,16 @@ class AdaptLearningRate(ReturnsAverage):
                     "AdaptLearningRate starts again: this is another fit, without a checkpoint.", stacklevel=2
                 )
 
-        def loss(module: LightningModule, batch: Any) -> Tensor:
-            batch = trainer.precision_plugin.convert_input(batch)
-            with trainer.precision_plugin.forward_context(), _silent(module):
-                found: Tensor = self.loss(module, batch)
-                return found
+        precision = trainer.precision_plugin
+
+        def loss(module: LightningModule, batch: Any) -> Any:
+            with _silent(module), precision.forward_context():
+                if not isinstance(batch, _Validation):
+                    return self.loss(module, batch)
+                with _validating(trainer):
+                    # the way of Lightning's own validation batches
+                    on_host = module._on_before_batch_transfer(precision.convert_input(batch.values), batch.loader)
+                    return self.loss(module, trainer.strategy.batch_to_device(on_host, dataloader_idx=batch.loader))
 
         clips_norm = trainer.gradient_clip_algorithm in (None, "norm")
         known = {"clip": trainer.gradient_clip_val if clips_norm else None}
@@ -157,8 +164,11 @@ class AdaptLearningRate(ReturnsAverage):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at how long the run is, and whether there are validation batches."""
-        if all(loader is None or (has_len(loader) and len(loader) == 0) for loader in self.batches_of_fit.loaders):
-            raise ValueError("AdaptLearningRate needs validation batches: a validation loader in fit(), or `batches`.")
+        if has_len(self.batches_of_fit) and not len(self.batches_of_fit):
+            raise ValueError(
+                "AdaptLearningRate needs validation batches: a validation loader in fit(), with a validation_step and "
+                "limit_val_batches above 0, or `batches`."
+            )
         steps = trainer.estimated_stepping_batches
         if "length" not in self.options and 0 < steps < math.inf:
             self.adapter.meta.length = int(steps)
@@ -191,27 +201,66 @@ class AdaptLearningRate(ReturnsAverage):
             self.adapter.remove()
 
 
+class _Validation(NamedTuple):
+    values: Any
+    loader: int
+
+
 class _Batches:
-    """The validation batches of a fit, or those that were given, on the fit's device."""
+    """The validation batches of a fit, within its limits, or those that were given."""
 
     def __init__(self, batches: Iterable[Any] | None, trainer: Trainer) -> None:
         self.batches, self.trainer = batches, trainer
 
     @property
-    def loaders(self) -> list[Any]:
-        """The loaders; Lightning makes its own when training starts."""
-        if self.batches is not None:
-            return [self.batches]
-        loaders: list[Any] = CombinedLoader(self.trainer.val_dataloaders, "sequential").flattened
-        return loaders
+    def loaders(self) -> Any:
+        """The fit's own, in one; made here, where it validates later."""
+        loop = self.trainer.fit_loop.epoch_loop.val_loop
+        if loop._combined_loader is None:
+            with torch.random.fork_rng(devices=[]), _validating(self.trainer):
+                loop.setup_data()
+        return loop._combined_loader
 
     def __len__(self) -> int:
-        return sum(len(loader) for loader in self.loaders)
+        if self.batches is not None:
+            return len(self.batches)  # type: ignore[arg-type]
+        count: Any = {"sequential": sum, "min_size": min}.get(getattr(self.loaders, "_mode", ""), max)
+        return count(self.trainer.num_val_batches or [0])  # type: ignore[no-any-return]
 
-    def __iter__(self) -> Iterator[Any]:
-        for loader in self.loaders:
-            for batch in loader:
-                yield self.trainer.strategy.batch_to_device(batch)
+    def __iter__(self) -> Iterator[_Validation]:
+        if self.batches is not None:
+            yield from (_Validation(batch, 0) for batch in _unshared(self.batches))
+            return
+        shared = self.loaders
+        own = copy.copy(shared)
+        own.flattened, own.limits = [_unshared(loader) for loader in shared.flattened], self.trainer.num_val_batches
+        for batch, _, number in own:
+            yield _Validation(batch, number)
+            if self.loaders is not shared:
+                # reloaded
+                return
+
+
+def _unshared(loader: Any) -> Any:
+    """Return a loader with workers of its own: a validation would begin again the iterator that it shares."""
+    if hasattr(loader, "_iterator"):
+        loader = copy.copy(loader)
+        loader._iterator = None
+    return loader
+
+
+def _bases(value: object) -> set[str]:
+    return {base.__name__ for base in type(value).__mro__}
+
+
+@contextmanager
+def _validating(trainer: Trainer) -> Iterator[None]:
+    """Let the Trainer be in the stage of validation: modules and loaders ask for it."""
+    trainer.validating = True
+    try:
+        yield
+    finally:
+        trainer.training = True
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
-from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
@@ -151,7 +150,6 @@ CASES: dict[str, Case] = {
     "precision 64-true": Case(trainer=lambda: {"precision": "64-true"}),
     "deterministic=True": Case(trainer=lambda: {"deterministic": True}),
     "torch.compile": Case(network=lambda: torch.compile(mlp(), backend="aot_eager")),  # type: ignore[arg-type, return-value]
-    "weight averaging": Case(trainer=lambda: {"callbacks": [EMAWeightAveraging()]}),
     "LR warm-up": Case(configure=warm_up),
     "regression": Case(
         lambda: mlp(outputs=1), data="values", of=lambda net, batch: mse_loss(net(batch[0]).squeeze(1), batch[1])
