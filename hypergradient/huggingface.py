@@ -17,9 +17,9 @@ class AdaptLearningRate(TrainerCallback):
         trainer.train()
 
     The Trainer's schedule (linear decay to 0, by default) stays and is scaled; lr_scheduler_type="constant" leaves the
-    rate to the rule. `learning_rate` in the logs is the adapted one. The state is in the Trainer's own checkpoints, as
-    part of the optimizer's. The model has the averaged weights when training has ended; evaluations before that measure
-    the current ones.
+    rate to the rule. `learning_rate` in the logs is the adapted one. The averaged weights are evaluated, saved in
+    checkpoints as the model's, and in the model when training has ended; the state is part of the optimizer's.
+    `trainer.remove_callback` takes it back; another one replaces it.
 
     Args:
         trainer: its loss, `compute_loss`, is what is looked at.
@@ -46,16 +46,25 @@ class AdaptLearningRate(TrainerCallback):
                 "AdaptLearningRate looks at one validation set, and eval_dataset has several: name one by `batches`, "
                 "as trainer.get_eval_dataloader(NAME)."
             )
-        self.trainer, self.batches, self.options = trainer, batches, options
-        self.compute_loss, self.create_optimizer = trainer.compute_loss, trainer.create_optimizer
+        self.trainer, self.batches, self.options, self.attached = trainer, batches, options, False
+        self.create_optimizer, self.compute_loss = trainer.create_optimizer, trainer.compute_loss
+        self.save_model = trainer.save_model
+        vars(trainer).update(compute_loss=self._compute_loss, save_model=self._save_model)
         # as soon as there is an optimizer: the Trainer loads its state before `on_train_begin`
         vars(trainer)["create_optimizer"] = self._create_optimizer
+        trainer.remove_callback(AdaptLearningRate)
         # before those that print and log
         trainer.callback_handler.callbacks.insert(0, self)
 
     def _create_optimizer(self, *args: Any, **kwargs: Any) -> Optimizer:
         """Create the Trainer's optimizer, and attach to it."""
         trainer = self.trainer
+        if self.attached:
+            # of a training that was interrupted
+            self.adapter.train()
+            self._detach()
+        if self not in trainer.callback_handler.callbacks:
+            return self.create_optimizer(*args, **kwargs)
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise ValueError(
                 "AdaptLearningRate needs the weights in one piece: it cannot be used under FSDP or DeepSpeed."
@@ -65,26 +74,34 @@ class AdaptLearningRate(TrainerCallback):
         model = cast(nn.Module, trainer.model)
         batches = trainer.get_eval_dataloader() if self.batches is None else self.batches
         known = {"clip": trainer.args.max_grad_norm or None}
-        self.adapter = RateAdapter(optimizer, model, self._loss, batches, **known | self.options)
+        self.adapter = adapter = RateAdapter(optimizer, model, self._loss, batches, **known | self.options)
+        # which the Trainer calls, for Schedule-Free, before it trains and evaluates
+        vars(adapter.optimizer).update(train=adapter.train, eval=adapter.eval)
+        self.attached = True
         return optimizer
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Register the training batches from now on."""
+        """Look at how long the run is."""
         self.adapter.meta.length = self.options.get("length", state.max_steps)
-        vars(self.trainer)["compute_loss"] = self._compute_loss
+
+    def _save_model(self, *args: Any, **kwargs: Any) -> None:
+        """Save the average; the next training step puts the weights of the run back."""
+        if self.attached:
+            self.adapter.eval()
+        self.save_model(*args, **kwargs)
 
     def _loss(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-        device = self.trainer.args.device
-        moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-        return cast(Tensor, self.compute_loss(model, moved))
+        inputs: Any = self.trainer._prepare_input(batch)
+        items = self.trainer._get_num_items_in_batch([inputs], self.trainer.args.device)
+        return cast(Tensor, self.compute_loss(model, inputs, num_items_in_batch=items))
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss as the Trainer does, and register a training batch."""
         batch = dict(inputs)
         found = self.compute_loss(model, inputs, *args, **kwargs)
-        if model.training:
+        if model.training and self.attached:
             loss = found[0] if isinstance(found, tuple) else found
             self.adapter.see(batch, loss * self._parts(kwargs.get("num_items_in_batch")))
         return found
@@ -92,7 +109,9 @@ class AdaptLearningRate(TrainerCallback):
     def _parts(self, items: Any) -> int:
         """Return the batches of the step that the loss is already divided by; 1 where the Trainer divides later."""
         trainer = self.trainer
-        divided = items is not None and (trainer.model_accepts_loss_kwargs or trainer.compute_loss_func)
+        divided = getattr(trainer, "loss_is_scaled_for_ga", None)
+        if divided is None:
+            divided = trainer.compute_loss_func or (trainer.model_accepts_loss_kwargs and items is not None)
         return int(trainer.current_gradient_accumulation_steps) if divided else 1
 
     def on_log(
@@ -108,9 +127,13 @@ class AdaptLearningRate(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Put the average into the model, unless the best checkpoint is in it, and leave the optimizer as it was."""
-        vars(self.trainer)["compute_loss"] = self.compute_loss
-        if not args.load_best_model_at_end:
+        if not (args.load_best_model_at_end and state.best_model_checkpoint):
             mode = self.adapter.network.training
             self.adapter.eval()
             self.adapter.network.train(mode)
+        self._detach()
+
+    def _detach(self) -> None:
         self.adapter.remove()
+        del self.adapter.optimizer.train, self.adapter.optimizer.eval  # type: ignore[attr-defined]
+        self.attached = False

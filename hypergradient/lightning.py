@@ -51,7 +51,7 @@ class ReturnsAverage(Callback):
         if any(getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks):
             raise ValueError(f"{name} averages the weights: ModelCheckpoint(save_weights_only=True) would save others.")
         for other in trainer.callbacks:  # type: ignore[attr-defined]
-            if other is not self and AVERAGES & _bases(other):
+            if other is not self and AVERAGES & {base.__name__ for base in type(other).__mro__}:
                 raise ValueError(f"{name} averages the weights, and so does {type(other).__name__}: use one of them.")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -129,7 +129,7 @@ class AdaptLearningRate(ReturnsAverage):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach to the optimizer, before it loads the state of a checkpoint."""
-        bases, strategy = _bases(trainer.strategy), type(trainer.strategy).__name__
+        bases, strategy = {base.__name__ for base in type(trainer.strategy).__mro__}, type(trainer.strategy).__name__
         # DeepSpeedStrategy derives from DDPStrategy
         if not WHOLE & bases or "DeepSpeedStrategy" in bases:
             raise ValueError(f"AdaptLearningRate cannot be used under {strategy}, which cuts up the weights: use DDP.")
@@ -142,10 +142,7 @@ class AdaptLearningRate(ReturnsAverage):
         if not trainer.ckpt_path:
             self.restored = None
             if hasattr(self, "adapter"):
-                warnings.warn(
-                    "AdaptLearningRate starts again: this is another fit, without a checkpoint.", stacklevel=2
-                )
-
+                warnings.warn("AdaptLearningRate starts again: another fit, without a checkpoint.", stacklevel=2)
         precision = trainer.precision_plugin
 
         def loss(module: LightningModule, batch: Any) -> Any:
@@ -157,18 +154,15 @@ class AdaptLearningRate(ReturnsAverage):
                     on_host = module._on_before_batch_transfer(precision.convert_input(batch.values), batch.loader)
                     return self.loss(module, trainer.strategy.batch_to_device(on_host, dataloader_idx=batch.loader))
 
-        clips_norm = trainer.gradient_clip_algorithm in (None, "norm")
-        known = {"clip": trainer.gradient_clip_val if clips_norm else None}
+        known = {"clip": None if trainer.gradient_clip_algorithm == "value" else trainer.gradient_clip_val}
         self.batches_of_fit = _Batches(self.batches, trainer)
         self.adapter = RateAdapter(trainer.optimizers[0], pl_module, loss, self.batches_of_fit, **known | self.options)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at how long the run is, and whether there are validation batches."""
         if has_len(self.batches_of_fit) and not len(self.batches_of_fit):
-            raise ValueError(
-                "AdaptLearningRate needs validation batches: a validation loader in fit(), with a validation_step and "
-                "limit_val_batches above 0, or `batches`."
-            )
+            wanted = "a validation loader in fit(), a validation_step and limit_val_batches above 0, or `batches`"
+            raise ValueError(f"AdaptLearningRate needs validation batches: {wanted}.")
         steps = trainer.estimated_stepping_batches
         if "length" not in self.options and 0 < steps < math.inf:
             self.adapter.meta.length = int(steps)
@@ -207,7 +201,7 @@ class _Validation(NamedTuple):
 
 
 class _Batches:
-    """The validation batches of a fit, within its limits, or those that were given."""
+    """The validation batches of a fit, within its limits, or those given. Loaders that are reloaded begin a round."""
 
     def __init__(self, batches: Iterable[Any] | None, trainer: Trainer) -> None:
         self.batches, self.trainer = batches, trainer
@@ -237,7 +231,6 @@ class _Batches:
         for batch, _, number in own:
             yield _Validation(batch, number)
             if self.loaders is not shared:
-                # reloaded
                 return
 
 
@@ -247,10 +240,6 @@ def _unshared(loader: Any) -> Any:
         loader = copy.copy(loader)
         loader._iterator = None
     return loader
-
-
-def _bases(value: object) -> set[str]:
-    return {base.__name__ for base in type(value).__mro__}
 
 
 @contextmanager
