@@ -15,15 +15,17 @@ from pytorch_lightning.callbacks import (
     EMAWeightAveraging,
     GradientAccumulationScheduler,
     LearningRateFinder,
+    LearningRateMonitor,
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
+from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.combined_loader import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from hypergradient.lightning import AdaptLearningRate
-from tests.hypergradient.lightning_cases import QUIET, WARNINGS, Case, Plain, adam, loss, mlp
+from tests.hypergradient.lightning_cases import CASES, QUIET, WARNINGS, Case, Plain, adam, loss, mlp
 from tests.hypergradient.problem import equal
 from tests.hypergradient.test_lightning import HELD, AtRates, Watch
 
@@ -303,6 +305,30 @@ def test_the_best_checkpoint_has_the_weights_that_were_validated(at_epoch_end: b
 def test_after_a_fit_on_a_gpu_the_average_is_where_lightning_has_moved_the_module(tmp_path: Path) -> None:
     module, _ = Variant({"accelerator": "gpu", "devices": 1}).fit(tmp_path, AdaptLearningRate(loss))
     assert {p.device.type for p in module.parameters()} == {module.device.type} == {"cpu"}
+
+
+class Logged(Callback):
+    """Keeps, by step, the rate that was logged and the one that was used."""
+
+    def __init__(self) -> None:
+        self.kept = list[tuple[float, float]]()
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if "lr" in trainer.callback_metrics:
+            used = trainer.optimizers[0].param_groups[0]["used_lr"]
+            self.kept.append((float(trainer.callback_metrics["lr"]), used))
+
+
+def test_the_rate_that_is_used_is_logged_and_the_monitor_shows_the_users_own(tmp_path: Path) -> None:
+    logged, monitor = Logged(), LearningRateMonitor("step")
+    options = {"logger": CSVLogger(tmp_path), "log_every_n_steps": 1}
+    variant = Variant(options, callbacks=lambda: [logged, monitor], case=CASES["LR warm-up"])
+    variant.fit(tmp_path, AdaptLearningRate(loss))
+    # the warm-up begins at 0, and the first step moves nothing
+    assert len(logged.kept) == 17
+    assert all(shown == pytest.approx(used) for shown, used in logged.kept)
+    assert len(set(logged.kept)) > 5
+    assert monitor.lrs["lr-Adam"] == pytest.approx([0.01 * min(1, step / 5) for step in range(18)])
 
 
 class FineTuned(Plain):
