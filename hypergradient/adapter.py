@@ -195,7 +195,7 @@ class RateAdapter:
             )
         if self.meta.average.exchanged:
             raise RuntimeError("RateAdapter: the averaged weights are in the network: call adapter.train() first.")
-        self.last |= self.meta.before_step(self._validation_loss)
+        self.last |= self.meta.before_step(self._draw)
         self.lowest, self.highest = min(self.last["lr"], self.lowest), max(self.last["lr"], self.highest)
         self.adapted = True
 

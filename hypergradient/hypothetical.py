@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from hypergradient.processes import mean_over_processes
@@ -46,14 +47,23 @@ class HypotheticalRun(TensorSet):
         with super().in_place(keep), with_attributes(self.optimizer, self.attributes):
             yield
 
-    def step(self, loss: Callable[[], Tensor], settings: Settings, decay: float, clip: float | None) -> list[Tensor]:
+    def step(
+        self,
+        loss: Callable[[], Tensor],
+        factor: float,
+        pull: float,
+        longest: float,
+        decay: float,
+        clip: float | None,
+    ) -> list[Tensor]:
         """Take the hypothetical step after the real one, pull the run back, and return θ' - θ.
 
             θ' ← (1 - αλ) θ' + Δ'(2α; g')       θ' ← θ' + .1 (θ - θ')
 
         Args:
             loss: of a part of the real step's batch, a scalar; computed by the network, which has θ' then.
-            settings: the factor of the rate, and the pull of weights and optimizer state.
+            factor: of the rate. pull: of weights and optimizer state to the real run's.
+            longest: the largest length of the step over that of the weights.
             decay: αλ, the fraction of each weight that the real step took away.
             clip: the norm to which gradients are clipped; None or 0 for none.
         """
@@ -73,13 +83,15 @@ class HypotheticalRun(TensorSet):
                         nn.utils.clip_grad_norm_(self.params, clip)
                     for group, own in zip(real, self.optimizer.param_groups, strict=True):
                         scheduled = {name: group[name] for name in SCHEDULED if name in group}
-                        own.update(scheduled, lr=settings.factor * group["lr"])
+                        own.update(scheduled, lr=factor * group["lr"])
+                    before = copies(self.params)
                     shrink(self.params, self.decays, decay)
                     plain_step(self.optimizer)
+                    shorten(self.params, before, longest)
                 finally:
                     for p, grad in zip(everything, kept, strict=True):
                         p.grad = grad
-        return self._pulled(settings.pull)
+        return self._pulled(pull)
 
     @torch.no_grad()
     def _pulled(self, share: float) -> list[Tensor]:
@@ -96,6 +108,15 @@ class HypotheticalRun(TensorSet):
         if moments:
             torch._foreach_lerp_(own_moments, moments, share)
         return list(torch._foreach_sub(self.weights, self.params))
+
+    def give_state(self) -> None:
+        """Give the real run the state of this one's optimizer; its rates and hyperparameters stay."""
+        own = self.attributes
+        kept = {"params", "lr", "initial_lr", "max_lr", "used_lr", *SCHEDULED}
+        for group, values in zip(self.optimizer.param_groups, own["param_groups"], strict=True):
+            group.update({name: value for name, value in values.items() if name not in kept})
+        shared = {name for name in own if name == "param_groups" or name.endswith("_hooks")}
+        vars(self.optimizer).update({name: value for name, value in own.items() if name not in shared})
 
     def state_dict(self) -> dict[str, Any]:
         """Return the values, and the state of the optimizer."""
@@ -160,6 +181,27 @@ def shrink(params: Sequence[Tensor], decays: Sequence[bool], decay: float) -> No
     """Take the fraction `decay` away from each weight that decays."""
     if shrunk := [p for p, decays_ in zip(params, decays, strict=True) if decays_]:
         torch._foreach_mul_(shrunk, 1 - decay)
+
+
+def copies(params: Sequence[Tensor]) -> list[Tensor]:
+    """Return the values of the parameters."""
+    return [p.detach().clone() for p in params]
+
+
+@torch.no_grad()
+def shorten(params: Sequence[Tensor], before: Sequence[Tensor], longest: float) -> bool:
+    """Shorten a step to a fraction of the length of the weights it starts from; return whether it was longer.
+
+    Both lengths are those of all matrices together. Adaptive gradient clipping (Brock et al. 2021, arXiv 2102.06171)
+    does this to gradients.
+    """
+    matrices = [number for number, p in enumerate(params) if p.dim() > 1]
+    steps = torch._foreach_sub([params[n] for n in matrices], [before[n] for n in matrices]) if matrices else []
+    length, size = (float(get_total_norm(tensors)) for tensors in (steps, [before[n] for n in matrices]))
+    if not length > longest * size:
+        return False
+    torch._foreach_lerp_(list(params), list(before), 1 - longest * size / length)
+    return True
 
 
 def clear_state(optimizer: Optimizer) -> None:

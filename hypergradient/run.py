@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,29 +15,30 @@ from hypergradient.sets import Average
 from hypergradient.settings import Settings
 from hypergradient.support import check_supported
 
-COUNTS = ("steps", "looks", "moves", "moved_at", "clock", "before", "count", "rate", "peak", "weight_decay")
+COUNTS = ("steps", "looks", "moves", "moved_at", "count", "shortened", "shortened_before", "rate", "rival", "peak", "size", "weight_decay")
 STATE = (*COUNTS, "sums", "squares", "guard", "average", "hypothetical", "difference")
 
 
 class AdaptedRun:
     """The network, the optimizer and the sets of tensors of one run.
 
-    `lr` in the optimizer's parameter groups stays the user's. During a step it is α, times what a schedule leaves of
-    its highest value; `used_lr`, next to it, keeps the rate that was used.
+    `lr` in the optimizer's parameter groups is the user's, and is restored after each step. During a step it is α, times
+    what a schedule leaves of the highest `lr` so far; `used_lr`, next to it, keeps the rate that was used.
 
     Args:
         network: of the run.
         optimizer: any that `check_supported` takes; with a weight decay of its own only where `settings` have none.
         settings: the constants.
-        lr: a learning rate to start from, where it is lower than the method's own start; None for that one.
+        given: whether the optimizer's `lr` is a user's: the run starts from it. Else it starts from the method's own.
         length: T, the steps of the whole run; 0 where it has no end.
         clip: the norm to which the run clips its gradients; those of hypothetical steps are clipped likewise.
         decays: whether the weight decay shrinks a parameter; None: all are shrunk.
 
     Attributes:
-        rate: α; 0 before the first step. weight_decay: λ.
+        rate: α; 0 before the first step. rival: the method's own start, while it is compared with α; else 0.
+        weight_decay: λ.
         average: A. hypothetical: the run at θ'. difference: Z, a tensor for each parameter.
-        steps, looks, moves: their numbers so far.
+        steps, looks, moves, shortened: their numbers so far.
 
     Raises:
         ValueError: the optimizer's step is not proportional to its learning rate, or it has a weight decay of its own.
@@ -52,7 +53,7 @@ class AdaptedRun:
         network: nn.Module,
         optimizer: Optimizer,
         settings: Settings | None = None,
-        lr: float | None = None,
+        given: bool = True,
         length: int = 0,
         clip: float | None = None,
         decays: Callable[[Tensor], bool] | None = None,
@@ -64,16 +65,17 @@ class AdaptedRun:
                 "optimizer weight_decay=0, or the method weight_decay 0."
             )
         check_supported(optimizer)
-        self.lr, self.length, self.clip, self.decays = lr, length, clip, decays
+        self.given, self.length, self.clip, self.decays = given, length, clip, decays
         self.rates: list[Any] = []
         self.clear()
 
     def clear(self) -> None:
         """Start again, as before the first step."""
         self.guard, self.loaded = Guard(self.settings), dict[str, Any]()
-        self.params, self.groups = list[Tensor](), list[list[int]]()
-        self.steps = self.looks = self.moves = self.moved_at = self.clock = self.count = 0
-        self.before, self.rate, self.peak, self.schedule, self.weight_decay = 1, 0.0, 0.0, 1.0, 0.0
+        self.params, self.groups, self.started_at = list[Tensor](), list[list[int]](), list[Tensor]()
+        self.steps = self.looks = self.moves = self.count = self.shortened = self.shortened_before = 0
+        self.moved_at, self.schedule = self.settings.race, 1.0
+        self.rate = self.rival = self.peak = self.size = self.weight_decay = 0.0
         # since the last move, the sums of what looks saw: the loss, the hypergradients of the rate and of the decay
         self.sums, self.squares = torch.zeros(3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
 
@@ -103,29 +105,53 @@ class AdaptedRun:
         # the part of a step would be rounded away in 16 bits
         self.difference = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in self.params]
 
+    def hypothetical_average(self) -> list[Tensor]:
+        """Return A + Z, the average of the hypothetical run."""
+        return [a + z.to(a.dtype) for a, z in zip(self.average.weights, self.difference, strict=True)]
+
+    def adopt(self) -> None:
+        """Continue as the hypothetical run, at its rate."""
+        average = self.hypothetical_average()
+        self._put(self.hypothetical.weights, self.hypothetical.buffers)
+        self.average.copy_from(average, self.hypothetical.buffers)
+        self.hypothetical.give_state()
+        self.rate = self.rival
+
     def rewind(self) -> None:
         """Go back to the last good average, at half the rate."""
         weights, buffers = self.guard.good
         self.average.copy_from(weights, buffers)
-        with torch.no_grad():
-            for tensor, value in zip([*self.params, *self.network.buffers()], [*weights, *buffers], strict=True):
-                tensor.copy_(value)
+        self._put(weights, buffers)
         clear_state(self.optimizer)
         self.begin_hypothetical_run()
-        self.rate = self.guard.rewind(self.rate)
+        self.rate /= 2
+        self.guard.rewound += 1
+        last = self.guard.rewound == self.settings.rewinds
         warnings.warn(
-            f"Step {self.steps}: training diverged: the loss is far above the first ones, or a value is not finite. "
-            f"It goes on from the last good average of the weights, at half the learning rate, {self.rate:.3g}.",
+            f"Step {self.steps}: training diverged: a value is not finite, or the validation loss is far above that of "
+            "the last good average of the weights. It resumes from there, at half the learning rate, "
+            f"{self.rate:.3g}{', for the last time' if last else ''}.",
             stacklevel=2,
         )
 
+    @torch.no_grad()
+    def _put(self, weights: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
+        """Give the network these values."""
+        for tensor, value in zip([*self.params, *self.network.buffers()], [*weights, *buffers], strict=True):
+            tensor.copy_(value)
+
     def read_schedule(self) -> None:
-        """Note which part of its highest value a schedule leaves of the user's rate now."""
-        groups = self.optimizer.param_groups
+        """Note which part of the highest rate so far a schedule leaves of the user's rate now.
+
+        Where `lr` rises above it, as in a warm-up, α rises with it, and not beyond it: what α is above `lr` already
+        counts.
+        """
         # the other groups keep their ratio to the first one that has a rate
-        lead = next(group for group in groups if group["lr"])
-        self.peak = max(self.peak, *(float(lead.get(name, 0.0)) for name in ("lr", "initial_lr", "max_lr")))
-        self.schedule = float(lead["lr"]) / self.peak
+        lr = next(float(group["lr"]) for group in self.optimizer.param_groups if group["lr"])
+        if lr > self.peak:
+            self.rate = max(self.rate, min(1.0, self.rate / self.peak) * lr) if self.rate else 0.0
+            self.peak = lr
+        self.schedule = lr / self.peak
 
     def set_rates(self) -> None:
         """Give the optimizer the rates of this step."""

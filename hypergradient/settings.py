@@ -12,7 +12,8 @@ class Settings:
 
     Args:
         meta_lr: κ, how far the logarithm of the rate moves while the number of steps grows e-fold; 0 holds the rate.
-        start: c, the length of the first step over that of the weights.
+        start: c, the length of the first step over that of the weights, at the method's own start.
+        race: steps in which the rate is held, and a given rate is compared with the method's own start.
         weight_decay: λ at the start, in units of rms(Δ(1)) / rms(θ); 0 for none.
         factor: the hypothetical rate over the real one.
         pull: the fraction of the way that the hypothetical run is pulled back to the real one after each step.
@@ -24,9 +25,10 @@ class Settings:
         delay: steps that the hypothetical run needs before it means anything, in the clock of the moves.
         memory: moves whose mean square normalizes a hypergradient.
         cut: the largest normalized hypergradient.
-        beginning: steps whose mean loss is the first loss, and over which losses are smoothed afterwards.
-        good: weights are kept as good while the smoothed loss is not above the first by this fraction.
-        bad: the run goes back to them when it is above the first by this one.
+        longest: the largest length of a step over that of the weights; longer ones are shortened.
+        smoothing: steps over which training losses are averaged.
+        lost: the run goes back to its last good average when it has lost this fraction of all that it had gained.
+        rewinds: so many times at most.
 
     Raises:
         ValueError: a value is out of range.
@@ -34,6 +36,7 @@ class Settings:
 
     meta_lr: float = 2.0
     start: float = 0.03
+    race: int = 32
     weight_decay: float = 0.005
     factor: float = 2.0
     pull: float = 0.1
@@ -45,13 +48,14 @@ class Settings:
     delay: int = 20
     memory: int = 10
     cut: float = 2.0
-    beginning: int = 10
-    good: float = 0.1
-    bad: float = 0.2
+    longest: float = 0.1
+    smoothing: int = 10
+    lost: float = 0.2
+    rewinds: int = 5
 
     def __post_init__(self) -> None:
-        counts, fractions = ("least", "every", "memory", "beginning"), ("pull", "window", "part")
-        positive = ("start", "factor", "part", "spacing", "cut")
+        counts, fractions = ("least", "every", "memory", "smoothing", "race"), ("pull", "window", "part")
+        positive = ("start", "factor", "part", "spacing", "cut", "longest")
         for name, value in vars(self).items():
             low, high = int(name in counts), 1 if name in fractions else sys.float_info.max
             valid = low <= value <= high and (value > 0 or name not in positive)

@@ -1,0 +1,100 @@
+"""Two runs compared on the same validation batches: the given rate with the method's own, and a run with its past."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from hypergradient.guard import Guard
+from hypergradient.processes import mean_over_processes
+from hypergradient.run import AdaptedRun
+from hypergradient.sets import TensorSet
+from hypergradient.start import weights_per_step
+from hypergradient.trace import no_trace
+
+Draw = Callable[[], Callable[[], Tensor]]
+
+# a given rate within this factor of the method's own start is not compared with it
+NEAR = 1.25
+# a rate that makes the weights grow by this factor within the race is far too high
+GROWTH = 2.0
+# standard errors by which a loss must be lower: at the method's own start, and at the last good average
+RACE, REWIND = 2.0, 4.0
+
+
+class RacedRun(AdaptedRun):
+    """A run that starts from a given rate, and leaves it, or goes back, where the validation loss says so.
+
+    race        for the first 32 steps the hypothetical run goes at the method's own start. It becomes the run if its
+                loss is lower beyond noise, or if the weights of the run have doubled: such a rate is far too high, and
+                what it does to a network is not undone
+    rewind      where both losses rise, the average is compared with the last good one; the run goes back to it, at half
+                the rate, if it has lost a fifth of what it had gained
+    """
+
+    def begin(self) -> None:
+        """Choose the rate of the first step, from its gradients."""
+        unit = weights_per_step(self.optimizer)
+        start = self.settings.start * unit
+        self.weight_decay, self.size = self.settings.weight_decay / unit, self._size()
+        self.rate = self.peak if self.given else start
+        if self.settings.meta_lr and max(self.rate, start) > NEAR * min(self.rate, start):
+            self.rival = start
+
+    @property
+    def racing(self) -> bool:
+        """Whether the hypothetical run needs whole batches in this step."""
+        return self.steps == 0 or self.rival > 0
+
+    @property
+    def compares(self) -> bool:
+        """Whether this step compares, instead of looking."""
+        return self.rival > 0 or self.guard.doubted
+
+    def compare(self, draw: Draw) -> None:
+        """Compare the run with the other one on a validation batch, and decide when there are enough of them."""
+        if not self.rival:
+            self._add(draw(), self.guard.good[0])
+            worse = self.guard.worse(REWIND, self.settings.lost)
+            if worse:
+                self.rewind()
+            elif worse is False:
+                self.guard.keep(self.average)
+        elif not self._size() <= GROWTH * self.size:
+            self._end_race(True)
+        elif self.steps > self.settings.race - self.guard.BATCHES:
+            self._add(draw(), self.hypothetical_average())
+            worse = self.guard.worse(RACE)
+            if worse is not None:
+                self._end_race(worse)
+
+    def doubts(self, loss: float) -> bool:
+        """Return whether the rate is not to rise: both losses do, or steps are shortened already."""
+        rises, shortened = self.guard.rises(loss), self.shortened > self.shortened_before
+        self.shortened_before = self.shortened
+        if rises and self.guard.good:
+            self.guard.doubted = self.guard.rewound < self.settings.rewinds
+        else:
+            self.guard.keep(self.average)
+        return rises or shortened
+
+    def _end_race(self, lost: bool) -> None:
+        if lost:
+            self.adopt()
+        self.rival, self.guard.differences = 0.0, []
+        self.begin_hypothetical_run()
+
+    def _add(self, loss: Callable[[], Tensor], others: list[Tensor]) -> None:
+        """Add what the loss at the average is above that at other weights, on one validation batch."""
+        found = []
+        for weights in (self.average.weights, others):
+            values = TensorSet(self.network, self.params)
+            values.copy_from(weights, self.average.buffers)
+            with torch.no_grad(), no_trace(self.network, batch_statistics=True), values.in_place():
+                found.append(loss().detach())
+        run, other = mean_over_processes(found)
+        self.guard.differences.append(float(run - other))
+
+    def _size(self) -> float:
+        return float(get_total_norm([p.detach() for p in self.params if p.dim() > 1]))
