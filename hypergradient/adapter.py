@@ -15,14 +15,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hypergradient.around import AroundStep
-from hypergradient.batches import endless, first, samples
+from hypergradient.batches import Part, copied, endless, first, samples
 from hypergradient.finite import FiniteSteps
 from hypergradient.meta import Meta
+from hypergradient.processes import refuse_join, wrappers
 from hypergradient.run import keep_state, require_keys
 from hypergradient.settings import Settings
 from hypergradient.support import unwrapped
+from hypergradient.trace import Streams
 
 COUNTS = ("position", "told", "passes", "lowest", "highest")
+COMPARED = 16  # parts whose losses are compared with those of their batches
 NAME = "rate_adapter"  # of the adapter, in its optimizer, and of its state
 
 
@@ -50,6 +53,8 @@ class RateAdapter:
         clip: the norm to which the loop clips its gradients; those of hypothetical steps are clipped likewise.
         decays: whether the adapted weight decay shrinks a parameter.
         patience: so many steps in a row may be not finite; they are skipped and counted.
+        cut: (batch, fraction) -> about that fraction of its samples, for hypothetical steps. By default batches are cut
+            along the first dimension, which all their tensors must share; other batches are taken whole.
 
     Attributes:
         last: of the last step: `lr`, `decay`, and of the last look `hypergradient` and `lookahead_loss`.
@@ -85,6 +90,7 @@ class RateAdapter:
         clip: float | None = None,
         decays: Callable[[Tensor], bool] = matrices,
         patience: int = 10,
+        cut: Callable[[Any, float], Any] | None = None,
     ) -> None:
         optimizer = unwrapped(optimizer)
         if lr is not None and not 0 < lr < math.inf:
@@ -104,8 +110,11 @@ class RateAdapter:
             Meta(network, optimizer, settings, lr, length, clip, decays),
             FiniteSteps(optimizer, patience),
         )
-        # parts of the batches whose gradients make the step, their losses, and the samples of the last batch
-        self.seen, self.losses, self.size = list[Any](), list[Tensor](), 0
+        # of the first parts of batches, whether the loss looks like that of a sum
+        self.cut, self.streams, self.sums = cut, Streams(), list[bool]()
+        # parts of the batches whose gradients make the step and their fractions, the losses, the last batch's samples
+        self.seen, self.losses, self.size = list[Part](), list[Tensor](), 0
+        self.wrappers: list[Any] | None = None
         # whether the present step is adapted
         self.adapted = False
         # validation batches taken, training batches seen, passes that are not plain ones, the extremes of the rate
@@ -124,21 +133,36 @@ class RateAdapter:
         if self.meta.loaded:
             # a state that was saved in evaluation has the weights of the run, and the network those of the average
             self.meta.prepare()
+        part = self.part(batch)
         loss = self.loss_of(self.network, batch)
-        self.see(batch, loss)
+        self.see(part, loss)
         return loss
 
+    def part(self, batch: Any) -> Part:
+        """Return what hypothetical steps need of a training batch: for `see`, where the loss writes into its batch."""
+        options, self.size = self.meta.settings, samples(batch)
+        if self.cut:
+            return Part(copied(self.cut(batch, options.part)), options.part)
+        if not self.size and not self.told:
+            warnings.warn(
+                "RateAdapter: hypothetical steps take whole batches, as the tensors of a batch share no first "
+                "dimension: give cut=(batch, fraction) -> part, for cheaper steps.",
+                stacklevel=3,
+            )
+        count = min(self.size, max(options.least, int(options.part * self.size)))
+        return Part(copied(first(batch, count)), count / self.size if self.size else 1.0)
+
     def see(self, batch: Any, loss: Tensor) -> None:
-        """Register a training batch, and its loss, whose gradients go into the next step."""
+        """Register a training batch, or its `part`, and its loss, whose gradients go into the next step."""
+        if self.wrappers is None:
+            self.wrappers = wrappers(self.network)
+        refuse_join(self.wrappers)
         self._around.between_steps()
         if self.seen and all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
             self._forget()
-        options = self.meta.settings
-        self.told, self.size = self.told + 1, samples(batch)
-        count = min(self.size, max(options.least, int(options.part * self.size)))
-        self.seen.append(first(batch, count) if self.size else batch)
+        self.seen.append(batch if isinstance(batch, Part) else self.part(batch))
         self.losses.append(loss.detach())
-        self.passes += count / self.size if self.size else 1.0
+        self.told, self.passes = self.told + 1, self.passes + self.seen[-1].fraction
 
     def eval(self) -> None:
         """Put the averaged weights into the network, and the network into evaluation mode."""
@@ -208,13 +232,34 @@ class RateAdapter:
         self.position += 1
         batch = next(self.batches)
         self.passes += samples(batch) / self.size if self.size else 1.0
-        return self._scalar(batch)
+        # a batch of a list comes again
+        return self._scalar(copied(batch))
 
     def _hypothetical_loss(self) -> Tensor:
-        return torch.stack([self._scalar(batch) for batch in self.seen]).mean()
+        try:
+            losses = [self._scalar(part) for part, _ in self.seen]
+        except Exception as error:
+            error.add_note(
+                "RateAdapter: this was the loss of a part of a training batch, cut along the first dimension: if that "
+                "is not the samples', give cut=(batch, fraction) -> part."
+            )
+            raise
+        for (_, fraction), part, whole in zip(self.seen, losses, self.losses, strict=True):
+            if fraction < 1 and len(self.sums) < COMPARED:
+                # nearer to that fraction of the whole than to the whole
+                low, high = sorted(float(fraction**power * whole) for power in (1.5, 0.5))
+                self.sums.append(low < float(part.detach()) < high)
+                if len(self.sums) == COMPARED and sum(self.sums) > 0.8 * COMPARED:
+                    warnings.warn(
+                        "RateAdapter: the loss seems to be a sum over samples, as it is smaller for parts of batches, "
+                        "and hypothetical steps take parts: return the mean.",
+                        stacklevel=2,
+                    )
+        return torch.stack(losses).mean()
 
     def _scalar(self, batch: Any) -> Tensor:
-        loss = self.loss_of(self.network, batch)
+        with self.streams.own():
+            loss = self.loss_of(self.network, batch)
         if isinstance(loss, Tensor) and not loss.dim() and loss.requires_grad:
             return loss
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__

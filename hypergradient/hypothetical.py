@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from hypergradient.processes import mean_over_processes
 from hypergradient.sets import TensorSet
@@ -64,8 +65,7 @@ class HypotheticalRun(TensorSet):
             with torch.no_grad():
                 hypothetical = dict(zip(self.params, gradients, strict=True))
                 everything = [p for group in real for p in group["params"]]
-                kept = [p.grad for p in everything]
-                try:
+                with _gradients_kept(everything):
                     for p in everything:
                         # what the real step left alone, or the loss does not train, stays where it is
                         p.grad = None if p.grad is None else hypothetical.get(p)
@@ -76,9 +76,6 @@ class HypotheticalRun(TensorSet):
                         own.update(scheduled, lr=settings.factor * group["lr"])
                     shrink(self.params, self.decays, decay)
                     plain_step(self.optimizer)
-                finally:
-                    for p, grad in zip(everything, kept, strict=True):
-                        p.grad = grad
         return self._pulled(settings.pull)
 
     @torch.no_grad()
@@ -130,9 +127,12 @@ def copied_attributes(optimizer: Optimizer, replaced: Mapping[Tensor, Tensor] | 
 
 @contextmanager
 def with_attributes(optimizer: Optimizer, attributes: dict[str, Any]) -> Iterator[None]:
-    """Let an optimizer have other attributes here; they are what it makes of them, afterwards."""
-    own, now = dict(vars(optimizer)), vars(optimizer)
-    now.clear()
+    """Let an optimizer have other attributes, and no hooks, here; they are what it makes of them, afterwards."""
+    now = vars(optimizer)
+    replaced: list[dict[Any, Any]] = [now, _global_optimizer_pre_hooks, _global_optimizer_post_hooks]
+    kept = [dict(own) for own in replaced]
+    for own in replaced:
+        own.clear()
     now.update(attributes)
     try:
         yield
@@ -140,7 +140,8 @@ def with_attributes(optimizer: Optimizer, attributes: dict[str, Any]) -> Iterato
         attributes.clear()
         attributes.update(now)
         now.clear()
-        now.update(own)
+        for own, values in zip(replaced, kept, strict=True):
+            own.update(values)
 
 
 def plain_step(optimizer: Optimizer) -> None:
@@ -174,9 +175,35 @@ def gradients_of(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
     Raises:
         ValueError: it depends on none of them, so that nothing could be adapted.
     """
-    gradients = torch.autograd.grad(loss, list(params), allow_unused=True)
+    if _checkpointed(loss):
+        with _gradients_kept(params):
+            for p in params:
+                p.grad = None
+            loss.backward()
+            gradients = [p.grad for p in params]
+    else:
+        gradients = list(torch.autograd.grad(loss, list(params), allow_unused=True))
     if params and all(g is None for g in gradients):
         raise ValueError(
             "The loss does not depend on the weights that the optimizer moves: compute it with the given network."
         )
     return [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, params, strict=True)]
+
+
+@contextmanager
+def _gradients_kept(params: Sequence[Tensor]) -> Iterator[None]:
+    kept = [p.grad for p in params]
+    try:
+        yield
+    finally:
+        for p, grad in zip(params, kept, strict=True):
+            p.grad = grad
+
+
+def _checkpointed(loss: Tensor) -> bool:
+    """Return whether its graph has a checkpoint with use_reentrant=True, which `torch.autograd.grad` cannot pass."""
+    nodes, new = set[Any](), set[Any]([loss.grad_fn])
+    while new:
+        nodes |= new
+        new = {before for node in new for before, _ in node.next_functions if before} - nodes
+    return any(node.name() == "CheckpointFunctionBackward" for node in nodes)
