@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hypergradient.around import AroundStep
-from hypergradient.batches import Part, copied, endless, first, samples
+from hypergradient.batches import Part, copied, endless, samples
 from hypergradient.finite import FiniteSteps
 from hypergradient.meta import Meta
 from hypergradient.processes import refuse_join, wrappers
@@ -150,7 +150,7 @@ class RateAdapter:
                 stacklevel=3,
             )
         count = min(self.size, max(options.least, int(options.part * self.size)))
-        return Part(copied(first(batch, count)), count / self.size if self.size else 1.0)
+        return Part(copied(batch, self.size, count), count / self.size if self.size else 1.0)
 
     def see(self, batch: Any, loss: Tensor) -> None:
         """Register a training batch, or its `part`, and its loss, whose gradients go into the next step."""
@@ -240,8 +240,8 @@ class RateAdapter:
             losses = [self._scalar(part) for part, _ in self.seen]
         except Exception as error:
             error.add_note(
-                "RateAdapter: this was the loss of a part of a training batch, cut along the first dimension: if that "
-                "is not the samples', give cut=(batch, fraction) -> part."
+                "RateAdapter: this was the loss of a part of a training batch, cut along the first dimension: if it is "
+                "not that of the samples, give cut=(batch, fraction) -> part."
             )
             raise
         for (_, fraction), part, whole in zip(self.seen, losses, self.losses, strict=True):

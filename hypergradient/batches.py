@@ -82,28 +82,19 @@ def samples(batch: Any) -> int:
     return sizes.pop() if len(sizes) == 1 else 0
 
 
-def first(batch: Any, count: int) -> Any:
-    """Return the batch with the first `count` samples of its tensors and lists, in the same structure.
+def copied(batch: Any, size: int = 0, count: int = 0) -> Any:
+    """Return a copy that a loss may write into, with the first `count` samples of a batch that has `size`.
 
-    Structures: tensors, lists, tuples, named tuples, and mappings.
+    Tensors are cut and copied, and lists with a word, an object, ... of each sample, in the same structure.
+    Without a size the batch is whole. An object that cannot be copied is shared.
     """
-    size = samples(batch)
-
-    def cut(leaf: Any) -> Any:
-        # of lists, those with a word, a name, ... of each sample
-        whole = isinstance(leaf, PLAIN) or (isinstance(leaf, list | tuple) and len(leaf) != size)
-        return leaf if whole else leaf[:count]
-
-    return _mapped(cut, batch) if size else batch
-
-
-def copied(batch: Any) -> Any:
-    """Return a copy that a loss may write into; an object that cannot be copied is shared."""
 
     def own(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
-            # only the part that is used, and without the graph that it came from
-            return leaf.detach().clone().requires_grad_(leaf.requires_grad)
+            copy_of = (leaf[:count] if size else leaf).detach().clone()
+            return copy_of.requires_grad_() if leaf.requires_grad else copy_of
+        if size and isinstance(leaf, list | tuple) and len(leaf) == size:
+            leaf = leaf[:count]
         with suppress(TypeError, RuntimeError):
             return copy.deepcopy(leaf)
         return leaf

@@ -202,8 +202,10 @@ def _gradients_kept(params: Sequence[Tensor]) -> Iterator[None]:
 
 def _checkpointed(loss: Tensor) -> bool:
     """Return whether its graph has a checkpoint with use_reentrant=True, which `torch.autograd.grad` cannot pass."""
-    nodes, new = set[Any](), set[Any]([loss.grad_fn])
+    nodes, new = {loss.grad_fn}, [loss.grad_fn]
     while new:
-        nodes |= new
-        new = {before for node in new for before, _ in node.next_functions if before} - nodes
-    return any(node.name() == "CheckpointFunctionBackward" for node in nodes)
+        for node, _ in new.pop().next_functions:  # type: ignore[union-attr]
+            if node is not None and node not in nodes:
+                nodes.add(node)
+                new.append(node)
+    return any(node.name() == "CheckpointFunctionBackward" for node in nodes)  # type: ignore[union-attr]
