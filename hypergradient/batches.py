@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hypergradient.trace import Streams
 
-# what a batch may have for no sample in particular
-PLAIN = (str, bytes, int, float, complex, type(None))
+# of a batch: what may be for no sample in particular, and what makes a list more than one of words or objects
+UNCUT = (str, bytes, int, float, complex, type(None), list, tuple)
+PARTS = (Tensor, Mapping, list, tuple)
 
 
 class Part(NamedTuple):
@@ -73,7 +74,7 @@ def samples(batch: Any) -> int:
     sizes = set[int]()
 
     def note(leaf: Any) -> Any:
-        if not isinstance(leaf, (*PLAIN, list, tuple)):
+        if not isinstance(leaf, UNCUT):
             cuts = isinstance(leaf, Tensor) and leaf.layout == torch.strided and not leaf.is_nested and leaf.dim()
             sizes.add(leaf.shape[0] if cuts else 0)
         return leaf
@@ -104,12 +105,12 @@ def copied(batch: Any, size: int = 0, count: int = 0) -> Any:
 
 def _mapped(change: Callable[[Any], Any], batch: Any) -> Any:
     """Return the batch with its leaves changed: what is no container, and lists of words, numbers or objects."""
+    if isinstance(batch, (list, tuple)) and any(isinstance(value, PARTS) for value in batch):
+        values = [_mapped(change, value) for value in batch]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
     if isinstance(batch, MutableMapping):
         mapping = copy.copy(batch)
         for name, value in batch.items():
             mapping[name] = _mapped(change, value)
         return mapping
-    if isinstance(batch, list | tuple) and any(isinstance(v, Tensor | Mapping | list | tuple) for v in batch):
-        values = [_mapped(change, value) for value in batch]
-        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
     return change(batch)

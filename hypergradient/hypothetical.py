@@ -82,12 +82,12 @@ class HypotheticalRun(TensorSet):
     def _pulled(self, share: float) -> list[Tensor]:
         """Pull weights, and what the optimizer keeps in their shape (as Adam's moments), by a share; return θ' - θ."""
         torch._foreach_lerp_(self.weights, self.params, share)
-        own_moments, moments = [], []
+        own_moments, moments, state = [], [], self.attributes["state"]
         for p in self.params:
-            ours, real_state = (state.get(p, {}) for state in (self.attributes["state"], self.optimizer.state))
-            for name, value in ours.items():
-                numbers = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
-                if numbers and value.dim() and value.shape == p.shape and name in real_state:
+            real_state = self.optimizer.state.get(p, {})
+            for name, value in state.get(p, {}).items():
+                like = isinstance(value, Tensor) and value.dim() and value.shape == p.shape and name in real_state
+                if like and (value.is_floating_point() or value.is_complex()):
                     own_moments.append(value)
                     moments.append(real_state[name])
         if moments:

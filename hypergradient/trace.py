@@ -30,8 +30,8 @@ def unchanged(network: nn.Module) -> Iterator[None]:
     modules = list(network.modules())
     modes = [module.training for module in modules]
     attributes = [dict(vars(module)) for module in modules]
-    mutable = [value for own in attributes for name, value in own.items() if name not in MODULE]
-    mutable = [value for value in mutable if type(value) in CONTAINERS]
+    own_names = [(own, own.keys() - MODULE) for own in attributes]
+    mutable = [own[name] for own, names in own_names for name in names if type(own[name]) in CONTAINERS]
     # which grows while it is read: containers may have others in them
     known = {id(value) for value in mutable}
     for container in mutable:
@@ -47,10 +47,13 @@ def unchanged(network: nn.Module) -> Iterator[None]:
     states = [
         {name: own[name].clone() for name in own["_defaults"] if isinstance(own[name], Tensor)} for own in metrics
     ]
+    generators = [torch.default_generator, *(torch.cuda.default_generators[number] for number in gpus(network))]
+    streams = [generator.get_state() for generator in generators]
     try:
-        with torch.random.fork_rng(devices=gpus(network)):
-            yield
+        yield
     finally:
+        for generator, stream in zip(generators, streams, strict=True):
+            generator.set_state(stream)
         for own, state in zip(metrics, states, strict=True):
             own |= state
         for value, kept in containers:
