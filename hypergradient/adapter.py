@@ -5,6 +5,7 @@ after it           the hypothetical step, on a part of the batches whose gradien
 """
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -15,14 +16,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hypergradient.around import AroundStep
-from hypergradient.batches import endless, first, samples
+from hypergradient.batches import Part, copied, endless, samples
 from hypergradient.finite import FiniteSteps
 from hypergradient.meta import Meta
+from hypergradient.notices import Notices
+from hypergradient.processes import refuse_join, wrappers
 from hypergradient.run import keep_state, require_keys
 from hypergradient.settings import Settings
 from hypergradient.support import unwrapped
+from hypergradient.trace import Streams
 
 COUNTS = ("position", "told", "passes", "lowest", "highest")
+COMPARED = 16  # parts whose losses are compared with those of their batches
 NAME = "rate_adapter"  # of the adapter, in its optimizer, and of its state
 
 
@@ -39,17 +44,27 @@ class RateAdapter:
     their rates. The state is part of the optimizer's `state_dict()`. In a process group, means are taken over the
     processes. A step whose gradients are not finite is skipped.
 
+    The run starts from the optimizer's `lr`. After a race of 32 steps with the method's own start the rate moves. What
+    the adapter does to a training is told by warnings, each a `Notice`, once.
+
     Args:
         optimizer: any that `check_supported` takes. Its own weight decay stays, and then none is adapted.
         network: what it moves.
         loss: (network, batch) -> the mean loss, a scalar; of training and of validation batches.
         batches: validation batches, taken in turn, again and again.
-        length: the steps of the whole run; 0 where it has no end.
-        lr: a rate to start from; one that is higher than the method's own start is lowered to it, with a warning.
+        length: the steps of the whole run; None where they are not known.
+        hold: leave the training as it is, to compare with it: as rate, decay and guard False.
+        rate: adapt the learning rate.
+        decay: adapt a weight decay.
+        average: average the weights: `eval` puts the average into the network.
+        guard: shorten steps that are longer than a tenth of the weights, and go back to the last good average where the
+            run fails.
         settings: the constants.
         clip: the norm to which the loop clips its gradients; those of hypothetical steps are clipped likewise.
         decays: whether the adapted weight decay shrinks a parameter.
         patience: so many steps in a row may be not finite; they are skipped and counted.
+        cut: (batch, fraction) -> the part of a training batch that a hypothetical step uses; default: the first samples
+            of all its tensors.
 
     Attributes:
         last: of the last step: `lr`, `decay`, and of the last look `hypergradient` and `lookahead_loss`.
@@ -79,33 +94,51 @@ class RateAdapter:
         network: nn.Module,
         loss: Callable[[Any, Any], Tensor],
         batches: Iterable[Any],
-        length: int = 0,
-        lr: float | None = None,
+        length: int | None,
+        *,
+        hold: bool = False,
+        rate: bool = True,
+        decay: bool = True,
+        average: bool = True,
+        guard: bool = True,
         settings: Settings | None = None,
         clip: float | None = None,
         decays: Callable[[Tensor], bool] = matrices,
         patience: int = 10,
+        cut: Callable[[Any, float], Any] | None = None,
     ) -> None:
         optimizer = unwrapped(optimizer)
-        if lr is not None and not 0 < lr < math.inf:
-            raise ValueError(f"RateAdapter: lr must be positive and finite, got {lr}.")
         own = {id(p) for p in network.parameters()}
         if foreign := sum(id(p) not in own for group in optimizer.param_groups for p in group["params"]):
             raise ValueError(f"RateAdapter: the optimizer moves {foreign} parameters that are not the network's.")
-        if any(group.get("weight_decay") for group in optimizer.param_groups):
-            settings = replace(settings or Settings(), weight_decay=0.0)
+        self.notices, settings = Notices(), settings or Settings()
+        own_decay = max(float(group.get("weight_decay") or 0.0) for group in optimizer.param_groups)
+        if own_decay and decay and not hold and settings.weight_decay:
+            self.notices.say(
+                f"{type(optimizer).__name__} has a weight decay of its own, {own_decay:g}, which stays: none is "
+                "adapted. Give it weight_decay=0 to have one adapted, or the adapter decay=False."
+            )
+        if hold or not rate:
+            settings = replace(settings, meta_lr=0.0)
+        if hold or not decay or own_decay:
+            settings = replace(settings, weight_decay=0.0)
+        if not guard:
+            settings = replace(settings, longest=sys.float_info.max, rewinds=0)
         if older := getattr(optimizer, NAME, None):
             warnings.warn("RateAdapter: this optimizer has one already, which this one replaces.", stacklevel=2)
             older.train()
             older.remove()
-        self.optimizer, self.network, self.loss_of = optimizer, network, loss
+        self.optimizer, self.network, self.loss_of, self.averages = optimizer, network, loss, average
         self.validation, self.batches = batches, endless(batches)
         self.meta, self.finite = (
-            Meta(network, optimizer, settings, lr, length, clip, decays),
+            Meta(network, optimizer, settings, True, length or 0, clip, decays),
             FiniteSteps(optimizer, patience),
         )
-        # parts of the batches whose gradients make the step, their losses, and the samples of the last batch
-        self.seen, self.losses, self.size = list[Any](), list[Tensor](), 0
+        # of the first parts of batches, whether the loss looks like that of a sum
+        self.cut, self.streams, self.sums = cut, Streams(), list[bool]()
+        # parts of the batches whose gradients make the step and their fractions, the losses, the last batch's samples
+        self.seen, self.losses, self.size = list[Part](), list[Tensor](), 0
+        self.wrappers: list[Any] | None = None
         # whether the present step is adapted
         self.adapted = False
         # validation batches taken, training batches seen, passes that are not plain ones, the extremes of the rate
@@ -124,26 +157,42 @@ class RateAdapter:
         if self.meta.loaded:
             # a state that was saved in evaluation has the weights of the run, and the network those of the average
             self.meta.prepare()
+        part = self.part(batch)
         loss = self.loss_of(self.network, batch)
-        self.see(batch, loss)
+        self.see(part, loss)
         return loss
 
+    def part(self, batch: Any) -> Part:
+        """Return what hypothetical steps need of a training batch: for `see`, where the loss writes into its batch."""
+        options, self.size = self.meta.settings, samples(batch)
+        if self.cut and not self.meta.racing:
+            return Part(copied(self.cut(batch, options.part)), options.part)
+        if not self.size and not self.told and not self.cut:
+            warnings.warn(
+                "RateAdapter: hypothetical steps take whole batches, as the tensors of a batch share no first "
+                "dimension: give cut=(batch, fraction) -> part, for cheaper steps.",
+                stacklevel=3,
+            )
+        count = self.size if self.meta.racing else min(self.size, max(options.least, int(options.part * self.size)))
+        return Part(copied(batch, self.size, count), count / self.size if self.size else 1.0)
+
     def see(self, batch: Any, loss: Tensor) -> None:
-        """Register a training batch, and its loss, whose gradients go into the next step."""
+        """Register a training batch, or its `part`, and its loss, whose gradients go into the next step."""
+        if self.wrappers is None:
+            self.wrappers = wrappers(self.network)
+        refuse_join(self.wrappers)
         self._around.between_steps()
         if self.seen and all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
             self._forget()
-        options = self.meta.settings
-        self.told, self.size = self.told + 1, samples(batch)
-        count = min(self.size, max(options.least, int(options.part * self.size)))
-        self.seen.append(first(batch, count) if self.size else batch)
+        self.seen.append(batch if isinstance(batch, Part) else self.part(batch))
         self.losses.append(loss.detach())
-        self.passes += count / self.size if self.size else 1.0
+        self.told, self.passes = self.told + 1, self.passes + self.seen[-1].fraction
 
     def eval(self) -> None:
         """Put the averaged weights into the network, and the network into evaluation mode."""
         self.meta.prepare()
-        if not self.meta.average.exchanged:
+        self.conclude()
+        if self.averages and not self.meta.average.exchanged:
             self.meta.average.exchange()
         self.network.eval()
 
@@ -157,12 +206,20 @@ class RateAdapter:
     def report(self) -> dict[str, float]:
         """Return what was looked at and what it cost.
 
-        `steps` `looks` `skipped` `rewound`: how many. `lr` `lowest` `highest`: the rate, now and at its extremes.
+        `steps` `looks` `skipped` `rewound` `shortened`: how many. `lr` `lowest` `highest`: the rate, its extremes.
         `passes`: forward-backward passes for each training batch, the plain one included.
         """
-        counts = {"steps": self.finite.steps, "looks": self.meta.looks, "skipped": self.finite.skipped}
+        meta = self.meta
+        counts = {"steps": self.finite.steps, "looks": meta.looks, "skipped": self.finite.skipped}
+        guarded = {"rewound": meta.guard.rewound, "shortened": meta.shortened}
         rates = {"lr": self.last.get("lr", 0.0), "lowest": self.lowest, "highest": self.highest}
-        return counts | rates | {"rewound": self.meta.guard.rewound, "passes": 1 + self.passes / max(1, self.told)}
+        return counts | rates | guarded | {"passes": 1 + self.passes / max(1, self.told)}
+
+    def conclude(self) -> None:
+        """At the end of a run of known length, say where it was of no use; `eval` calls it."""
+        if self.meta.moves and 0 < self.meta.length <= self.meta.steps and not self.meta.average.exchanged:
+            with self.streams.own():
+                self.notices.conclude(self.meta, self._draw)
 
     def remove(self) -> None:
         """Leave the optimizer and the network as they are without the adapter: at the user's own rates."""
@@ -177,7 +234,7 @@ class RateAdapter:
         self.adapted = False
         if not self.finite.check():
             # one such step may be a bad batch, two in a row are bad weights
-            if self.finite.in_a_row > 1 and self.meta.guard.good:
+            if self.finite.in_a_row > 1 and self.meta.can_rewind:
                 self.meta.rewind()
             self._forget()
             return
@@ -198,24 +255,51 @@ class RateAdapter:
         self.last |= self.meta.before_step(self._draw)
         self.lowest, self.highest = min(self.last["lr"], self.lowest), max(self.last["lr"], self.highest)
         self.adapted = True
+        self.notices.follow(self.meta, self.last)
 
     def _finish(self) -> None:
         if self.adapted:
             self.meta.after_step(torch.stack(self.losses).mean(), self._hypothetical_loss)
         self._forget()
 
-    def _validation_loss(self) -> Tensor:
+    def _draw(self) -> Callable[[], Tensor]:
+        """Draw a validation batch, and return what computes the loss on it."""
         self.position += 1
         batch = next(self.batches)
-        self.passes += samples(batch) / self.size if self.size else 1.0
-        return self._scalar(batch)
+
+        def loss() -> Tensor:
+            self.passes += samples(batch) / self.size if self.size else 1.0
+            # a batch of a list comes again
+            return self._scalar(copied(batch))
+
+        return loss
 
     def _hypothetical_loss(self) -> Tensor:
-        return torch.stack([self._scalar(batch) for batch in self.seen]).mean()
+        try:
+            losses = [self._scalar(part) for part, _ in self.seen]
+        except Exception as error:
+            error.add_note(
+                "RateAdapter: this was the loss of a part of a training batch, cut along the first dimension: if it is "
+                "not that of the samples, give cut=(batch, fraction) -> part."
+            )
+            raise
+        for (_, fraction), part, whole in zip(self.seen, losses, self.losses, strict=True):
+            if fraction < 1 and len(self.sums) < COMPARED:
+                # nearer to that fraction of the whole than to the whole
+                low, high = sorted(float(fraction**power * whole) for power in (1.5, 0.5))
+                self.sums.append(low < float(part.detach()) < high)
+                if len(self.sums) == COMPARED and sum(self.sums) > 0.8 * COMPARED:
+                    warnings.warn(
+                        "RateAdapter: the loss seems to be a sum over samples, as it is smaller for parts of batches, "
+                        "and hypothetical steps take parts: return the mean.",
+                        stacklevel=2,
+                    )
+        return torch.stack(losses).mean()
 
     def _scalar(self, batch: Any) -> Tensor:
-        loss = self.loss_of(self.network, batch)
-        if isinstance(loss, Tensor) and not loss.dim() and loss.requires_grad:
+        with self.streams.own():
+            loss = self.loss_of(self.network, batch)
+        if isinstance(loss, Tensor) and not loss.dim() and (loss.requires_grad or not torch.is_grad_enabled()):
             return loss
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         detached = ", detached" if isinstance(loss, Tensor) and not loss.requires_grad else ""

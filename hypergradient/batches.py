@@ -1,10 +1,25 @@
-"""Batches of any structure: validation batches without end, and a part of a training batch."""
+"""Batches of any structure: validation batches without end, parts of training batches, and copies."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from hypergradient.trace import Streams
+
+# of a batch: what may be for no sample in particular, and what makes a list more than one of words or objects
+UNCUT = (str, bytes, int, float, complex, type(None), list, tuple)
+PARTS = (Tensor, Mapping, list, tuple)
+
+
+class Part(NamedTuple):
+    """A copy of a part of a training batch, and which fraction of it that is."""
+
+    batch: Any
+    fraction: float
 
 
 def has_len(batches: Any) -> bool:
@@ -16,7 +31,7 @@ def has_len(batches: Any) -> bool:
 
 
 def endless(batches: Iterable[Any], start: int = 0) -> Iterator[Any]:
-    """Yield the batches in turn, again and again; to draw them leaves torch's random stream as it was.
+    """Yield the batches in turn, again and again; to draw them leaves all random streams as they were.
 
     start: how many were taken before; of a known number, whole rounds of them are not read again.
 
@@ -25,10 +40,18 @@ def endless(batches: Iterable[Any], start: int = 0) -> Iterator[Any]:
     """
     known = len(batches) if has_len(batches) else 0  # type: ignore[arg-type]
     start = start % known if known else start
+    if getattr(batches, "persistent_workers", False):
+        # such a loader has a single iterator, and the user may be in the middle of it
+        batches = copy.copy(batches)
+        vars(batches)["_iterator"] = None
+    owners = [batches, *getattr(batches, "loaders", ())]
+    owners += [getattr(loader, "sampler", None) for loader in owners]
+    generators = {getattr(owner, "generator", None) for owner in owners}
+    streams = Streams(generator for generator in generators if isinstance(generator, torch.Generator))
     while True:
         end, found = object(), False
         # a DataLoader draws a seed when it begins
-        with torch.random.fork_rng(devices=[]):
+        with streams.own(), torch.random.fork_rng(devices=[]):
             iterator = iter(batches)
             batch = next(iterator, end)
         while batch is not end:
@@ -37,39 +60,57 @@ def endless(batches: Iterable[Any], start: int = 0) -> Iterator[Any]:
                 start -= 1
             else:
                 yield batch
-            with torch.random.fork_rng(devices=[]):
+            with streams.own(), torch.random.fork_rng(devices=[]):
                 batch = next(iterator, end)
         if not found:
             raise ValueError("There are no validation batches, or no second time: give a loader or a list.")
 
 
 def samples(batch: Any) -> int:
-    """Return how many samples a batch has: the first dimension that all its tensors share; 0 where they share none."""
-    sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in _tensors(batch)}
+    """Return how many samples a batch has: the first dimension that all its tensors share; 0 where they share none.
+
+    0 also where it holds an object that cannot be cut, as a graph.
+    """
+    sizes = set[int]()
+
+    def note(leaf: Any) -> Any:
+        if not isinstance(leaf, UNCUT):
+            cuts = isinstance(leaf, Tensor) and leaf.layout == torch.strided and not leaf.is_nested and leaf.dim()
+            sizes.add(leaf.shape[0] if cuts else 0)
+        return leaf
+
+    _mapped(note, batch)
     return sizes.pop() if len(sizes) == 1 else 0
 
 
-def first(batch: Any, count: int) -> Any:
-    """Return the batch with the first `count` samples of each tensor, in the same structure; what it cannot cut, whole.
+def copied(batch: Any, size: int = 0, count: int = 0) -> Any:
+    """Return a copy that a loss may write into, with the first `count` samples of a batch that has `size`.
 
-    Structures: tensors, lists, tuples, named tuples, and mappings that are made from a dictionary.
+    Tensors are cut and copied, and lists with a word, an object, ... of each sample, in the same structure.
+    Without a size the batch is whole. An object that cannot be copied is shared.
     """
-    if isinstance(batch, Tensor):
-        return batch[:count]
-    if isinstance(batch, Mapping):
-        return type(batch)({name: first(value, count) for name, value in batch.items()})  # type: ignore[call-arg]
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(first(value, count) for value in batch))
-    if isinstance(batch, list) and not any(isinstance(value, Tensor | Mapping | list | tuple) for value in batch):
-        # a word, a name, ... of each sample
-        return batch[:count]
-    if isinstance(batch, list | tuple):
-        return type(batch)(first(value, count) for value in batch)
-    return batch
+
+    def own(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            copy_of = (leaf[:count] if size else leaf).detach().clone()
+            return copy_of.requires_grad_() if leaf.requires_grad else copy_of
+        if size and isinstance(leaf, list | tuple) and len(leaf) == size:
+            leaf = leaf[:count]
+        with suppress(TypeError, RuntimeError):
+            return copy.deepcopy(leaf)
+        return leaf
+
+    return _mapped(own, batch)
 
 
-def _tensors(batch: Any) -> list[Tensor]:
-    if isinstance(batch, Tensor):
-        return [batch]
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
-    return [tensor for part in parts for tensor in _tensors(part)]
+def _mapped(change: Callable[[Any], Any], batch: Any) -> Any:
+    """Return the batch with its leaves changed: what is no container, and lists of words, numbers or objects."""
+    if isinstance(batch, (list, tuple)) and any(isinstance(value, PARTS) for value in batch):
+        values = [_mapped(change, value) for value in batch]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
+    if isinstance(batch, MutableMapping):
+        mapping = copy.copy(batch)
+        for name, value in batch.items():
+            mapping[name] = _mapped(change, value)
+        return mapping
+    return change(batch)

@@ -1,4 +1,4 @@
-"""What an adapted run is judged by: its losses, its last good average, and comparisons on the same validation batches."""
+"""What an adapted run is judged by: its losses, its last good average, and comparisons with another one."""
 
 import math
 from typing import Any
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hypergradient.sets import TensorSet
 from hypergradient.settings import Settings
+
 
 class Guard:
     """Follows the losses of an adapted run, keeps its last good average, and judges comparisons."""
@@ -30,12 +31,13 @@ class Guard:
         self.steps += 1
         self.smooth += (loss - self.smooth) / min(self.steps, self.settings.smoothing)
 
-    def rises(self, look: float) -> bool:
-        """Return whether both losses are above those at the last move, and remember them for the next one."""
+    def trend(self, look: float) -> int:
+        """Return 1 where both losses are above those at the last move, -1 where both are below, else 0."""
         if math.isnan(self.first):
             self.first = look
         before, self.at_move, self.lowest = self.at_move, [look, self.smooth], min(look, self.lowest)
-        return look > before[0] and self.smooth > before[1]
+        above = {look > before[0], self.smooth > before[1]}
+        return 0 if len(above) > 1 else 1 if above == {True} else -1
 
     def keep(self, average: TensorSet) -> None:
         """Keep the average as the last good one."""

@@ -99,11 +99,11 @@ class AdaptLearningRate(TrainerCallback):
 
     def _compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Compute the loss as the Trainer does, and register a training batch."""
-        batch = dict(inputs)
+        part = self.adapter.part(inputs) if model.training and self.attached else None
         found = self.compute_loss(model, inputs, *args, **kwargs)
-        if model.training and self.attached:
+        if part:
             loss = found[0] if isinstance(found, tuple) else found
-            self.adapter.see(batch, loss * self._parts(kwargs.get("num_items_in_batch")))
+            self.adapter.see(part, loss * self._parts(kwargs.get("num_items_in_batch")))
         return found
 
     def _parts(self, items: Any) -> int:

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from hypergradient.processes import mean_over_processes
 from hypergradient.sets import TensorSet
-from hypergradient.settings import Settings
 from hypergradient.trace import unchanged
 
 # of a parameter group, what schedules change: it follows the real run
@@ -62,7 +61,8 @@ class HypotheticalRun(TensorSet):
 
         Args:
             loss: of a part of the real step's batch, a scalar; computed by the network, which has θ' then.
-            factor: of the rate. pull: of weights and optimizer state to the real run's.
+            factor: of the rate.
+            pull: the fraction of the way to the real run that weights and optimizer state are pulled back.
             longest: the largest length of the step over that of the weights.
             decay: αλ, the fraction of each weight that the real step took away.
             clip: the norm to which gradients are clipped; None or 0 for none.
@@ -74,8 +74,7 @@ class HypotheticalRun(TensorSet):
             with torch.no_grad():
                 hypothetical = dict(zip(self.params, gradients, strict=True))
                 everything = [p for group in real for p in group["params"]]
-                kept = [p.grad for p in everything]
-                try:
+                with _gradients_kept(everything):
                     for p in everything:
                         # what the real step left alone, or the loss does not train, stays where it is
                         p.grad = None if p.grad is None else hypothetical.get(p)
@@ -88,21 +87,18 @@ class HypotheticalRun(TensorSet):
                     shrink(self.params, self.decays, decay)
                     plain_step(self.optimizer)
                     shorten(self.params, before, longest)
-                finally:
-                    for p, grad in zip(everything, kept, strict=True):
-                        p.grad = grad
         return self._pulled(pull)
 
     @torch.no_grad()
     def _pulled(self, share: float) -> list[Tensor]:
         """Pull weights, and what the optimizer keeps in their shape (as Adam's moments), by a share; return θ' - θ."""
         torch._foreach_lerp_(self.weights, self.params, share)
-        own_moments, moments = [], []
+        own_moments, moments, state = [], [], self.attributes["state"]
         for p in self.params:
-            ours, real_state = (state.get(p, {}) for state in (self.attributes["state"], self.optimizer.state))
-            for name, value in ours.items():
-                numbers = isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
-                if numbers and value.dim() and value.shape == p.shape and name in real_state:
+            real_state = self.optimizer.state.get(p, {})
+            for name, value in state.get(p, {}).items():
+                like = isinstance(value, Tensor) and value.dim() and value.shape == p.shape and name in real_state
+                if like and (value.is_floating_point() or value.is_complex()):
                     own_moments.append(value)
                     moments.append(real_state[name])
         if moments:
@@ -216,9 +212,37 @@ def gradients_of(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
     Raises:
         ValueError: it depends on none of them, so that nothing could be adapted.
     """
-    gradients = torch.autograd.grad(loss, list(params), allow_unused=True)
+    if _checkpointed(loss):
+        with _gradients_kept(params):
+            for p in params:
+                p.grad = None
+            loss.backward()
+            gradients = [p.grad for p in params]
+    else:
+        gradients = list(torch.autograd.grad(loss, list(params), allow_unused=True))
     if params and all(g is None for g in gradients):
         raise ValueError(
             "The loss does not depend on the weights that the optimizer moves: compute it with the given network."
         )
     return [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, params, strict=True)]
+
+
+@contextmanager
+def _gradients_kept(params: Sequence[Tensor]) -> Iterator[None]:
+    kept = [p.grad for p in params]
+    try:
+        yield
+    finally:
+        for p, grad in zip(params, kept, strict=True):
+            p.grad = grad
+
+
+def _checkpointed(loss: Tensor) -> bool:
+    """Return whether its graph has a checkpoint with use_reentrant=True, which `torch.autograd.grad` cannot pass."""
+    nodes, new = {loss.grad_fn}, [loss.grad_fn]
+    while new:
+        for node, _ in new.pop().next_functions:  # type: ignore[union-attr]
+            if node is not None and node not in nodes:
+                nodes.add(node)
+                new.append(node)
+    return any(node.name() == "CheckpointFunctionBackward" for node in nodes)  # type: ignore[union-attr]

@@ -169,13 +169,13 @@ class AdaptLearningRate(ReturnsAverage):
         self.adapter.meta.prepare()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keep the batch for the hypothetical step."""
-        self.batch = batch
+        """Keep a part of the batch for the hypothetical step, before the module may write into it."""
+        self.part = self.adapter.part(batch)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Register the batch, and its loss as it was before Lightning divided and scaled it."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        self.adapter.see(self.batch, loss * trainer.accumulate_grad_batches / (scaler.get_scale() if scaler else 1))
+        self.adapter.see(self.part, loss * trainer.accumulate_grad_batches / (scaler.get_scale() if scaler else 1))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Log what was seen, every `log_every_n_steps` steps: a call costs as much as a small step."""

@@ -112,10 +112,10 @@ class Meta(RacedRun):
         loss, h = (self.sums / self.count).split([1, 2])
         self.squares += (h.square() - self.squares) / min(self.moves, options.memory)
         z, z_decay = (h / self.squares.sqrt().clamp(min=1e-60)).clamp(-options.cut, options.cut).tolist()
-        if self.doubts(float(loss)):
-            z = max(z, 0.0)
+        self.began, self.pushes, self.push_squares = self.began or self.rate, self.pushes + z, self.push_squares + z * z
         t, before = self.steps, self.moved_at
-        self.rate *= math.exp(-options.meta_lr * z * math.log((t + options.delay) / (before + options.delay)))
+        climb = -options.meta_lr * z * math.log((t + options.delay) / (before + options.delay))
+        self.rate = self.allowed(self.rate * math.exp(climb), float(loss))
         self.weight_decay *= math.exp(-z_decay * (t - before) / max(t, self.length / 4))
         self.moved_at = t
         self.sums, self.count = torch.zeros_like(self.sums), 0

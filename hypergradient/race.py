@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from hypergradient.guard import Guard
 from hypergradient.processes import mean_over_processes
 from hypergradient.run import AdaptedRun
 from hypergradient.sets import TensorSet
@@ -38,7 +37,7 @@ class RacedRun(AdaptedRun):
         unit = weights_per_step(self.optimizer)
         start = self.settings.start * unit
         self.weight_decay, self.size = self.settings.weight_decay / unit, self._size()
-        self.rate = self.peak if self.given else start
+        self.rate, self.trusted = self.peak if self.given else start, self.given
         if self.settings.meta_lr and max(self.rate, start) > NEAR * min(self.rate, start):
             self.rival = start
 
@@ -46,6 +45,12 @@ class RacedRun(AdaptedRun):
     def racing(self) -> bool:
         """Whether the hypothetical run needs whole batches in this step."""
         return self.steps == 0 or self.rival > 0
+
+    @property
+    def can_rewind(self) -> bool:
+        """Whether there is a good average to go back to: never at a rate that is held."""
+        limit = self.settings.rewinds if self.settings.meta_lr else 0
+        return bool(self.guard.good) and self.guard.rewound < limit
 
     @property
     def compares(self) -> bool:
@@ -69,31 +74,41 @@ class RacedRun(AdaptedRun):
             if worse is not None:
                 self._end_race(worse)
 
-    def doubts(self, loss: float) -> bool:
-        """Return whether the rate is not to rise: both losses do, or steps are shortened already."""
-        rises, shortened = self.guard.rises(loss), self.shortened > self.shortened_before
+    def allowed(self, rate: float, loss: float) -> float:
+        """Return a new rate as far as the losses, L_val(A) and the training loss, allow it.
+
+        It does not rise while both do, or where steps are shortened. It does not fall below a given rate, which has not
+        lost the race, while both fall: a gradient that looks few steps ahead lowers rates too early.
+        """
+        trend, shortened = self.guard.trend(loss), self.shortened > self.shortened_before
         self.shortened_before = self.shortened
-        if rises and self.guard.good:
-            self.guard.doubted = self.guard.rewound < self.settings.rewinds
+        if trend > 0 and self.can_rewind:
+            self.guard.doubted = True
         else:
             self.guard.keep(self.average)
-        return rises or shortened
+        if trend > 0 or shortened:
+            return min(rate, self.rate)
+        return max(rate, min(self.rate, self.peak)) if trend < 0 and self.trusted else rate
 
     def _end_race(self, lost: bool) -> None:
+        self.trusted = not lost
         if lost:
             self.adopt()
         self.rival, self.guard.differences = 0.0, []
         self.begin_hypothetical_run()
 
-    def _add(self, loss: Callable[[], Tensor], others: list[Tensor]) -> None:
-        """Add what the loss at the average is above that at other weights, on one validation batch."""
+    def losses(self, loss: Callable[[], Tensor], *sets: list[Tensor]) -> list[Tensor]:
+        """Return the loss on one validation batch at several sets of weights."""
         found = []
-        for weights in (self.average.weights, others):
+        for weights in sets:
             values = TensorSet(self.network, self.params)
             values.copy_from(weights, self.average.buffers)
             with torch.no_grad(), no_trace(self.network, batch_statistics=True), values.in_place():
                 found.append(loss().detach())
-        run, other = mean_over_processes(found)
+        return mean_over_processes(found)
+
+    def _add(self, loss: Callable[[], Tensor], others: list[Tensor]) -> None:
+        run, other = self.losses(loss, self.average.weights, others)
         self.guard.differences.append(float(run - other))
 
     def _size(self) -> float:

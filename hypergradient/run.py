@@ -15,15 +15,17 @@ from hypergradient.sets import Average
 from hypergradient.settings import Settings
 from hypergradient.support import check_supported
 
-COUNTS = ("steps", "looks", "moves", "moved_at", "count", "shortened", "shortened_before", "rate", "rival", "peak", "size", "weight_decay")
+NUMBERS = ("steps", "looks", "moves", "moved_at", "count", "shortened", "shortened_before", "trusted")
+RATES = ("rate", "rival", "peak", "size", "began", "pushes", "push_squares", "weight_decay")
+COUNTS = (*NUMBERS, *RATES)
 STATE = (*COUNTS, "sums", "squares", "guard", "average", "hypothetical", "difference")
 
 
 class AdaptedRun:
     """The network, the optimizer and the sets of tensors of one run.
 
-    `lr` in the optimizer's parameter groups is the user's, and is restored after each step. During a step it is α, times
-    what a schedule leaves of the highest `lr` so far; `used_lr`, next to it, keeps the rate that was used.
+    `lr` in the optimizer's parameter groups is the user's, and is restored after each step. During a step it is α,
+    times what a schedule leaves of the highest `lr` so far; `used_lr`, next to it, keeps the rate that was used.
 
     Args:
         network: of the run.
@@ -76,6 +78,10 @@ class AdaptedRun:
         self.steps = self.looks = self.moves = self.count = self.shortened = self.shortened_before = 0
         self.moved_at, self.schedule = self.settings.race, 1.0
         self.rate = self.rival = self.peak = self.size = self.weight_decay = 0.0
+        # whether the given rate has not lost the race
+        self.trusted = self.given
+        # the rate of the first move, and the sums of the normalized hypergradients since and of their squares
+        self.began = self.pushes = self.push_squares = 0.0
         # since the last move, the sums of what looks saw: the loss, the hypergradients of the rate and of the decay
         self.sums, self.squares = torch.zeros(3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
 

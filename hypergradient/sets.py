@@ -65,11 +65,11 @@ class TensorSet:
     def in_place(self, keep: bool = True) -> Iterator[None]:
         """Have the values in the network here.
 
-        keep: whether what is done to the buffers, as BatchNorm's statistics, stays in the set.
+        keep: whether what is done to them stays in the set: to BatchNorm's statistics, or by Embedding(max_norm=...).
         """
-        before, kept = list(self.network.buffers()), self.buffers
+        before, kept = list(self.network.buffers()), (self.weights, self.buffers)
         if not keep:
-            self.buffers = [buffer.clone() for buffer in kept]
+            self.weights, self.buffers = ([value.clone() for value in values] for values in kept)
         self.exchange(before)
         try:
             yield
@@ -80,7 +80,7 @@ class TensorSet:
                 # where the forward pass replaced a buffer; `unchanged` puts the module's own one back
                 buffer.data = replaced.data
             if not keep:
-                self.buffers = kept
+                self.weights, self.buffers = kept
 
     def state_dict(self) -> dict[str, Any]:
         """Return the values, as lists of tensors."""

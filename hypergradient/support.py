@@ -42,12 +42,17 @@ def check_supported(optimizer: Optimizer) -> None:
     optimizer = unwrapped(optimizer)
     name = type(optimizer).__name__
     try:
-        steps, longer, run, twice = _measure(optimizer)
+        steps, longer, run, twice, climbs = _measure(optimizer)
     except Exception as error:
         raise ValueError(
             f"{name} cannot be adapted: a step with plain gradients and no closure failed ({error}). "
             f"Use one of {SUPPORTED}."
         ) from error
+    if climbs:
+        raise ValueError(
+            f"{name} cannot be adapted: it moves weights along their gradient, and the rate is adapted for a loss that "
+            f"falls. Use maximize=False, and the loss with the other sign. Use one of {SUPPORTED}."
+        )
     for factor, exactly in FACTORS.items():
         for step, longer_step in zip(steps, longer[factor], strict=True):
             if not _near(longer_step, factor * step, exactly):
@@ -99,29 +104,35 @@ class _Probe:
         return _flat(values) - before
 
 
-def _measure(optimizer: Optimizer) -> tuple[list[Tensor], dict[float, list[Tensor]], Tensor, Tensor]:
-    """Return the last steps, each as it would be if it were longer, and a whole run, at its rate and at twice."""
-    probe, double, draw = _Probe(optimizer, 1.0), _Probe(optimizer, 2.0), torch.Generator().manual_seed(0)
-    start, steps = _flat(probe.values), list[Tensor]()
+def _measure(optimizer: Optimizer) -> tuple[list[Tensor], dict[float, list[Tensor]], Tensor, Tensor, bool]:
+    """Return the last steps, each as it would be if it were longer, and a whole run, at its rate and at twice.
+
+    And whether a parameter moved along its gradients.
+    """
+    probe, double, draw = _Probe(optimizer, 1.0), _Probe(optimizer, 2.0), torch.Generator("cpu").manual_seed(0)
+    start, steps, along = _flat(probe.values), list[Tensor](), torch.zeros(1, device="cpu")
     longer: dict[float, list[Tensor]] = {factor: [] for factor in FACTORS}
     for number in range(WARM_UP + MEASURED):
         # with a common part: what estimates the rate from how steps agree begins to
-        gradients = [1 + torch.randn(value.shape, generator=draw, dtype=torch.float64) for value in probe.values]
+        gradients = [1 + torch.randn(v.shape, generator=draw, dtype=torch.float64, device="cpu") for v in probe.values]
         if number >= WARM_UP:
             for factor, found in longer.items():
                 found.append(probe.step(gradients, factor, keep=False))
         steps.append(probe.step(gradients))
+        along = along + _flat([g.to(value) for g, value in zip(gradients, probe.values, strict=True)])
         double.step(gradients)
-    return steps[-MEASURED:], longer, _flat(probe.values) - start, _flat(double.values) - start
+    run, sizes = _flat(probe.values) - start, [_flat([value]).numel() for value in probe.values]
+    climbs = any(float(product.sum()) > 0 for product in (run * along).split(sizes))
+    return steps[-MEASURED:], longer, run, _flat(double.values) - start, climbs
 
 
 def _flat(values: list[Tensor]) -> Tensor:
-    """Return the values as one vector on the CPU, in float64."""
-    return torch.cat([value.detach().flatten().double().cpu() for value in values])
+    """Return the values as one vector on the CPU, in float64, the imaginary parts too."""
+    real = [torch.view_as_real(value.detach().resolve_conj()) if value.is_complex() else value for value in values]
+    return torch.cat([value.detach().flatten().double().cpu() for value in real])
 
 
 def _slice(tensor: Tensor) -> Tensor:
     part = tensor.detach()[tuple(slice(3) for _ in tensor.shape)].clone()
-    return (part.double() if part.is_floating_point() else part).requires_grad_(
-        part.is_floating_point() or part.is_complex()
-    )
+    numbers = part.is_floating_point() or part.is_complex()
+    return (part.to(torch.promote_types(part.dtype, torch.float64)) if numbers else part).requires_grad_(numbers)

@@ -2,16 +2,22 @@
 
 import copy
 import operator
+import pickle
+import sys
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # of a module's attributes, those that a forward pass may change in place
 CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
+# and those that are torch's own
+MODULE = frozenset(vars(nn.Module()))
+# modules that have a random stream, and how it is read and set
+STREAMS = {"random": ("getstate", "setstate"), "numpy.random": ("get_state", "set_state")}
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -24,19 +30,30 @@ def unchanged(network: nn.Module) -> Iterator[None]:
     modules = list(network.modules())
     modes = [module.training for module in modules]
     attributes = [dict(vars(module)) for module in modules]
-    mutable = [
-        value for own in attributes for name, value in own.items() if name[0] != "_" and type(value) in CONTAINERS
-    ]
+    own_names = [(own, own.keys() - MODULE) for own in attributes]
+    mutable = [own[name] for own, names in own_names for name in names if type(own[name]) in CONTAINERS]
+    # which grows while it is read: containers may have others in them
+    known = {id(value) for value in mutable}
+    for container in mutable:
+        for value in container.values() if isinstance(container, dict) else container:
+            if type(value) in CONTAINERS and id(value) not in known:
+                known.add(id(value))
+                mutable.append(value)
     # those of a scripted module are in no dictionary
     mutable += [own["_buffers"] for own in attributes if own["_buffers"] and isinstance(own["_buffers"], dict)]
     containers = [(value, copy.copy(value)) for value in mutable]
     # a metric of torchmetrics adds to its states in place
     metrics = [own for own in attributes if "_update_count" in own]
-    states = [copy.deepcopy({name: own[name] for name in own["_defaults"]}) for own in metrics]
+    states = [
+        {name: own[name].clone() for name in own["_defaults"] if isinstance(own[name], Tensor)} for own in metrics
+    ]
+    generators = [torch.default_generator, *(torch.cuda.default_generators[number] for number in gpus(network))]
+    streams = [generator.get_state() for generator in generators]
     try:
-        with torch.random.fork_rng(devices=gpus(network)):
-            yield
+        yield
     finally:
+        for generator, stream in zip(generators, streams, strict=True):
+            generator.set_state(stream)
         for own, state in zip(metrics, states, strict=True):
             own |= state
         for value, kept in containers:
@@ -51,6 +68,37 @@ def unchanged(network: nn.Module) -> Iterator[None]:
             # the mode of a scripted module is not in its dictionary
             if module.training != mode:
                 module.training = mode
+
+
+class Streams:
+    """Random streams outside of torch's default ones; generators continue in `own()` where they were in the last one.
+
+    To read NumPy's costs a tenth of a small step: a module's stream that ten evaluations do not draw from is left out.
+    """
+
+    def __init__(self, generators: Iterable[torch.Generator] = ()) -> None:
+        self.states = {generator: generator.get_state() for generator in generators}
+        self.calls: dict[Any, list[Any]] = {g: [g.get_state, g.set_state] for g in self.states}
+        for name in STREAMS.keys() & sys.modules.keys():
+            self.calls[name] = [getattr(sys.modules[name], call) for call in STREAMS[name]]
+        self.times, self.drawn = 0, set(self.calls) - STREAMS.keys()
+
+    @contextmanager
+    def own(self) -> Iterator[None]:
+        """Leave the streams as they were."""
+        outer = {key: get() for key, (get, _) in self.calls.items()}
+        for generator, state in self.states.items():
+            generator.set_state(state)
+        try:
+            yield
+        finally:
+            self.times, self.states = self.times + 1, {generator: generator.get_state() for generator in self.states}
+            for key, (get, put) in self.calls.items():
+                if key not in self.drawn and pickle.dumps(get()) != pickle.dumps(outer[key]):
+                    self.drawn.add(key)
+                put(outer[key])
+            if self.times == 10:
+                self.calls = {key: self.calls[key] for key in self.drawn}
 
 
 @contextmanager

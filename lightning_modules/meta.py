@@ -21,7 +21,7 @@ class MetaModule(SupervisedModule):
 
     Args:
         network: (batch, ...) inputs -> (batch, classes) logits, or (batch, 1) values.
-        lr: the learning rate to start from, where it is lower than the method's own start; None for that one.
+        lr: the learning rate to start from; None for the method's own start.
         optimizer: makes it from the parameters and the rate; Adam by default. Without a weight decay of its own.
         gradient_clip_val: the norm to which gradients are clipped, those of hypothetical steps too; None for none.
         accumulate_grad_batches: batches whose gradients make a step. Under manual optimization Lightning leaves both to
@@ -44,19 +44,16 @@ class MetaModule(SupervisedModule):
         super().__init__(network, 1.0 if lr is None else lr, optimizer)
         if accumulate_grad_batches < 1:
             raise ValueError(f"--model.accumulate_grad_batches must be 1 or more, got {accumulate_grad_batches}.")
-        self.settings, self.given_lr = Settings(**settings), lr
+        self.settings, self.given = Settings(**settings), lr is not None
         self.gradient_clip_val, self.accumulate_grad_batches = gradient_clip_val, accumulate_grad_batches
         self.parts: list[Batch] = []  # of the batches whose gradients make the step
-        self.meta = Meta(self.network, self.inner_optimizer(), self.settings)
+        self.meta = Meta(self.network, self.inner_optimizer(), self.settings, self.given)
         self.automatic_optimization = False
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer, which keeps the rule's state in its own."""
         optimizer = self.inner_optimizer()
-        for group in optimizer.param_groups:
-            # what moves is the rate itself, not a factor on the one that was given
-            group["lr"] = 1.0
-        self.meta = Meta(self.network, optimizer, self.settings, self.given_lr)
+        self.meta = Meta(self.network, optimizer, self.settings, self.given)
         keep_state(optimizer, NAME, self.meta, self.meta, required=True)
         return optimizer
 
@@ -82,7 +79,7 @@ class MetaModule(SupervisedModule):
         Returns the loss of the batch and what was seen. Where gradients are accumulated, most batches only add theirs.
         """
         optimizer = cast(Any, self.optimizers())
-        loss, rewound = self.loss(batch["train"]), self.meta.guard.rewound
+        loss = self.loss(batch["train"])
         if not self.parts:
             # not the optimizer's, which records itself for a profiler: 2 % of a step
             self.zero_grad()
@@ -95,7 +92,7 @@ class MetaModule(SupervisedModule):
             self.clip_gradients(optimizer, self.gradient_clip_val)
 
         looks = self.meta.looks
-        seen: dict[str, Any] = self.meta.before_step(lambda: self.loss(batch["val"]))
+        seen: dict[str, Any] = self.meta.before_step(lambda: lambda: self.loss(batch["val"]))
         self.passes += (
             (self.meta.looks - looks) * len(batch["val"][1]) / len(batch["train"][1]) / self.accumulate_grad_batches
         )
@@ -104,15 +101,12 @@ class MetaModule(SupervisedModule):
         losses = self.losses[-len(self.parts) :]
         self.meta.after_step(torch.stack(losses).mean(), lambda: self.loss(cast(Batch, parts)))
         self.parts.clear()
-        if self.meta.guard.rewound > rewound:
-            # what watches for divergence is not to see it
-            self.losses[-1] = torch.full_like(loss, self.meta.guard.first)
         return {"loss": self.losses[-1]} | seen
 
     def _part(self, batch: Batch) -> Batch:
         x, y = batch
         # of all processes together
         least = -(-self.settings.least // self.trainer.world_size)
-        samples = min(len(y), max(least, int(self.settings.part * len(y))))
+        samples = len(y) if self.meta.racing else min(len(y), max(least, int(self.settings.part * len(y))))
         self.passes += samples / len(y) / self.accumulate_grad_batches
         return x[:samples], y[:samples]

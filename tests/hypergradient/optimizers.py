@@ -15,7 +15,6 @@ SUPPORTED: dict[str, Factory] = {
     "SGD": partial(optim.SGD, lr=0.1),
     "SGD-momentum": partial(optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.01),
     "SGD-nesterov": partial(optim.SGD, lr=0.1, momentum=0.9, nesterov=True),
-    "SGD-maximize": partial(optim.SGD, lr=0.01, maximize=True),
     "Adam": partial(optim.Adam, lr=0.02),
     "Adam-amsgrad": partial(optim.Adam, lr=0.02, amsgrad=True, weight_decay=0.01),
     "AdamW": partial(optim.AdamW, lr=0.02, weight_decay=0.1),

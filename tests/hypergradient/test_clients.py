@@ -86,6 +86,25 @@ class Divides(LanguageModel):
         return found | {"loss": found["loss"] * share}
 
 
+class Masks(LanguageModel):
+    """Writes into its batch."""
+
+    def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        found = super().forward(input_ids.clone(), labels.clone())
+        input_ids[:, ::2] = labels[:, ::2] = 0
+        return found
+
+
+def test_a_hugging_face_model_may_write_into_its_batch(tmp_path: Path) -> None:
+    ends = []
+    for model in (Masks, LanguageModel):
+        made = trainer(tmp_path, model, rows(), save_strategy="no", logging_strategy="no")
+        adapt = AdaptLearningRate(made)
+        made.train()
+        ends.append([made.model.state_dict(), adapt.adapter.report()])
+    assert equal(*ends)
+
+
 @pytest.mark.parametrize("model", [LanguageModel, Divides])
 def test_a_hugging_face_step_of_fewer_batches_has_a_loss_of_the_same_size(model: Any, tmp_path: Path) -> None:
     """The guard compares the losses of steps: here two of four batches, and one of a single batch."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hypergradient import RateAdapter, Settings
-from hypergradient.batches import first
+from hypergradient.batches import copied
 from hypergradient.hypothetical import HypotheticalRun
 from tests.hypergradient.kinds import KINDS, Kind, attributes
 from tests.hypergradient.optimizers import SUPPORTED, Factory
@@ -43,7 +43,7 @@ class Copies:
         self._take_attributes(self.other)
         self.own.zero_grad()
         with torch.random.fork_rng(devices=[]):
-            loss(self.other, first(data, 16)).backward()
+            loss(self.other, copied(data, 32, 16)).backward()
         self._move(self.own, [2 * rate for rate in rates], decay)
         self.steps += 1
         part = 1 / max(1.0, 0.1 * self.steps)

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from pytorch_lightning import Callback, Trainer, strategies
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import SumMetric
@@ -120,6 +121,19 @@ def test_a_look_has_the_trainer_and_attributes_of_the_run_and_leaves_no_trace_in
     assert [sum(training for *_, training in seen) for seen in states] == [12, 24]
     training = {state for state in states[0] if state[-1]}
     assert set(states[1]) == set(states[0]) | {(*state[:-1], False) for state in training}
+
+
+def taken_apart(net: Any, batch: Any) -> Tensor:
+    return cross_entropy(net(batch["inputs"].mul_(0.5)), batch.pop("labels"))
+
+
+def test_a_module_may_take_its_batch_apart_and_write_into_it(tmp_path: Path) -> None:
+    case, adapt = Case(data="dictionaries", of=taken_apart), AdaptLearningRate(loss, **HELD)
+    watch = Watch(adapt)
+    held, _ = fit(case, tmp_path, adapt, watch)
+    plain, _ = fit(case, tmp_path, AtRates(watch.rates))
+    assert equal(held.state_dict(), plain.state_dict())
+    assert adapt.adapter.meta.looks > 0
 
 
 class Manual(Plain):

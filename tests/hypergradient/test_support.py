@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from hypergradient import check_supported
 from hypergradient.support import SUPPORTED as QUOTED
@@ -41,6 +42,38 @@ def test_steps_that_are_not_proportional_to_lr_are_refused_with_the_remedy(name:
         warnings.simplefilter("ignore")  # ASGD warns of its own weight averaging
         with pytest.raises(ValueError, match=f"^{name} cannot be adapted: .* Use one of SGD, Adam"):
             check_supported(optimizer)
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_steps_along_the_gradient_are_refused_of_one_group_too(name: str) -> None:
+    optimizer = problem.groups(problem.network(), SUPPORTED[name])
+    if "maximize" not in optimizer.defaults:
+        pytest.skip("it has no such option")
+    optimizer.param_groups[1]["maximize"] = True
+    with pytest.raises(ValueError, match=r"moves weights along their gradient.* Use maximize=False, and the loss with"):
+        check_supported(optimizer)
+
+
+@pytest.mark.parametrize("lr", [1e-12, 1e-6, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "RMSprop"])
+def test_weights_of_any_precision_are_accepted_at_any_rate(name: str, dtype: torch.dtype, lr: float) -> None:
+    optimizer = SUPPORTED[name]([nn.Parameter(torch.ones(4, 3, dtype=dtype)), nn.Parameter(torch.zeros(3).double())])
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    check_supported(optimizer)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_defaults_of_device_and_precision_do_not_matter(dtype: torch.dtype) -> None:
+    optimizer, before = torch.optim.SGD(problem.network().parameters(), lr=0.1), torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        # nothing can be computed there
+        with torch.device("meta"):
+            check_supported(optimizer)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def test_every_optimizer_of_torch_is_either_in_the_list_that_the_error_quotes_or_refused() -> None:

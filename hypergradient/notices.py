@@ -1,0 +1,70 @@
+"""What an adapter says of a training: nothing that it does, or finds, is silent."""
+
+import math
+import warnings
+
+import torch
+
+from hypergradient.race import Draw, RacedRun
+
+
+class Notice(UserWarning):
+    """Something that the adapter does to a training, or finds in it. Each is given once a run."""
+
+
+class Notices:
+    """The notices of one run."""
+
+    # the used rate over the user's; the rate over that at the start
+    FAR, MOVED = 2.0, 1.25
+    # looks of which none was finite
+    BLIND = 10
+
+    def __init__(self) -> None:
+        self.said = set[str]()
+
+    def say(self, text: str, name: str = "") -> None:
+        """Give a notice, if none was given under this name."""
+        if (name or text) not in self.said:
+            self.said.add(name or text)
+            warnings.warn(f"RateAdapter: {text}", Notice, stacklevel=3)
+
+    def follow(self, run: RacedRun, seen: dict[str, float]) -> None:
+        """Say what a step shows."""
+        used, lr = seen["lr"], run.peak * run.schedule
+        if used and not lr / self.FAR <= used <= lr * self.FAR:
+            self.say(
+                f"at step {run.steps} the learning rate is {used:.3g}, {used / lr:.3g} times the optimizer's lr: it is "
+                "group['used_lr'], and adapter.last['lr']. With hold=True your own is used.",
+                "far",
+            )
+        if run.looks >= self.BLIND and run.moves == run.count == 0:
+            self.say("the validation loss was not finite in any look so far, so the rate cannot move.", "blind")
+        if run.moves and run.settings.meta_lr and run.steps == run.length // 3:
+            times, noise = run.rate / run.began, math.sqrt(run.push_squares)
+            if max(times, 1 / times) < self.MOVED or abs(run.pushes) < 2 * noise:
+                self.say(
+                    f"after a third of the run the learning rate is {times:.2f} times the first one, by "
+                    f"{run.moves} moves whose sum is {abs(run.pushes) / noise:.1f} times their noise: the validation loss "
+                    "does not ask for another rate."
+                )
+
+    def conclude(self, run: RacedRun, draw: Draw) -> None:
+        """Compare, at the end of a run, the average with the last weights, and with the run's beginning."""
+        sets = [[p.detach() for p in run.params], run.average.weights]
+        found = [torch.stack(run.losses(draw(), *sets)) for _ in range(run.guard.BATCHES)]
+        last, average = torch.stack(found).double().unbind(1)
+        more = average - last
+        error = float(more.std()) / math.sqrt(len(more))
+        if float(more.mean()) > 2 * error:
+            self.say(
+                f"on {len(more)} validation batches the loss of the averaged weights is {float(more.mean()):.3g} above "
+                "that of the last ones: with average=False those stay in the network.",
+                "average",
+            )
+        if not float(torch.minimum(last.mean(), average.mean())) < run.guard.first:
+            self.say(
+                f"the validation loss is {float(average.mean()):.3g}, no lower than at the first move, "
+                f"{run.guard.first:.3g}: the training has not learned anything that validation measures.",
+                "nothing",
+            )
