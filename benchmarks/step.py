@@ -84,7 +84,7 @@ def plain_rule(problem: Problem, meta_lr: float = META_LR) -> Step:
 
 def meta(problem: Problem) -> Step:
     """Return a step under `RateAdapter`: hypothetical step, averaged weights, adapted decay; a look every 16 steps."""
-    adapter = RateAdapter(problem.optimizer, problem.network, problem.loss, [problem.look])
+    adapter = RateAdapter(problem.optimizer, problem.network, problem.loss, [problem.look], length=None)
 
     def step() -> None:
         problem.optimizer.zero_grad()

@@ -3,6 +3,7 @@
 from hypergradient.adapter import RateAdapter
 from hypergradient.finite import NotFiniteError
 from hypergradient.meta import Meta
+from hypergradient.notices import Notice
 from hypergradient.one_step import hypergradient, lookahead, real_step, scaled
 from hypergradient.search import search_rate
 from hypergradient.sets import Average
@@ -15,6 +16,7 @@ __all__ = [
     "Average",
     "Meta",
     "NotFiniteError",
+    "Notice",
     "RateAdapter",
     "Settings",
     "check_supported",

@@ -24,7 +24,7 @@ class AdaptLearningRate(TrainerCallback):
     Args:
         trainer: its loss, `compute_loss`, is what is looked at.
         batches: validation batches, taken in turn, again and again; default: the Trainer's evaluation set.
-        options: of `RateAdapter`: lr, settings, decays, patience.
+        options: of `RateAdapter`: hold, rate, decay, average, guard, settings, decays, patience, cut.
 
     Attributes:
         adapter: the `RateAdapter`, when training has begun.
@@ -73,7 +73,7 @@ class AdaptLearningRate(TrainerCallback):
         # here: `model_init` makes it in `train`
         model = cast(nn.Module, trainer.model)
         batches = trainer.get_eval_dataloader() if self.batches is None else self.batches
-        known = {"clip": trainer.args.max_grad_norm or None}
+        known: dict[str, Any] = {"length": None, "clip": trainer.args.max_grad_norm or None}
         self.adapter = adapter = RateAdapter(optimizer, model, self._loss, batches, **known | self.options)
         # which the Trainer calls, for Schedule-Free, before it trains and evaluates
         vars(adapter.optimizer).update(train=adapter.train, eval=adapter.eval)

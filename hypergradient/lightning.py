@@ -104,7 +104,7 @@ class AdaptLearningRate(ReturnsAverage):
     Args:
         loss: (module, batch) -> the mean loss of a batch, a scalar, in training and validation: `MyModule.loss`.
         batches: validation batches, taken in turn, again and again; default: the fit's validation loaders.
-        options: of `RateAdapter`: length, lr, settings, clip, decays, patience. Settings(window=0) averages nothing.
+        options: of `RateAdapter`: length, hold, rate, decay, average, guard, settings, clip, decays, patience, cut.
 
     Attributes:
         adapter: the `RateAdapter`, when a fit has started.
@@ -118,8 +118,7 @@ class AdaptLearningRate(ReturnsAverage):
 
     def __init__(self, loss: Callable[[Any, Any], Any], batches: Iterable[Any] | None = None, **options: Any) -> None:
         self.loss, self.batches, self.options = loss, batches, options
-        settings = options.get("settings")
-        self.averages = settings is None or settings.window > 0
+        self.averages = options.get("average", True)
 
     @property
     def average(self) -> Average | None:
@@ -154,7 +153,7 @@ class AdaptLearningRate(ReturnsAverage):
                     on_host = module._on_before_batch_transfer(precision.convert_input(batch.values), batch.loader)
                     return self.loss(module, trainer.strategy.batch_to_device(on_host, dataloader_idx=batch.loader))
 
-        known = {"clip": None if trainer.gradient_clip_algorithm == "value" else trainer.gradient_clip_val}
+        known: dict[str, Any] = {"length": None, "clip": None if trainer.gradient_clip_algorithm == "value" else trainer.gradient_clip_val}
         self.batches_of_fit = _Batches(self.batches, trainer)
         self.adapter = RateAdapter(trainer.optimizers[0], pl_module, loss, self.batches_of_fit, **known | self.options)
 

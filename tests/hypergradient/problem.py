@@ -13,7 +13,9 @@ from hypergradient import RateAdapter, Settings
 from tests.hypergradient.optimizers import SUPPORTED, Factory
 
 Batch = tuple[Tensor, Tensor]
-HELD = Settings(meta_lr=0.0, weight_decay=0.0)
+HELD = Settings(meta_lr=0.0, weight_decay=0.0, race=1)
+# runs of few steps: the rate moves from the fifth one on
+SHORT = Settings(race=4)
 
 
 def network() -> nn.Sequential:
@@ -64,7 +66,7 @@ def copied(net: nn.Sequential, optimizer: Optimizer) -> tuple[nn.Sequential, Opt
 
 
 def adapted(factory: Factory = SUPPORTED["Adam"], **options: Any) -> tuple[nn.Sequential, Optimizer, RateAdapter]:
-    net, given = network(), dict[str, Any](loss=loss, batches=VALIDATION) | options
+    net, given = network(), dict[str, Any](loss=loss, batches=VALIDATION, length=None, settings=SHORT) | options
     optimizer = groups(net, factory)
     return net, optimizer, RateAdapter(optimizer, net, **given)
 

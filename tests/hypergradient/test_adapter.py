@@ -104,7 +104,7 @@ def test_autocast_around_the_whole_loop_is_autocast_around_each_loss() -> None:
     for outer, of in ((nullcontext, inside), (cast, loss)):
         net = network().float()
         optimizer = torch.optim.Adam(net.parameters())
-        adapter = RateAdapter(optimizer, net, of, SINGLE)
+        adapter = RateAdapter(optimizer, net, of, SINGLE, length=None)
         with outer():
             for step in range(30):
                 optimizer.zero_grad()
@@ -120,7 +120,7 @@ def test_an_optimizers_own_decay_is_not_doubled_and_biases_and_norms_are_not_shr
     # Muon takes matrices alone
     optimizer = SUPPORTED[name]([p for p in net.parameters() if p.dim() > 1 or name != "Muon"])
     own = any(group.get("weight_decay") for group in optimizer.param_groups)
-    adapter = RateAdapter(optimizer, net, loss, VALIDATION)
+    adapter = RateAdapter(optimizer, net, loss, VALIDATION, length=None)
     train(optimizer, adapter, range(2))
     assert (adapter.last["decay"] > 0) is not own
     assert adapter.meta.shrinks == [p.dim() > 1 for p in adapter.meta.params]
@@ -147,7 +147,7 @@ def test_groups_that_are_added_and_parameters_that_are_released_are_taken_in() -
     trunk, middle, head = (layer for layer in net if isinstance(layer, nn.Linear))
     middle.requires_grad_(False)
     optimizer = torch.optim.Adam([*head.parameters(), *middle.parameters()], lr=1e-2)
-    adapter = RateAdapter(optimizer, net, loss, VALIDATION)
+    adapter = RateAdapter(optimizer, net, loss, VALIDATION, length=None)
     train(optimizer, adapter, range(10))
     averaged = adapter.meta.average.weights
     middle.requires_grad_(True)
@@ -182,7 +182,7 @@ def test_the_last_of_two_adapters_replaces_the_first_and_removed_it_leaves_a_pla
     """In a notebook a cell is run twice; as Fabric's, a wrapper has torch's optimizer in `optimizer`."""
     net, optimizer, first = adapted()
     with pytest.warns(UserWarning, match="has one already, which this one replaces"):
-        second = RateAdapter(SimpleNamespace(optimizer=optimizer), net, loss, VALIDATION)  # type: ignore[arg-type]
+        second = RateAdapter(SimpleNamespace(optimizer=optimizer), net, loss, VALIDATION, length=None)  # type: ignore[arg-type]
     first.remove()
     assert optimizer.rate_adapter is second  # type: ignore[attr-defined]
     train(optimizer, second, range(2))
@@ -236,7 +236,7 @@ def without_a_batch() -> None:
 def sparse() -> None:
     net, rows = nn.Sequential(nn.Embedding(8, 4, sparse=True), nn.Linear(4, 3)), torch.arange(8)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    RateAdapter(optimizer, net, lambda net, rows: net(rows).square().mean(), [rows]).loss(rows).backward()
+    RateAdapter(optimizer, net, lambda net, rows: net(rows).square().mean(), [rows], length=None).loss(rows).backward()
     optimizer.step()
 
 
@@ -246,7 +246,7 @@ def sparse() -> None:
         (lambda: adapted(lr=0.0), "lr must be positive and finite, got 0.0"),
         (lambda: adapted(patience=0), "patience must be 1 or more, got 0"),
         (
-            lambda: RateAdapter(torch.optim.Adam(network().parameters()), network(), loss, VALIDATION),
+            lambda: RateAdapter(torch.optim.Adam(network().parameters()), network(), loss, VALIDATION, length=None),
             "the optimizer moves 2 parameters that are not the network's",
         ),
         (lambda: train(*adapted(batches=iter(VALIDATION))[1:], range(20)), "no validation batches, or no second time"),
@@ -263,7 +263,7 @@ def test_a_step_without_gradients_moves_nothing_and_an_empty_parameter_is_taken(
     net: Any = network()
     net.register_parameter("empty", nn.Parameter(torch.zeros(0, 3, dtype=torch.float64)))
     optimizer, before = torch.optim.Adam(net.parameters(), lr=0.01), copy.deepcopy(net.state_dict())
-    adapter = RateAdapter(optimizer, net, lambda net, data: loss(net[:3], data) + net.empty.sum(), VALIDATION)
+    adapter = RateAdapter(optimizer, net, lambda net, data: loss(net[:3], data) + net.empty.sum(), VALIDATION, length=None)
     optimizer.step()
     assert equal(net.state_dict(), before)
     assert (adapter.meta.steps, adapter.finite.skipped) == (0, 0)

@@ -63,7 +63,7 @@ def test_a_rate_that_is_a_tensor_is_used_as_a_number_is_and_a_group_at_rate_0_st
         before = first.detach().clone()
         grouped: list[dict[str, Any]] = [{"params": [first]} | ({"lr": 0.0} if zero else {}), {"params": [second]}]
         optimizer = torch.optim.Adam(grouped, lr=lr)
-        adapter = RateAdapter(optimizer, net, loss, VALIDATION, decays=lambda p: p is second)  # noqa: B023
+        adapter = RateAdapter(optimizer, net, loss, VALIDATION, decays=lambda p: p is second, length=None)  # noqa: B023
         train(optimizer, adapter, range(12))
         reports.append(adapter.report())
         assert optimizer.param_groups[1]["lr"] is lr

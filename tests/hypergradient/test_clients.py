@@ -115,7 +115,7 @@ def test_a_hugging_face_step_of_fewer_batches_has_a_loss_of_the_same_size(model:
     adapt = AdaptLearningRate(made)
     made.train()
     assert adapt.adapter.meta.steps == 3
-    assert adapt.adapter.meta.guard.first == pytest.approx(math.log(32), rel=0.2)
+    assert adapt.adapter.meta.guard.smooth == pytest.approx(math.log(32), rel=0.2)
 
 
 def test_the_table_of_clients_in_the_documents_is_this_list() -> None:

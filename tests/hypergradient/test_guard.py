@@ -81,7 +81,7 @@ def test_under_a_scaler_fused_or_not_a_run_is_the_plain_one_and_an_overflow_is_n
     for fused, enabled in ((False, False), (True, False), (False, True), (True, True)):
         net = network().float()
         optimizer = getattr(torch.optim, name)(net.parameters(), lr=1e-3, fused=fused)
-        adapter = RateAdapter(optimizer, net, loss, SINGLE)
+        adapter = RateAdapter(optimizer, net, loss, SINGLE, length=None)
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=enabled)
         for step in range(6):
             optimizer.zero_grad()

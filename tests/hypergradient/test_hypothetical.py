@@ -91,7 +91,7 @@ class Copies:
 def test_a_run_its_hypothetical_run_and_its_average_are_those_of_copies_bit_for_bit(kind: Kind) -> None:
     net, copies = kind.network(), Copies(kind)
     optimizer = groups(net, kind.factory)
-    adapter = RateAdapter(optimizer, net, loss, VALIDATION)
+    adapter = RateAdapter(optimizer, net, loss, VALIDATION, length=None)
     meta, rates = adapter.meta, set()
     for step in range(14):
         torch.manual_seed(step)
@@ -140,7 +140,7 @@ def test_near_the_real_rate_and_without_pull_it_is_the_derivative_of_the_whole_r
     for step in range(6):
         backward(net, optimizer, step)
         optimizer.step()
-        found = run.step(lambda: loss(net, batch(step)), Settings(factor=factor, pull=0.0), 0.0, None)  # noqa: B023
+        found = run.step(lambda: loss(net, batch(step)), factor, 0.0, 1e9, 0.0, None)  # noqa: B023
     ours = torch.cat([step.flatten() for step in found]) / math.log(factor)
     up, down = (end(factory, math.exp(sign * epsilon)) for sign in (1, -1))
     truth = torch.cat([(u - d).flatten() for u, d in zip(up, down, strict=True)]) / (2 * epsilon)
