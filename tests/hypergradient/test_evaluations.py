@@ -177,6 +177,8 @@ def joins(rank: int, address: str, wrapped: bool, folder: str) -> None:
     except RuntimeError as error:
         told = str(error)
     Path(folder, str(rank)).write_text(f"{adapter.meta.steps} {told}", encoding="utf-8")
+    # what join() began to send has arrived
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
