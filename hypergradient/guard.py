@@ -51,7 +51,7 @@ class Guard:
         """
         if len(self.differences) < self.BATCHES:
             return None
-        found, self.differences = torch.tensor(self.differences, dtype=torch.float64), []
+        found, self.differences = torch.tensor(self.differences, dtype=torch.float64, device="cpu"), []
         error = float(found.std()) / math.sqrt(self.BATCHES)
         # a loss that is not finite is worse
         return not float(found.mean()) <= max(errors * error, lost * (self.first - self.lowest) if lost else 0.0)

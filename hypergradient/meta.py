@@ -49,7 +49,7 @@ class Meta(RacedRun):
             loss, h, h_decay = self._look(draw)
             seen = {"hypergradient": h, "lookahead_loss": loss}
             if math.isfinite(loss + h + h_decay):
-                self.sums += torch.tensor([loss, h, self.decay * h_decay], dtype=torch.float64)
+                self.sums += torch.tensor([loss, h, self.decay * h_decay], dtype=torch.float64, device="cpu")
                 self.count += 1
                 if self._moves_now:
                     self._move()
@@ -76,7 +76,7 @@ class Meta(RacedRun):
         with torch.no_grad():
             moved = [step.to(z.dtype) for step, z in zip(steps, self.difference, strict=True)]
             torch._foreach_lerp_(self.difference, moved, 1 / max(1.0, options.window * self.steps))
-        [mean] = mean_over_processes([torch.as_tensor(loss)])
+        [mean] = mean_over_processes([torch.as_tensor(loss, device=self.params[0].device)])
         self.guard.update(float(mean))
 
     @property

@@ -83,7 +83,7 @@ class AdaptedRun:
         # the rate of the first move, and the sums of the normalized hypergradients since and of their squares
         self.began = self.pushes = self.push_squares = 0.0
         # since the last move, the sums of what looks saw: the loss, the hypergradients of the rate and of the decay
-        self.sums, self.squares = torch.zeros(3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+        self.sums, self.squares = (torch.zeros(count, dtype=torch.float64, device="cpu") for count in (3, 2))
 
     def prepare(self) -> None:
         """Make the sets of tensors, or make them again where the optimizer moves other parameters now."""

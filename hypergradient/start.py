@@ -82,15 +82,19 @@ def weights_per_step(optimizer: Optimizer) -> float:
     size = sum(p.numel() for p, _ in scaled)
     if not (size and 0 < length < math.inf):
         raise ValueError("No weight matrix has a scale: all of them, or their gradients, are zero or not finite.")
-    logs = sum(p.numel() * 0.5 * math.log(float(p.abs().square().mean())) for p, _ in scaled)
+    logs = sum(p.numel() * 0.5 * math.log(float(_lengths(p).square().mean())) for p, _ in scaled)
     return math.exp(logs / size) / length
 
 
 def _rms(tensors: list[Tensor]) -> float:
     size = sum(tensor.numel() for tensor in tensors)
+    return math.sqrt(sum(float(_lengths(tensor).square().sum()) for tensor in tensors) / max(1, size))
+
+
+def _lengths(tensor: Tensor) -> Tensor:
     # squares of 16-bit numbers may be below the smallest one
-    lengths = [tensor.abs().to(torch.promote_types(tensor.abs().dtype, torch.float32)) for tensor in tensors]
-    return math.sqrt(sum(float(length.square().sum()) for length in lengths) / max(1, size))
+    lengths = tensor.abs()
+    return lengths.to(torch.promote_types(lengths.dtype, torch.float32))
 
 
 @torch.no_grad()

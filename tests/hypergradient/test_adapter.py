@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hypergradient import NotFiniteError, RateAdapter
 from tests.hypergradient.optimizers import SUPPORTED
-from tests.hypergradient.problem import SINGLE, VALIDATION, adapted, batch, equal, loss, network, train
+from tests.hypergradient.problem import SHORT, SINGLE, VALIDATION, adapted, batch, equal, loss, network, train
 
 
 def test_step_hooks_and_schedulers_count_the_users_steps_alone_and_the_report_says_what_it_cost() -> None:
@@ -112,6 +112,23 @@ def test_autocast_around_the_whole_loop_is_autocast_around_each_loss() -> None:
                 optimizer.step()
         ends.append([*net.state_dict().values(), torch.tensor(adapter.last["lr"])])
     assert equal(*ends)
+
+
+def test_a_default_device_that_is_not_that_of_the_weights_changes_nothing() -> None:
+    ends, batches = [], [batch(step) for step in range(20)]
+    for device in ("cpu", "meta"):
+        # 1e-6: a race too, which is lost
+        net = network()
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-6)
+        with torch.device(device):
+            adapter = RateAdapter(optimizer, net, loss, VALIDATION, length=None, settings=SHORT)
+            for data in batches:
+                optimizer.zero_grad()
+                adapter.loss(data).backward()
+                optimizer.step()
+        ends.append((net.state_dict(), adapter.report(), adapter.meta.sums))
+    assert equal(*ends)
+    assert adapter.meta.looks > 5
 
 
 @pytest.mark.parametrize("name", SUPPORTED)

@@ -64,3 +64,10 @@ def test_at_the_unit_rate_a_step_is_as_long_as_the_weights(factory: Callable[...
     assert all(torch.equal(p.grad, torch.full_like(p, 0.2)) for p in net.parameters() if p.grad is not None)
     with pytest.raises(ValueError, match="No weight matrix has a scale"):
         weights_per_step(with_gradients(factory, net, 0.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64, torch.complex128])
+def test_weights_so_small_that_their_squares_vanish_in_16_bits_have_a_scale(dtype: torch.dtype) -> None:
+    # the square of 1e-4 is 0 in float16
+    net = nn.ParameterList([torch.full((4, 4), 1e-4, dtype=dtype)])
+    assert weights_per_step(with_gradients(torch.optim.SGD, net, 0.25)) == pytest.approx(4e-4, rel=0.01)
