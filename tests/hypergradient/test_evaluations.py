@@ -11,13 +11,11 @@ import numpy
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import cross_entropy
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader, IterableDataset
 
 from hypergradient import RateAdapter
-from hypergradient.adapter import COMPARED
+from hypergradient.parts import Parts
 from tests.hypergradient import problem
 from tests.hypergradient.evaluations import CASES, Augmented, Bounded, Case, Checkpointed
 from tests.hypergradient.problem import HELD, VALIDATION, adapted, equal
@@ -66,7 +64,7 @@ def test_a_loss_that_is_a_sum_is_told_once_and_a_mean_never_however_different_th
     _, optimizer, adapter = adapted(loss=of)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        for step in range(2 * COMPARED):
+        for step in range(2 * Parts.COMPARED):
             optimizer.zero_grad()
             adapter.loss(problem.batch(step, size)).backward()
             optimizer.step()
@@ -180,13 +178,3 @@ def joins(rank: int, address: str, wrapped: bool, folder: str) -> None:
     # what join() began to send has arrived
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_uneven_batches_of_processes_are_refused_on_each_of_them_before_one_waits(
-    wrapped: bool, tmp_path: Path
-) -> None:
-    spawn(joins, (str(tmp_path / "address"), wrapped, str(tmp_path)), nprocs=2)
-    for rank in ("0", "1"):
-        assert (tmp_path / rank).read_text(encoding="utf-8").startswith("5 RateAdapter takes means over all processes")
