@@ -4,7 +4,6 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import chain, islice, repeat
-from pathlib import Path
 from typing import Any
 
 import numpy
@@ -149,32 +148,3 @@ def test_the_error_of_a_part_says_that_it_was_a_part_and_what_to_do() -> None:
         RuntimeError, match=r"of a part of a training batch, cut along the first dimension: .* give cut="
     ):
         optimizer.step()
-
-
-def joins(rank: int, address: str, wrapped: bool, folder: str) -> None:
-    """A process with other numbers of batches than the other one; it keeps what it was told."""
-    torch.distributed.init_process_group("gloo", f"file://{address}", rank=rank, world_size=2)
-    net = problem.network()
-    ddp = nn.parallel.DistributedDataParallel(net)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    adapter = RateAdapter(optimizer, ddp if wrapped else net, problem.loss, VALIDATION, length=None)
-    told = ""
-
-    def steps(count: int) -> None:
-        for step in range(count):
-            optimizer.zero_grad()
-            now = problem.loss(ddp, problem.batch(step))
-            adapter.see(problem.batch(step), now)
-            now.backward()
-            optimizer.step()
-
-    steps(5)
-    try:
-        with ddp.join():
-            steps(3 + 4 * rank)
-    except RuntimeError as error:
-        told = str(error)
-    Path(folder, str(rank)).write_text(f"{adapter.meta.steps} {told}", encoding="utf-8")
-    # what join() began to send has arrived
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
