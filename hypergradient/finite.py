@@ -46,10 +46,10 @@ class FiniteSteps:
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         most = self.skipped >= self.patience and 2 * self.skipped > self.steps
         if most or self.in_a_row >= self.patience:
-            which = f"{self.skipped} of {self.steps} steps" if most else f"{self.in_a_row} steps in a row"
+            row = f"{self.in_a_row} steps in a row were skipped, from step {self.began} on"
             raise NotFiniteError(
-                f"{which} were skipped, the last from step {self.began} on: their gradients are not finite. Look at the "
-                "batches there, lower the optimizer's lr, or clip the gradients."
+                f"{row if self.in_a_row >= self.patience else f'{self.skipped} of {self.steps} steps were skipped'}: their "
+                "gradients are not finite. Look at the batches there, lower the optimizer's lr, or clip the gradients."
             )
         return False
 
