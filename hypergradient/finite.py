@@ -46,10 +46,12 @@ class FiniteSteps:
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
         most = self.skipped >= self.patience and 2 * self.skipped > self.steps
         if most or self.in_a_row >= self.patience:
-            row = f"{self.in_a_row} steps in a row were skipped, from step {self.began} on"
+            which = f"{self.skipped} of {self.steps} steps were skipped"
+            if self.in_a_row >= self.patience:
+                which = f"{self.in_a_row} steps in a row were skipped, from step {self.began} on"
             raise NotFiniteError(
-                f"{row if self.in_a_row >= self.patience else f'{self.skipped} of {self.steps} steps were skipped'}: their "
-                "gradients are not finite. Look at the batches there, lower the optimizer's lr, or clip the gradients."
+                f"{which}: their gradients are not finite. Look at the batches there, lower the optimizer's lr, or clip "
+                "the gradients."
             )
         return False
 
