@@ -16,18 +16,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hypergradient.around import AroundStep
-from hypergradient.batches import Part, copied, endless, samples
+from hypergradient.batches import copied, endless, samples
 from hypergradient.finite import FiniteSteps
 from hypergradient.meta import Meta
 from hypergradient.notices import Notices
-from hypergradient.processes import refuse_join, wrappers
+from hypergradient.parts import Part, Parts
 from hypergradient.run import keep_state, require_keys
 from hypergradient.settings import Settings
 from hypergradient.support import unwrapped
 from hypergradient.trace import Streams
 
 COUNTS = ("position", "told", "passes", "lowest", "highest")
-COMPARED = 16  # parts whose losses are compared with those of their batches
 NAME = "rate_adapter"  # of the adapter, in its optimizer, and of its state
 
 
@@ -130,15 +129,9 @@ class RateAdapter:
             older.remove()
         self.optimizer, self.network, self.loss_of, self.averages = optimizer, network, loss, average
         self.validation, self.batches = batches, endless(batches)
-        self.meta, self.finite = (
-            Meta(network, optimizer, settings, True, length or 0, clip, decays),
-            FiniteSteps(optimizer, patience),
-        )
-        # of the first parts of batches, whether the loss looks like that of a sum
-        self.cut, self.streams, self.sums = cut, Streams(), list[bool]()
-        # parts of the batches whose gradients make the step and their fractions, the losses, the last batch's samples
-        self.seen, self.losses, self.size = list[Part](), list[Tensor](), 0
-        self.wrappers: list[Any] | None = None
+        self.meta = Meta(network, optimizer, settings, True, length or 0, clip, decays)
+        self.finite = FiniteSteps(optimizer, patience)
+        self.streams, self.parts = Streams(), Parts(self.meta.settings, cut, self.notices)
         # whether the present step is adapted
         self.adapted = False
         # validation batches taken, training batches seen, passes that are not plain ones, the extremes of the rate
@@ -164,29 +157,16 @@ class RateAdapter:
 
     def part(self, batch: Any) -> Part:
         """Return what hypothetical steps need of a training batch: for `see`, where the loss writes into its batch."""
-        options, self.size = self.meta.settings, samples(batch)
-        if self.cut and not self.meta.racing:
-            return Part(copied(self.cut(batch, options.part)), options.part)
-        if not self.size and not self.told and not self.cut:
-            warnings.warn(
-                "RateAdapter: hypothetical steps take whole batches, as the tensors of a batch share no first "
-                "dimension: give cut=(batch, fraction) -> part, for cheaper steps.",
-                stacklevel=3,
-            )
-        count = self.size if self.meta.racing else min(self.size, max(options.least, int(options.part * self.size)))
-        return Part(copied(batch, self.size, count), count / self.size if self.size else 1.0)
+        return self.parts.part(batch, self.meta.racing)
 
     def see(self, batch: Any, loss: Tensor) -> None:
-        """Register a training batch, or its `part`, and its loss, whose gradients go into the next step."""
-        if self.wrappers is None:
-            self.wrappers = wrappers(self.network)
-        refuse_join(self.wrappers)
+        """Register a training batch, or its `part`, and its mean loss, whose gradients go into the next step."""
         self._around.between_steps()
-        if self.seen and all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
-            self._forget()
-        self.seen.append(batch if isinstance(batch, Part) else self.part(batch))
-        self.losses.append(loss.detach())
-        self.told, self.passes = self.told + 1, self.passes + self.seen[-1].fraction
+        if self.parts.seen and all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
+            self.parts.clear()
+        part = batch if isinstance(batch, Part) else self.part(batch)
+        self.parts.add(part, loss.detach())
+        self.told, self.passes = self.told + 1, self.passes + part.fraction
 
     def eval(self) -> None:
         """Put the averaged weights into the network, and the network into evaluation mode."""
@@ -236,7 +216,7 @@ class RateAdapter:
             # one such step may be a bad batch, two in a row are bad weights
             if self.finite.in_a_row > 1 and self.meta.can_rewind:
                 self.meta.rewind()
-            self._forget()
+            self.parts.clear()
             return
         # a warm-up may begin at 0
         moves = any(group["lr"] for group in self.optimizer.param_groups)
@@ -246,7 +226,7 @@ class RateAdapter:
         started = self.meta.steps > 0 or any(bool(g.any()) for g in gradients)
         if not moves or not gradients or not started:
             return
-        if not self.seen:
+        if not self.parts.seen:
             raise RuntimeError(
                 "RateAdapter: no training batch is registered: call adapter.loss(batch), or see(), first."
             )
@@ -259,8 +239,8 @@ class RateAdapter:
 
     def _finish(self) -> None:
         if self.adapted:
-            self.meta.after_step(torch.stack(self.losses).mean(), self._hypothetical_loss)
-        self._forget()
+            self.meta.after_step(self.parts.loss, lambda: self.parts.loss_of(self._scalar))
+        self.parts.clear()
 
     def _draw(self) -> Callable[[], Tensor]:
         """Draw a validation batch, and return what computes the loss on it."""
@@ -268,33 +248,11 @@ class RateAdapter:
         batch = next(self.batches)
 
         def loss() -> Tensor:
-            self.passes += samples(batch) / self.size if self.size else 1.0
+            self.passes += samples(batch) / self.parts.size if self.parts.size else 1.0
             # a batch of a list comes again
             return self._scalar(copied(batch))
 
         return loss
-
-    def _hypothetical_loss(self) -> Tensor:
-        try:
-            losses = [self._scalar(part) for part, _ in self.seen]
-        except Exception as error:
-            error.add_note(
-                "RateAdapter: this was the loss of a part of a training batch, cut along the first dimension: if it is "
-                "not that of the samples, give cut=(batch, fraction) -> part."
-            )
-            raise
-        for (_, fraction), part, whole in zip(self.seen, losses, self.losses, strict=True):
-            if fraction < 1 and len(self.sums) < COMPARED:
-                # nearer to that fraction of the whole than to the whole
-                low, high = sorted(float(fraction**power * whole) for power in (1.5, 0.5))
-                self.sums.append(low < float(part.detach()) < high)
-                if len(self.sums) == COMPARED and sum(self.sums) > 0.8 * COMPARED:
-                    warnings.warn(
-                        "RateAdapter: the loss seems to be a sum over samples, as it is smaller for parts of batches, "
-                        "and hypothetical steps take parts: return the mean.",
-                        stacklevel=2,
-                    )
-        return torch.stack(losses).mean()
 
     def _scalar(self, batch: Any) -> Tensor:
         with self.streams.own():
@@ -306,9 +264,6 @@ class RateAdapter:
         raise TypeError(
             f"RateAdapter: loss must return the mean loss, a scalar with requires_grad, got {got}{detached}."
         )
-
-    def _forget(self) -> None:
-        self.seen, self.losses = [], []
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run needs to resume; the optimizer's own `state_dict()` has it."""

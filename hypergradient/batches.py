@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,13 +13,6 @@ from hypergradient.trace import Streams
 # of a batch: what may be for no sample in particular, and what makes a list more than one of words or objects
 UNCUT = (str, bytes, int, float, complex, type(None), list, tuple)
 PARTS = (Tensor, Mapping, list, tuple)
-
-
-class Part(NamedTuple):
-    """A copy of a part of a training batch, and which fraction of it that is."""
-
-    batch: Any
-    fraction: float
 
 
 def has_len(batches: Any) -> bool:

@@ -29,7 +29,7 @@ class FiniteSteps:
 
         Raises:
             ValueError: the gradients are sparse.
-            NotFiniteError: `patience` steps in a row were skipped.
+            NotFiniteError: `patience` steps in a row were skipped, or as many, and most of all.
         """
         self.steps += 1
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -44,10 +44,14 @@ class FiniteSteps:
             return False
         self.began = self.began if self.in_a_row else self.steps
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        if self.in_a_row >= self.patience:
+        most = self.skipped >= self.patience and 2 * self.skipped > self.steps
+        if most or self.in_a_row >= self.patience:
+            which = f"{self.skipped} of {self.steps} steps were skipped"
+            if self.in_a_row >= self.patience:
+                which = f"{self.in_a_row} steps in a row were skipped, from step {self.began} on"
             raise NotFiniteError(
-                f"{self.in_a_row} steps in a row were skipped, from step {self.began} on: their gradients are not "
-                "finite. Look at the batches there, lower the optimizer's lr, or clip the gradients."
+                f"{which}: their gradients are not finite. Look at the batches there, lower the optimizer's lr, or clip "
+                "the gradients."
             )
         return False
 

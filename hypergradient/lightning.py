@@ -153,7 +153,10 @@ class AdaptLearningRate(ReturnsAverage):
                     on_host = module._on_before_batch_transfer(precision.convert_input(batch.values), batch.loader)
                     return self.loss(module, trainer.strategy.batch_to_device(on_host, dataloader_idx=batch.loader))
 
-        known: dict[str, Any] = {"length": None, "clip": None if trainer.gradient_clip_algorithm == "value" else trainer.gradient_clip_val}
+        known: dict[str, Any] = {
+            "length": None,
+            "clip": None if trainer.gradient_clip_algorithm == "value" else trainer.gradient_clip_val,
+        }
         self.batches_of_fit = _Batches(self.batches, trainer)
         self.adapter = RateAdapter(trainer.optimizers[0], pl_module, loss, self.batches_of_fit, **known | self.options)
 

@@ -114,8 +114,9 @@ class Meta(RacedRun):
         z, z_decay = (h / self.squares.sqrt().clamp(min=1e-60)).clamp(-options.cut, options.cut).tolist()
         self.began, self.pushes, self.push_squares = self.began or self.rate, self.pushes + z, self.push_squares + z * z
         t, before = self.steps, self.moved_at
-        climb = -options.meta_lr * z * math.log((t + options.delay) / (before + options.delay))
-        self.rate = self.allowed(self.rate * math.exp(climb), float(loss))
+        # a given rate that has not lost the race is evidence too
+        rise = -options.meta_lr * z * math.log((t + options.delay) / (before + options.delay)) / (1 + self.trusted)
+        self.rate = self.allowed(self.rate * math.exp(rise), float(loss))
         self.weight_decay *= math.exp(-z_decay * (t - before) / max(t, self.length / 4))
         self.moved_at = t
         self.sums, self.count = torch.zeros_like(self.sums), 0

@@ -45,8 +45,8 @@ class Notices:
             if max(times, 1 / times) < self.MOVED or abs(run.pushes) < 2 * noise:
                 self.say(
                     f"after a third of the run the learning rate is {times:.2f} times the first one, by "
-                    f"{run.moves} moves whose sum is {abs(run.pushes) / noise:.1f} times their noise: the validation loss "
-                    "does not ask for another rate."
+                    f"{run.moves} moves whose sum is {abs(run.pushes) / noise:.1f} times their noise: the validation "
+                    "loss does not ask for another rate."
                 )
 
     def conclude(self, run: RacedRun, draw: Draw) -> None:

@@ -1,12 +1,14 @@
 """Which optimizers the method is right for: those whose step is proportional to the learning rate."""
 
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hypergradient.hypothetical import clear_state, copied_attributes, plain_step, with_attributes
+from hypergradient.hypothetical import copied_attributes, plain_step, with_attributes
 
 SUPPORTED = "SGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, Adadelta, Adamax, Muon"
 # steps before it is measured: RAdam is SGD for its first five, and what estimates the rate itself takes some to begin
@@ -73,16 +75,19 @@ def _near(found: Tensor, wanted: Tensor, exactly: float) -> bool:
 
 
 class _Probe:
-    """The optimizer on slices of its parameters, in float64, at `factor` times its rates, from its first step."""
+    """The optimizer on slices of some parameters, in float64, at `factor` times its rates, from its first step."""
 
     def __init__(self, optimizer: Optimizer, factor: float) -> None:
         self.optimizer = optimizer
-        params = [p for group in optimizer.param_groups for p in group["params"]]
+        groups = [group | {"params": _kinds(group["params"])} for group in optimizer.param_groups]
+        params = [p for group in groups for p in group["params"]]
         self.values = [_slice(p) for p in params]
-        self.attributes = copied_attributes(optimizer, dict(zip(params, self.values, strict=True)))
+        # without the state, which is of the whole parameters
+        state = {key: value for key, value in optimizer.state.items() if not isinstance(key, Tensor)}
+        some = vars(optimizer) | {"param_groups": groups, "state": defaultdict(dict, state)}
+        with with_attributes(optimizer, some):
+            self.attributes = copied_attributes(optimizer, dict(zip(params, self.values, strict=True)))
         with with_attributes(optimizer, self.attributes):
-            # of the whole parameters
-            clear_state(optimizer)
             for group in optimizer.param_groups:
                 # a schedule may begin at 0
                 group["lr"] = factor * (float(group["lr"]) if 0 < float(group["lr"]) < float("inf") else 1e-3)
@@ -124,6 +129,11 @@ def _measure(optimizer: Optimizer) -> tuple[list[Tensor], dict[float, list[Tenso
     run, sizes = _flat(probe.values) - start, [_flat([value]).numel() for value in probe.values]
     climbs = any(float(product.sum()) > 0 for product in (run * along).split(sizes))
     return steps[-MEASURED:], longer, run, _flat(double.values) - start, climbs
+
+
+def _kinds(params: Iterable[Tensor]) -> list[Tensor]:
+    """Return a parameter of each kind that an optimizer may treat in another way: its dimensions, its numbers."""
+    return list({(p.dim(), p.dtype, p.device, p.requires_grad, min(p.numel(), 2)): p for p in params}.values())
 
 
 def _flat(values: list[Tensor]) -> Tensor:

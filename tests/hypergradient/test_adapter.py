@@ -280,7 +280,9 @@ def test_a_step_without_gradients_moves_nothing_and_an_empty_parameter_is_taken(
     net: Any = network()
     net.register_parameter("empty", nn.Parameter(torch.zeros(0, 3, dtype=torch.float64)))
     optimizer, before = torch.optim.Adam(net.parameters(), lr=0.01), copy.deepcopy(net.state_dict())
-    adapter = RateAdapter(optimizer, net, lambda net, data: loss(net[:3], data) + net.empty.sum(), VALIDATION, length=None)
+    adapter = RateAdapter(
+        optimizer, net, lambda net, data: loss(net[:3], data) + net.empty.sum(), VALIDATION, length=None
+    )
     optimizer.step()
     assert equal(net.state_dict(), before)
     assert (adapter.meta.steps, adapter.finite.skipped) == (0, 0)

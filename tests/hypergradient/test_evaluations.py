@@ -4,20 +4,17 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from itertools import chain, islice, repeat
-from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import cross_entropy
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader, IterableDataset
 
 from hypergradient import RateAdapter
-from hypergradient.adapter import COMPARED
+from hypergradient.parts import Parts
 from tests.hypergradient import problem
 from tests.hypergradient.evaluations import CASES, Augmented, Bounded, Case, Checkpointed
 from tests.hypergradient.problem import HELD, VALIDATION, adapted, equal
@@ -66,7 +63,7 @@ def test_a_loss_that_is_a_sum_is_told_once_and_a_mean_never_however_different_th
     _, optimizer, adapter = adapted(loss=of)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        for step in range(2 * COMPARED):
+        for step in range(2 * Parts.COMPARED):
             optimizer.zero_grad()
             adapter.loss(problem.batch(step, size)).backward()
             optimizer.step()
@@ -151,42 +148,3 @@ def test_the_error_of_a_part_says_that_it_was_a_part_and_what_to_do() -> None:
         RuntimeError, match=r"of a part of a training batch, cut along the first dimension: .* give cut="
     ):
         optimizer.step()
-
-
-def joins(rank: int, address: str, wrapped: bool, folder: str) -> None:
-    """A process with other numbers of batches than the other one; it keeps what it was told."""
-    torch.distributed.init_process_group("gloo", f"file://{address}", rank=rank, world_size=2)
-    net = problem.network()
-    ddp = nn.parallel.DistributedDataParallel(net)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    adapter = RateAdapter(optimizer, ddp if wrapped else net, problem.loss, VALIDATION, length=None)
-    told = ""
-
-    def steps(count: int) -> None:
-        for step in range(count):
-            optimizer.zero_grad()
-            now = problem.loss(ddp, problem.batch(step))
-            adapter.see(problem.batch(step), now)
-            now.backward()
-            optimizer.step()
-
-    steps(5)
-    try:
-        with ddp.join():
-            steps(3 + 4 * rank)
-    except RuntimeError as error:
-        told = str(error)
-    Path(folder, str(rank)).write_text(f"{adapter.meta.steps} {told}", encoding="utf-8")
-    # what join() began to send has arrived
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_uneven_batches_of_processes_are_refused_on_each_of_them_before_one_waits(
-    wrapped: bool, tmp_path: Path
-) -> None:
-    spawn(joins, (str(tmp_path / "address"), wrapped, str(tmp_path)), nprocs=2)
-    for rank in ("0", "1"):
-        assert (tmp_path / rank).read_text(encoding="utf-8").startswith("5 RateAdapter takes means over all processes")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hypergradient import RateAdapter, Settings
+from hypergradient import RateAdapter
 from hypergradient.batches import copied
 from hypergradient.hypothetical import HypotheticalRun
 from tests.hypergradient.kinds import KINDS, Kind, attributes

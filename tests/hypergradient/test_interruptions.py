@@ -41,7 +41,12 @@ class Raises(torch.optim.Adam):
 def built(net: nn.Module | None = None, **settings: Any) -> tuple[Any, Raises, RateAdapter, Loss]:
     net, loss = net or problem.network(), Loss()
     optimizer = Raises(net.parameters(), lr=0.02)
-    return net, optimizer, RateAdapter(optimizer, net, loss, BATCHES[:3], settings=Settings(**settings), length=None), loss
+    return (
+        net,
+        optimizer,
+        RateAdapter(optimizer, net, loss, BATCHES[:3], settings=Settings(**settings), length=None),
+        loss,
+    )
 
 
 def train(optimizer: Any, adapter: RateAdapter, steps: range, closures: bool = False) -> None:
@@ -127,7 +132,9 @@ def test_the_state_from_before_the_first_step_starts_the_run_again() -> None:
 def test_a_frozen_parameter_with_a_gradient_of_zero_takes_no_hypothetical_step() -> None:
     net: Any = problem.network()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
-    adapter = RateAdapter(optimizer, net, Loss(), BATCHES[:3], settings=Settings(meta_lr=0, weight_decay=0), length=None)
+    adapter = RateAdapter(
+        optimizer, net, Loss(), BATCHES[:3], settings=Settings(meta_lr=0, weight_decay=0), length=None
+    )
     train(optimizer, adapter, range(5))
     net[0].requires_grad_(False)
     before, momentum = net[0].weight.clone(), optimizer.state[net[0].weight]["momentum_buffer"].clone()
