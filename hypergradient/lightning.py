@@ -209,7 +209,12 @@ class _Batches:
         self.batches, self.trainer = batches, trainer
 
     @property
-    def loaders(self) -> Any:
+    def loaders(self) -> list[Any]:
+        """Each of them, whose random streams looks leave as they were."""
+        return [self.batches] if self.batches is not None else list(self.combined.flattened)
+
+    @property
+    def combined(self) -> Any:
         """The fit's own, in one; made here, where it validates later."""
         loop = self.trainer.fit_loop.epoch_loop.val_loop
         if loop._combined_loader is None:
@@ -220,19 +225,19 @@ class _Batches:
     def __len__(self) -> int:
         if self.batches is not None:
             return len(self.batches)  # type: ignore[arg-type]
-        count: Any = {"sequential": sum, "min_size": min}.get(getattr(self.loaders, "_mode", ""), max)
+        count: Any = {"sequential": sum, "min_size": min}.get(getattr(self.combined, "_mode", ""), max)
         return count(self.trainer.num_val_batches or [0])  # type: ignore[no-any-return]
 
     def __iter__(self) -> Iterator[_Validation]:
         if self.batches is not None:
             yield from (_Validation(batch, 0) for batch in _unshared(self.batches))
             return
-        shared = self.loaders
+        shared = self.combined
         own = copy.copy(shared)
         own.flattened, own.limits = [_unshared(loader) for loader in shared.flattened], self.trainer.num_val_batches
         for batch, _, number in own:
             yield _Validation(batch, number)
-            if self.loaders is not shared:
+            if self.combined is not shared:
                 return
 
 

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from hypergradient.lightning import AdaptLearningRate
 from tests.hypergradient.lightning_cases import CASES, QUIET, WARNINGS, Case, Plain, adam, loss, mlp
-from tests.hypergradient.problem import equal
+from tests.hypergradient.problem import SHORT, equal
 from tests.hypergradient.test_lightning import HELD, AtRates, Watch
 
 pytestmark = [*WARNINGS, pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled")]
@@ -80,12 +80,16 @@ ORDINARY, SMALL = loaders(), Case()
 
 @dataclass(frozen=True)
 class Variant:
-    """Options of the Trainer, what `fit` is given, other callbacks, the module."""
+    """Options of the Trainer, what `fit` is given, other callbacks, the module.
+
+    averages: whether the adapter averages the weights, and not one of the other callbacks.
+    """
 
     trainer: dict[str, Any]
     data: Callable[[], dict[str, Any]] = ORDINARY
     callbacks: Callable[[], list[Callback]] = list
     case: Case = SMALL
+    averages: bool = True
 
     def fit(self, folder: Path, *callbacks: Callback) -> tuple[Plain, Trainer]:
         seed_everything(3)
@@ -123,10 +127,10 @@ VARIANTS = {
     "overfit_batches": Variant(
         {"overfit_batches": 2}, lambda: {"train_dataloaders": noise(0), "val_dataloaders": noise(1)}
     ),
-    "fast_dev_run": Variant({"fast_dev_run": 3}),
+    "fast_dev_run": Variant({"fast_dev_run": 4}),
     "max_steps": Variant({"max_steps": 10, "max_epochs": -1}),
     "accumulation that changes": Variant({}, callbacks=lambda: [GradientAccumulationScheduler({0: 1, 1: 2, 2: 4})]),
-    "EMAWeightAveraging": Variant({}, callbacks=lambda: [EMAWeightAveraging()]),
+    "EMAWeightAveraging": Variant({}, callbacks=lambda: [EMAWeightAveraging()], averages=False),
     "LearningRateFinder": Variant(
         {"enable_checkpointing": True}, callbacks=lambda: [LearningRateFinder(num_training_steps=15, update_attr=False)]
     ),
@@ -145,7 +149,7 @@ SLOW = ("workers that stay", "no sanity check", "a data module", "several loader
 def test_every_variant_of_the_loop_is_looked_into_and_held_is_bit_for_bit_the_plain_one(
     variant: Variant, tmp_path: Path
 ) -> None:
-    adapt = AdaptLearningRate(loss, **HELD)
+    adapt = AdaptLearningRate(loss, **HELD, average=variant.averages)
     watch = Watch(adapt)
     held, _ = variant.fit(tmp_path, adapt, watch)
     plain, _ = variant.fit(tmp_path, AtRates(watch.rates))
@@ -266,18 +270,41 @@ def test_what_cannot_work_is_refused_before_the_first_step(variant: Variant, mes
 
 
 def test_given_batches_need_no_validation_in_the_fit(tmp_path: Path) -> None:
-    adapt = AdaptLearningRate(loss, noise(1))
+    adapt = AdaptLearningRate(loss, noise(1), settings=SHORT)
     Variant({"limit_val_batches": 0}).fit(tmp_path, adapt)
     assert adapt.adapter.meta.looks > 1
 
 
+class Counted(TensorDataset):
+    """Counts the samples that are read."""
+
+    read = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        self.read += 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given", "of the fit"])
+def test_each_look_reads_one_batch_and_leaves_the_streams_of_shuffled_loaders_as_they_were(
+    given: bool, tmp_path: Path
+) -> None:
+    data = Counted(*noise(1).dataset.tensors)  # type: ignore[attr-defined]
+    stream = torch.Generator().manual_seed(5)
+    loader, before = DataLoader(data, 8, shuffle=True, generator=stream), stream.get_state()
+    adapt = AdaptLearningRate(loss, loader if given else None, **HELD)
+    Variant(LATE | {"max_epochs": 1}, of(lambda: noise(1) if given else loader)).fit(tmp_path, adapt)
+    assert data.read == 8 * adapt.adapter.position > 8
+    assert torch.equal(stream.get_state(), before)
+
+
 def test_a_fit_of_no_epochs_changes_nothing_and_another_fit_with_the_callback_starts_again(tmp_path: Path) -> None:
-    adapt = AdaptLearningRate(loss)
+    adapt = AdaptLearningRate(loss, settings=SHORT)
     none, _ = Variant({"max_epochs": 0}).fit(tmp_path, adapt)
     assert equal(none.state_dict(), Case().build().state_dict())
     with pytest.warns(UserWarning, match="starts again"):
         second, _ = Variant({}).fit(tmp_path, adapt)
-    first, _ = Variant({}).fit(tmp_path, AdaptLearningRate(loss))
+    first, _ = Variant({}).fit(tmp_path, AdaptLearningRate(loss, settings=SHORT))
     assert equal(first.state_dict(), second.state_dict())
 
 
@@ -295,7 +322,7 @@ class Keeps(Callback):
 def test_the_best_checkpoint_has_the_weights_that_were_validated(at_epoch_end: bool, tmp_path: Path) -> None:
     keeps, best = Keeps(), ModelCheckpoint(tmp_path, monitor="val/loss", save_on_train_epoch_end=at_epoch_end)
     variant = Variant({"max_epochs": 9, "enable_checkpointing": True})
-    variant.fit(tmp_path, AdaptLearningRate(loss), keeps, EarlyStopping("val/loss", patience=1), best)
+    variant.fit(tmp_path, AdaptLearningRate(loss, settings=SHORT), keeps, EarlyStopping("val/loss", patience=1), best)
     saved = torch.load(best.best_model_path, weights_only=True)
     assert equal(saved["state_dict"], keeps.kept[saved["global_step"]])
     assert not equal(saved["state_dict"], saved["current"])
@@ -323,7 +350,7 @@ def test_the_rate_that_is_used_is_logged_and_the_monitor_shows_the_users_own(tmp
     logged, monitor = Logged(), LearningRateMonitor("step")
     options = {"logger": CSVLogger(tmp_path), "log_every_n_steps": 1}
     variant = Variant(options, callbacks=lambda: [logged, monitor], case=CASES["LR warm-up"])
-    variant.fit(tmp_path, AdaptLearningRate(loss))
+    variant.fit(tmp_path, AdaptLearningRate(loss, settings=SHORT))
     # the warm-up begins at 0, and the first step moves nothing
     assert len(logged.kept) == 17
     assert all(shown == pytest.approx(used) for shown, used in logged.kept)
