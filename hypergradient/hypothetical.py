@@ -193,7 +193,8 @@ def shorten(params: Sequence[Tensor], before: Sequence[Tensor], longest: float) 
     """
     matrices = [number for number, p in enumerate(params) if p.dim() > 1]
     steps = torch._foreach_sub([params[n] for n in matrices], [before[n] for n in matrices]) if matrices else []
-    length, size = (float(get_total_norm(tensors)) for tensors in (steps, [before[n] for n in matrices]))
+    # read together: the processor waits for each
+    length, size = torch.stack([get_total_norm(found) for found in (steps, [before[n] for n in matrices])]).tolist()
     if not length > longest * size:
         return False
     torch._foreach_lerp_(list(params), list(before), 1 - longest * size / length)
