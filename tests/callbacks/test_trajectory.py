@@ -45,7 +45,7 @@ def test_every_step_is_in_the_schedule_and_every_seventh_and_the_last_in_mlflow(
 
 
 def test_the_newest_hypergradient_of_rare_looks_is_in_mlflow() -> None:
-    run = fit(MetaModule(MLP()))
+    run = fit(MetaModule(MLP(), race=4))
     looks = dict(history(run, "hypergradient"))
     assert len(looks) > 1
     assert set(looks) <= {7, 14, 21, 28, 30}

@@ -19,9 +19,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, 
 from hypergradient.huggingface import AdaptLearningRate
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of packages that are not ours
-HELD: dict[str, Any] = {"settings": Settings(meta_lr=0.0, weight_decay=0.0, window=0.0)}
+HELD: dict[str, Any] = {"settings": Settings(meta_lr=0.0, weight_decay=0.0, window=0.0, race=1)}
 # an average that differs from the weights from the second step on
-AVERAGED: dict[str, Any] = {"settings": Settings(window=1.0)}
+AVERAGED: dict[str, Any] = {"settings": Settings(window=1.0, race=4)}
 STEPS = 12
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,12 +42,8 @@ class Raises(torch.optim.Adam):
 def built(net: nn.Module | None = None, **settings: Any) -> tuple[Any, Raises, RateAdapter, Loss]:
     net, loss = net or problem.network(), Loss()
     optimizer = Raises(net.parameters(), lr=0.02)
-    return (
-        net,
-        optimizer,
-        RateAdapter(optimizer, net, loss, BATCHES[:3], settings=Settings(**settings), length=None),
-        loss,
-    )
+    given = replace(problem.SHORT, **settings)
+    return net, optimizer, RateAdapter(optimizer, net, loss, BATCHES[:3], settings=given, length=None), loss
 
 
 def train(optimizer: Any, adapter: RateAdapter, steps: range, closures: bool = False) -> None:

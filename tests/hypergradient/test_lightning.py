@@ -20,10 +20,10 @@ from torchmetrics import SumMetric
 from hypergradient import Settings
 from hypergradient.lightning import AdaptLearningRate
 from tests.hypergradient.lightning_cases import CASES, QUIET, WARNINGS, Case, Plain, adam, fit, loss, samples, sgd
-from tests.hypergradient.problem import equal
+from tests.hypergradient.problem import SHORT, equal
 
 pytestmark = WARNINGS
-HELD: dict[str, Any] = {"settings": Settings(meta_lr=0.0, weight_decay=0.0, window=0.0)}
+HELD: dict[str, Any] = {"settings": Settings(meta_lr=0.0, weight_decay=0.0, window=0.0, race=1)}
 FAST = ("BatchNorm", "accumulation over batches", "LR warm-up")
 
 
@@ -71,7 +71,7 @@ def test_held_the_weights_are_bit_for_bit_the_plain_ones_and_adapted_their_avera
     own = [group.get("initial_lr", group["lr"]) for group in groups]
     assert [group["lr"] for group in trainer.optimizers[0].param_groups] == own
 
-    adapt = AdaptLearningRate(loss)
+    adapt = AdaptLearningRate(loss, settings=SHORT)
     watch = Watch(adapt)
     module, _ = fit(case, tmp_path, adapt, watch)
     assert len({tuple(rates) for rates in watch.rates.values()}) > 3
@@ -109,7 +109,7 @@ class Measures(Plain):
 def test_a_look_has_the_trainer_and_attributes_of_the_run_and_leaves_no_trace_in_its_metrics(tmp_path: Path) -> None:
     case = Case(module=Measures, configure=lambda network: torch.optim.Adam(network.parameters(), lr=1e-9))
     found, states = [], list[Any]()
-    for callbacks in ([], [AdaptLearningRate(loss, **HELD, lr=1e-9)]):
+    for callbacks in ([], [AdaptLearningRate(loss, **HELD)]):
         options = {"max_epochs": 2, "log_every_n_steps": 1, "num_sanity_val_steps": 0}
         module, trainer = fit(case, tmp_path, *callbacks, **options)
         found.append({name: float(value) for name, value in trainer.callback_metrics.items()})
@@ -204,7 +204,7 @@ def test_two_processes_have_one_rate_and_end_where_one_process_with_the_joined_b
     """Real processes, gloo, other data on each."""
     for processes in (1, 2):
         several = {"strategy": "ddp_spawn", "devices": processes} if processes > 1 else {}
-        callbacks = [AdaptLearningRate(loss, length=24), Keeps(tmp_path)]
+        callbacks = [AdaptLearningRate(loss, length=24, settings=SHORT), Keeps(tmp_path)]
         own = {"max_epochs": 4, "accelerator": "cpu", "callbacks": callbacks, "default_root_dir": tmp_path}
         loader: Any = DataLoader(Stream(), batch_size=8 // processes)
         Trainer(**QUIET | several | own).fit(Case(configure=sgd).build(), loader, loader)

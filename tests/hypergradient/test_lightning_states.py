@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from hypergradient.lightning import AdaptLearningRate
 from tests.hypergradient.lightning_cases import CASES, WARNINGS, Case, Plain, fit, loss
-from tests.hypergradient.problem import equal
+from tests.hypergradient.problem import SHORT, equal
 
 pytestmark = WARNINGS
 
@@ -56,7 +56,7 @@ def test_a_run_resumed_from_a_checkpoint_of_any_moment_is_the_uninterrupted_one_
 ) -> None:
     """At an epoch's end; after the fit; after a fit that was over; in a validation, which has the average in place."""
     saver, path = ModelCheckpoint(tmp_path, "stop", every_n_train_steps=12), tmp_path / f"{moment}.ckpt"
-    adapted = [AdaptLearningRate(loss, length=18) for _ in range(3)]
+    adapted = [AdaptLearningRate(loss, length=18, settings=SHORT) for _ in range(3)]
     whole, _ = fit(case, tmp_path, adapted[0], saver, max_epochs=3)
     if moment in ("ended", "over"):
         start = tmp_path / "stop.ckpt" if moment == "over" else None

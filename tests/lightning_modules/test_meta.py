@@ -20,7 +20,7 @@ pytestmark = [
     # a resumed run saves nothing
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
 ]
-HELD: dict[str, Any] = {"meta_lr": 0.0, "weight_decay": 0.0}
+HELD: dict[str, Any] = {"meta_lr": 0.0, "weight_decay": 0.0, "race": 1}
 
 
 def mlp() -> MLP:
@@ -40,7 +40,7 @@ def test_with_the_rate_held_a_run_is_the_plain_run_bit_for_bit(tmp_path: Path) -
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
-    stop, whole, rates, rest = 8, MetaModule(mlp(), lr=1e-5), Rates(), Rates()
+    stop, whole, rates, rest = 8, MetaModule(mlp(), lr=1e-5, race=4), Rates(), Rates()
     resumed, path = copy.deepcopy(whole), tmp_path / f"step={stop}.ckpt"
     saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=stop, save_top_k=-1)
     fit(whole, tmp_path, max_epochs=3, callbacks=[rates, TailAverage(), saver])
@@ -58,11 +58,11 @@ def test_a_state_of_another_method_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_second_fit_starts_again_also_of_a_module_that_was_loaded(tmp_path: Path) -> None:
-    meta, rates = MetaModule(mlp()), [Rates(), Rates(), Rates()]
+    meta, rates = MetaModule(mlp(), race=4), [Rates(), Rates(), Rates()]
     fit(meta, tmp_path, callbacks=[rates[0]]).save_checkpoint(tmp_path / "meta.ckpt")
     fitting = fit(meta, tmp_path, callbacks=[rates[1]])
     assert meta.meta.optimizer is fitting.optimizers[0]
-    loaded = MetaModule.load_from_checkpoint(tmp_path / "meta.ckpt", network=mlp())
+    loaded = MetaModule.load_from_checkpoint(tmp_path / "meta.ckpt", network=mlp(), race=4)
     fit(loaded, tmp_path, callbacks=[rates[2]])
     assert rates[1].seen == rates[2].seen != rates[0].seen
 
