@@ -50,8 +50,8 @@ class FiniteSteps:
             if self.in_a_row >= self.patience:
                 which = f"{self.in_a_row} steps in a row were skipped, from step {self.began} on"
             raise NotFiniteError(
-                f"{which}: their gradients are not finite. Look at the batches there, lower the optimizer's lr, or clip "
-                "the gradients."
+                f"{which}: their gradients are not finite. Look at the batches there, lower the optimizer's lr, or "
+                "clip the gradients."
             )
         return False
 
