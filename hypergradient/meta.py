@@ -5,13 +5,14 @@ each step   θ  ← (1 - αλ) θ + Δ(α; g)             the optimizer's own st
             θ' ← (1 - αλ) θ' + Δ'(2α; g')         the hypothetical run; g': at θ', of a part of the same batch
             θ' ← θ' + .1 (θ - θ')                 and the state of its optimizer likewise
             A  ← A + (θ - A) / max(1, .1 t)       Z ← Z + (θ' - θ - Z) / max(1, .1 t)
-race        until t = 32 α is held, and the hypothetical run goes at m, without the pull, on whole batches. There it
-            becomes the run if L_val(A + Z) < L_val(A)
+race        where lr is given, until t = 32: α is held, and the hypothetical run goes at m, without the pull, on whole
+            batches. There it becomes the run if L_val(A + Z) < L_val(A)
 look        h = ⟨∇L_val(A), Z⟩                    then, in every 16th step, and before each move
             h_λ = -αλ ⟨∇L_val(A), θ⟩
-move        log α ← log α - κ log((t + 20) / (t' + 20)) h / rms(h)      when t has grown by a tenth since t'
+move        log α ← log α - κ log(t / t') h / rms(h)                    when t has grown by a tenth since t'
             log λ ← log λ - (t - t') / max(t, T/4) h_λ / rms(h_λ)
 
+Where no lr is given, 20 is added to t and t' of the rate: the steps that a hypothetical run needs to mean anything.
 Without the pull and for a factor near 1 instead of 2, (θ' - θ) / log(factor) is dθ/d log α of the whole run so far, by
 forward-mode differentiation; the pull discounts what lies more than about ten steps back. One step ahead is blind to
 what a rate does later (Wu et al. 2018, arXiv 1803.02021). A is what validation measures: its noise is averaged away, so
@@ -81,7 +82,7 @@ class Meta(RacedRun):
 
     @property
     def _due(self) -> bool:
-        return self.steps > self.settings.race and (self._moves_now or self.steps % self.settings.every == 0)
+        return self.steps > self.held and (self._moves_now or self.steps % self.settings.every == 0)
 
     @property
     def _moves_now(self) -> bool:
@@ -115,7 +116,7 @@ class Meta(RacedRun):
         self.began, self.pushes, self.push_squares = self.began or self.rate, self.pushes + z, self.push_squares + z * z
         t, before = self.steps, self.moved_at
         # a given rate that has not lost the race is evidence too
-        rise = -options.meta_lr * z * math.log((t + options.delay) / (before + options.delay)) / (1 + self.trusted)
+        rise = -options.meta_lr * z * math.log((t + self.offset) / (before + self.offset)) / (1 + self.trusted)
         self.rate = self.allowed(self.rate * math.exp(rise), float(loss))
         self.weight_decay *= math.exp(-z_decay * (t - before) / max(t, self.length / 4))
         self.moved_at = t

@@ -76,7 +76,9 @@ class AdaptedRun:
         self.guard, self.loaded = Guard(self.settings), dict[str, Any]()
         self.params, self.groups, self.started_at = list[Tensor](), list[list[int]](), list[Tensor]()
         self.steps = self.looks = self.moves = self.count = self.shortened = self.shortened_before = 0
-        self.moved_at, self.schedule = self.settings.race, 1.0
+        # the step up to which the rate is held, and the steps that a hypothetical run needs, which a race has taken
+        self.held, self.offset = (self.settings.race, 0) if self.given else (1, self.settings.delay)
+        self.moved_at, self.schedule = self.held, 1.0
         self.rate = self.rival = self.peak = self.size = self.weight_decay = 0.0
         # whether the given rate has not lost the race
         self.trusted = self.given

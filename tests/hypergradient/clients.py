@@ -71,7 +71,8 @@ class Loop:
         self.launched = change(self)
         self.adapter: Any = None
         if adapt is not None:
-            self.adapter = RateAdapter(self.optimizer, self.model, loss, list(loader(16)), **{"length": None} | adapt)
+            given: Options = {"length": None} | adapt
+            self.adapter = RateAdapter(self.optimizer, self.model, loss, list(loader(16)), **given)
 
     def run(self, steps: int = STEPS) -> Result:
         for batch in islice(chain.from_iterable(repeat(self.data)), steps):

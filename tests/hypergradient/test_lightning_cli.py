@@ -47,7 +47,12 @@ def test_a_loss_is_named_in_yaml_and_the_saved_configuration_names_it_again(
     monkeypatch.delitem(sys.modules, "users_module", raising=False)
     arguments = {"loss": f"users_module.{name}"}
     callbacks = [{"class_path": "hypergradient.lightning.AdaptLearningRate", "init_args": arguments}]
-    trainer = QUIET | {"accelerator": "cpu", "max_epochs": 12, "default_root_dir": str(tmp_path), "callbacks": callbacks}
+    trainer = QUIET | {
+        "accelerator": "cpu",
+        "max_epochs": 12,
+        "default_root_dir": str(tmp_path),
+        "callbacks": callbacks,
+    }
     given, saved = tmp_path / "given.yaml", tmp_path / "config.yaml"
     given.write_text(yaml.safe_dump({"seed_everything": 0, "trainer": trainer, "model": "users_module.Model"}))
     for path in (given, saved):

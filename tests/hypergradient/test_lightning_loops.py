@@ -282,7 +282,7 @@ class Counted(TensorDataset):
 
     def __getitem__(self, index: Any) -> Any:
         self.read += 1
-        return super().__getitem__(index)
+        return super().__getitem__(index)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["given", "of the fit"])
