@@ -49,7 +49,7 @@ def test_a_run_that_diverges_goes_back_at_half_the_rate_with_a_warning_and_so_of
     name: str, rewinds: int
 ) -> None:
     """From step 30 on its steps go up the loss."""
-    net, optimizer, adapter = adapted(SUPPORTED[name], decay=False, settings=replace(SHORT, rewinds=rewinds))
+    _, optimizer, adapter = adapted(SUPPORTED[name], decay=False, settings=replace(SHORT, rewinds=rewinds))
     guard, warned = adapter.meta.guard, list[str]()
     for step in range(110):
         rate, rewound = adapter.meta.rate, guard.rewound
@@ -77,8 +77,8 @@ def test_a_run_that_is_held_or_not_guarded_never_goes_back(fault: float, options
 
 
 LOSSES: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "negative": lambda loss, step: loss - 5,
-    "around zero": lambda loss, step: loss - 0.3,
+    "negative": lambda loss, _: loss - 5,
+    "around zero": lambda loss, _: loss - 0.3,
     "a term that is annealed": lambda loss, step: loss + 0.05 * step,
     "a weight that is annealed": lambda loss, step: loss * (1 + 0.1 * step),
     "a constant from step 50 on": lambda loss, step: loss + 10 * (step > 50),

@@ -11,20 +11,20 @@ WRONG = {"factor": (0.0, 1.0), "pull": (1.5,), "window": (1.5,), "part": (0.0, 1
 
 
 # so few steps are enough for each constant to matter
-BASE = Settings(race=4, every=2, spacing=0.3, memory=2, smoothing=2, longest=0.05)
+BASE = Settings(race=8, every=2, spacing=0.3, memory=2, smoothing=2, longest=0.05)
 # few hypergradients are larger than 2, and no loss lies between two fractions
-OTHER = {"cut": 0.5, "lost": 1e6, "rewinds": 0}
+OTHER = {"cut": 0.5, "smoothing": 30, "lost": 1e6, "rewinds": 0}
 
 
 @cache
 def run(name: str = "meta_lr", value: float = BASE.meta_lr) -> Any:
-    """The rates and the weights of a short run that loses its race, and goes up its loss from step 40 on."""
+    """The rates and the weights of a short run that loses its race, and goes up its loss from step 50 on."""
     net, optimizer, adapter = adapted(settings=replace(BASE, **{name: value}))  # type: ignore[arg-type]
     optimizer.param_groups[0]["lr"] = 1e-6
     rates = []
-    for step in range(80):
+    for step in range(100):
         optimizer.zero_grad()
-        (adapter.loss(batch(step, 48)) * (1 if step < 40 else -1)).backward()
+        (adapter.loss(batch(step, 48)) * (1 if step < 50 else -1)).backward()
         optimizer.step()
         rates.append(adapter.last["lr"])
     return rates, [p.detach() for p in net.parameters()]

@@ -1,0 +1,305 @@
+"""A run starts from its user's rate, and leaves it where the validation loss says so; what is switched off is off."""
+
+import copy
+import io
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer, lr_scheduler
+
+from hypergradient import RateAdapter, Settings
+from hypergradient.start import weights_per_step
+from tests.hypergradient.optimizers import Factory
+from tests.hypergradient.problem import adapted, backward, batch, equal, loss, network, train
+
+ARMS: dict[str, Factory] = {
+    "SGD-momentum": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
+    "Adam": lambda params: torch.optim.Adam(params, lr=0.02),
+    "RMSprop": lambda params: torch.optim.RMSprop(params, lr=0.01),
+}
+every_arm = pytest.mark.parametrize("factory", ARMS.values(), ids=ARMS.keys())
+LARGE = [batch(1000 + number, 64) for number in range(8)]
+RACE = Settings().race
+
+
+def own_start(factory: Factory, net: nn.Module) -> float:
+    """The method's own start, of a copy."""
+    net = copy.deepcopy(net)
+    optimizer = factory(net.parameters())
+    backward(net, optimizer)
+    return 0.03 * weights_per_step(optimizer)
+
+
+def deep() -> nn.Sequential:
+    torch.manual_seed(0)
+    hidden = [layer for _ in range(3) for layer in (nn.Linear(32, 32), nn.ReLU())]
+    return nn.Sequential(nn.Linear(5, 32), nn.ReLU(), *hidden, nn.Linear(32, 3)).double()
+
+
+def normalized() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)).double()
+
+
+def run(
+    factory: Factory, lr: float, net: nn.Module | None = None, **options: Any
+) -> tuple[Any, Optimizer, RateAdapter]:
+    net = net or network()
+    optimizer = factory(net.parameters())
+    optimizer.param_groups[0]["lr"] = lr
+    return net, optimizer, RateAdapter(optimizer, net, loss, LARGE, **{"length": None} | options)
+
+
+@every_arm
+def test_from_a_rate_that_is_far_too_low_the_methods_own_start_takes_over_after_the_race(factory: Factory) -> None:
+    _, optimizer, adapter = run(factory, 1e-6)
+    for step in range(RACE + 1):
+        train(optimizer, adapter, range(step, step + 1))
+        expected = 1e-6 if step < RACE else pytest.approx(own_start(factory, network()), rel=1e-12)
+        assert adapter.last["lr"] == expected
+        assert optimizer.param_groups[0]["lr"] == 1e-6
+    assert not adapter.meta.racing
+
+
+# where twice the method's own start is no worse
+@pytest.mark.parametrize(("name", "make"), [("SGD-momentum", network), ("Adam", network), ("RMSprop", deep)])
+@pytest.mark.parametrize("times", [0.9, 1.1, 2.0])
+def test_a_good_rate_stays_and_near_the_methods_own_there_is_no_race(
+    name: str, make: Callable[[], nn.Module], times: float
+) -> None:
+    lr = times * own_start(ARMS[name], make())
+    _, optimizer, adapter = run(ARMS[name], lr, make())
+    train(optimizer, adapter, range(1))
+    assert adapter.meta.racing is (times == 2)
+    train(optimizer, adapter, range(1, RACE + 1))
+    assert adapter.last["lr"] == lr
+    assert adapter.meta.trusted
+    assert adapter.position == (4 if times == 2 else 0)
+
+
+@every_arm
+def test_where_the_first_step_overflows_the_methods_own_start_takes_over_too(factory: Factory) -> None:
+    net, optimizer, adapter = run(factory, 1e300, deep())
+    train(optimizer, adapter, range(RACE))
+    assert adapter.last["lr"] == pytest.approx(own_start(factory, deep()), rel=1e-12)
+    assert all(p.isfinite().all() for p in net.parameters())
+    assert adapter.finite.skipped == 2
+
+
+@every_arm
+@pytest.mark.parametrize("times", [1e-4, 1e3, 1e6])
+@pytest.mark.parametrize("make", [network, normalized, deep])
+def test_after_a_lost_race_the_run_is_bit_for_bit_one_at_the_methods_own_start(
+    make: Callable[[], nn.Module], times: float, factory: Factory
+) -> None:
+    """Of the same batches, but the one whose gradients are those of the run that is left: of weights that exploded."""
+    net, optimizer, adapter = run(factory, times * own_start(factory, make()), make(), decay=False, guard=False)
+    plain, left = make(), list[int]()
+    alone = factory(plain.parameters())
+    # the hypothetical run begins with the buffers after the first batch
+    loss(plain, batch(0))
+    for step in range(RACE + 3):
+        raced = adapter.meta.rival
+        train(optimizer, adapter, range(step, step + 1))
+        # in the race, to the last bit
+        [hypothetical] = adapter.meta.hypothetical.attributes["param_groups"]
+        alone.param_groups[0]["lr"] = hypothetical["lr"] if adapter.meta.rival else adapter.last["lr"]
+        if raced and not adapter.meta.rival:
+            left.append(step)
+        else:
+            backward(plain, alone, step)
+            alone.step()
+    # where the rate is far too high, at once
+    assert left == [RACE if times < 1 else 1]
+    assert adapter.meta.guard.smooth < 4
+    assert equal(net, plain)
+    assert equal([*optimizer.state.values()], [*alone.state.values()])
+
+
+@every_arm
+@pytest.mark.parametrize("stop", [3, RACE - 2, RACE + 1])
+@pytest.mark.parametrize("times", [1e-4, 2.0, 4.0])
+def test_a_race_that_is_saved_and_loaded_continues_bit_for_bit(times: float, stop: int, factory: Factory) -> None:
+    lr = times * own_start(factory, network())
+    whole, part, rest = (run(factory, lr) for _ in range(3))
+    train(*whole[1:], range(RACE + 10))
+    train(*part[1:], range(stop))
+    file = io.BytesIO()
+    torch.save([part[0].state_dict(), part[1].state_dict()], file)
+    file.seek(0)
+    for own, state in zip(rest, torch.load(file, weights_only=True), strict=False):
+        own.load_state_dict(state)
+    train(*rest[1:], range(stop, RACE + 10))
+    assert equal(whole[0], rest[0])
+    assert equal(whole[1].state_dict(), rest[1].state_dict())
+    assert whole[2].report() == rest[2].report()
+
+
+def warmed(step: int) -> float:
+    return min(1.0, (step + 1) / 20)
+
+
+class ByHand:
+    """Writes the rate itself."""
+
+    def __init__(self, optimizer: Optimizer, every: int) -> None:
+        self.optimizer, self.every, self.steps = optimizer, every, 0
+        self.full = [group["lr"] for group in optimizer.param_groups]
+        self.write()
+
+    def write(self) -> None:
+        for group, lr in zip(self.optimizer.param_groups, self.full, strict=True):
+            group["lr"] = lr * warmed(self.steps)
+
+    def step(self) -> None:
+        self.steps += 1
+        if self.steps % self.every == 0:
+            self.write()
+
+
+class Relative(ByHand):
+    """Multiplies what is there."""
+
+    def write(self) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] *= 0.1 if self.steps == 0 else 1.1 if self.steps < 24 else 0.8
+
+
+WARM_UPS: dict[str, Callable[[Optimizer], Any]] = {
+    "LambdaLR": lambda optimizer: lr_scheduler.LambdaLR(optimizer, warmed),
+    "by hand, per step": lambda optimizer: ByHand(optimizer, 1),
+    "by hand, per epoch": lambda optimizer: ByHand(optimizer, 6),
+    "relative": lambda optimizer: Relative(optimizer, 1),
+    "relative, per epoch": lambda optimizer: Relative(optimizer, 6),
+}
+
+
+@pytest.mark.parametrize("warm_up", WARM_UPS)
+@pytest.mark.parametrize("lr", [1e-4, 0.008, 0.02])
+def test_in_a_warm_up_lr_stays_the_users_and_what_is_used_rises_to_it_and_not_beyond_what_was_adapted(
+    lr: float, warm_up: str
+) -> None:
+    _, plain, _ = adapted(ARMS["Adam"])
+    _, optimizer, adapter = adapted(ARMS["Adam"], settings=Settings())
+    for one in (plain, optimizer):
+        for group, share in zip(one.param_groups, (1, 1 / 3), strict=True):
+            group["lr"] = lr * share
+    theirs, ours = WARM_UPS[warm_up](plain), WARM_UPS[warm_up](optimizer)
+    before = 0.0
+    # the scheduler wants it
+    plain._opt_called = True  # type: ignore[attr-defined]
+    for step in range(60):
+        users = [group["lr"] for group in plain.param_groups]
+        rises, adapted_rate = users[0] > adapter.meta.peak, adapter.meta.rate
+        racing, looks = adapter.meta.racing, adapter.meta.looks
+        train(optimizer, adapter, range(step, step + 1))
+        assert [group["lr"] for group in optimizer.param_groups] == users
+        used = optimizer.param_groups[0]["used_lr"]
+        assert [group["used_lr"] for group in optimizer.param_groups] == pytest.approx([used, used / 3])
+        if rises and adapter.meta.looks == looks and adapter.meta.racing == racing:
+            assert used <= max(users[0], adapted_rate) * (1 + 1e-12)
+        if adapter.meta.racing:
+            # held: the user's own
+            assert used == pytest.approx(users[0], rel=1e-12)
+        before = used
+        theirs.step()
+        ours.step()
+    assert before > 0
+    assert not adapter.meta.racing
+
+
+OWN_DECAY: dict[str, Factory] = {
+    "SGD": lambda params: torch.optim.SGD(params, lr=0.1),
+    "Adam": lambda params: torch.optim.Adam(params, lr=0.02),
+    "AdamW": lambda params: torch.optim.AdamW(params, lr=0.004, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("factory", OWN_DECAY.values(), ids=OWN_DECAY.keys())
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_a_run_that_is_held_is_the_plain_loop_bit_for_bit_in_noisy_batches_under_a_schedule(
+    factory: Factory, scale: float
+) -> None:
+    """At a rate that is far too high as well."""
+    ends = []
+    for hold in (True, False):
+        net = normalized()
+        optimizer = factory(net.parameters())
+        optimizer.param_groups[0]["lr"] *= scale
+        adapter = RateAdapter(optimizer, net, loss, LARGE, length=None, hold=True) if hold else None
+        schedule = lr_scheduler.OneCycleLR(optimizer, optimizer.param_groups[0]["lr"], total_steps=60)
+        for step in range(50):
+            torch.manual_seed(step)
+            optimizer.zero_grad()
+            (adapter.loss if adapter else lambda data: loss(net, data))(batch(step, 8)).backward()  # noqa: B023
+            optimizer.step()
+            schedule.step()
+        if adapter:
+            assert adapter.report()["looks"] > 0
+            assert optimizer.param_groups[0].pop("used_lr") == adapter.last["lr"]
+            adapter.remove()
+        ends.append((net.state_dict(), optimizer.state_dict(), schedule.state_dict()))
+    assert equal(*ends)
+
+
+def lengths(adapter: RateAdapter, optimizer: Optimizer, steps: int) -> Tensor:
+    """The lengths of steps over those of the weights before them, of matrices."""
+    found = []
+    for step in range(steps):
+        before = [p.detach().clone() for p in adapter.network.parameters() if p.dim() > 1]
+        train(optimizer, adapter, range(step, step + 1))
+        after = [p.detach() for p in adapter.network.parameters() if p.dim() > 1]
+        moved = [p - b for p, b in zip(after, before, strict=True)]
+        size, length = (torch.cat([part.flatten() for part in parts]).norm() for parts in (before, moved))
+        found.append(length / size)
+    return torch.stack(found)
+
+
+@every_arm
+@pytest.mark.parametrize("guard", [True, False])
+def test_a_step_is_at_most_a_tenth_as_long_as_the_weights_unless_there_is_no_guard(
+    factory: Factory, guard: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # in a race, steps are the user's: here there is none, and one is 1.5 times as long as the weights
+    monkeypatch.setattr("hypergradient.race.NEAR", math.inf)
+    _, optimizer, adapter = run(factory, 50 * own_start(factory, network()), guard=guard)
+    found = lengths(adapter, optimizer, 12)
+    assert bool((found <= 0.1 * (1 + 1e-9)).all()) is guard
+    assert (adapter.report()["shortened"] > 0) is guard
+
+
+@every_arm
+def test_what_is_switched_off_is_off(factory: Factory) -> None:
+    lr = own_start(factory, network())
+    rates, decays = {}, {}
+    for off in ("none", "rate", "decay", "average"):
+        net, optimizer, adapter = run(factory, lr, None, **{off: False} if off != "none" else {})
+        rates[off], decays[off] = set[float](), set[float]()
+        for step in range(RACE + 20):
+            train(optimizer, adapter, range(step, step + 1))
+            rates[off].add(optimizer.param_groups[0]["used_lr"])
+            decays[off].add(adapter.last["decay"])
+        weights = copy.deepcopy(net.state_dict())
+        adapter.eval()
+        assert equal(net.state_dict(), weights) is (off == "average")
+        assert not net.training
+        adapter.train()
+        assert equal(net.state_dict(), weights)
+    assert all((len(found) == 1) is (off == "rate") for off, found in rates.items())
+    assert rates["rate"] == {lr}
+    assert all((found == {0.0}) is (off == "decay") for off, found in decays.items())
+
+
+@every_arm
+def test_the_used_rate_is_next_to_the_users_in_the_groups_and_in_what_is_saved(factory: Factory) -> None:
+    _, optimizer, adapter = run(factory, 1e-5)
+    optimizer.add_param_group({"params": [], "lr": 5e-6})
+    train(optimizer, adapter, range(RACE + 8))
+    for groups in (optimizer.param_groups, optimizer.state_dict()["param_groups"]):
+        assert [group["lr"] for group in groups] == [1e-5, 5e-6]
+        assert [group["used_lr"] for group in groups] == pytest.approx([adapter.last["lr"], adapter.last["lr"] / 2])
+    assert adapter.last["lr"] > 1e-4
