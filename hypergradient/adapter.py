@@ -214,8 +214,8 @@ class RateAdapter:
         self.adapted = False
         if not self.finite.check():
             # one such step may be a bad batch, two in a row are bad weights
-            if self.finite.in_a_row > 1 and self.meta.can_rewind:
-                self.meta.rewind()
+            if self.finite.in_a_row > 1:
+                self.meta.recover()
             self.parts.clear()
             return
         # a warm-up may begin at 0

@@ -77,7 +77,9 @@ class Meta(RacedRun):
             moved = [step.to(z.dtype) for step, z in zip(steps, self.difference, strict=True)]
             torch._foreach_lerp_(self.difference, moved, 1 / max(1.0, options.window * self.steps))
         [mean] = mean_over_processes([torch.as_tensor(loss, device=self.params[0].device)])
-        self.guard.update(float(mean))
+        if any(p.grad is not None for p in self.params):
+            # else the run has just become another one
+            self.guard.update(float(mean))
 
     @property
     def _due(self) -> bool:

@@ -74,6 +74,13 @@ class RacedRun(AdaptedRun):
             if worse is not None:
                 self._end_race(worse)
 
+    def recover(self) -> None:
+        """Leave weights at which steps are not finite, where there are others."""
+        if self.rival:
+            self._end_race(True)
+        elif self.can_rewind:
+            self.rewind()
+
     def allowed(self, rate: float, loss: float) -> float:
         """Return a new rate as far as the losses, L_val(A) and the training loss, allow it.
 
@@ -96,6 +103,8 @@ class RacedRun(AdaptedRun):
             self.adopt()
             # the rate that won was held too: it makes up for the moves of these steps
             self.offset = 0
+            # of the other run
+            self.guard.steps, self.guard.smooth = 0, 0.0
         self.rival, self.guard.differences = 0.0, []
         self.begin_hypothetical_run()
 

@@ -144,7 +144,8 @@ class AdaptedRun:
 
     @torch.no_grad()
     def _put(self, weights: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
-        """Give the network these values."""
+        """Give the network these values; the gradients of the present step are those of others, so it moves nothing."""
+        self.optimizer.zero_grad(set_to_none=True)
         for tensor, value in zip([*self.params, *self.network.buffers()], [*weights, *buffers], strict=True):
             tensor.copy_(value)
 

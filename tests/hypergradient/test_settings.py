@@ -3,24 +3,28 @@ from functools import cache
 from typing import Any
 
 import pytest
-import torch
 
 from hypergradient import Settings
-from tests.hypergradient.problem import adapted, batch, equal, loss
+from tests.hypergradient.problem import adapted, batch, equal
 
 WRONG = {"factor": (0.0, 1.0), "pull": (1.5,), "window": (1.5,), "part": (0.0, 1.5), "start": (0.0,), "every": (0.5,)}
 
 
+# so few steps are enough for each constant to matter
+BASE = Settings(race=4, every=2, spacing=0.3, memory=2, smoothing=2, longest=0.05)
+# few hypergradients are larger than 2, and no loss lies between two fractions
+OTHER = {"cut": 0.5, "lost": 1e6, "rewinds": 0}
+
+
 @cache
-def run(name: str = "meta_lr", value: float = Settings().meta_lr) -> Any:
-    """The rates and the weights of a short run; its losses, as the guard sees them, grow from step 20 on."""
-    net, optimizer, adapter = adapted(settings=replace(Settings(), **{name: value}))  # type: ignore[arg-type]
+def run(name: str = "meta_lr", value: float = BASE.meta_lr) -> Any:
+    """The rates and the weights of a short run that loses its race, and goes up its loss from step 40 on."""
+    net, optimizer, adapter = adapted(settings=replace(BASE, **{name: value}))  # type: ignore[arg-type]
+    optimizer.param_groups[0]["lr"] = 1e-6
     rates = []
-    for step in range(45):
-        data = batch(step, 48)
+    for step in range(80):
         optimizer.zero_grad()
-        loss(net, data).backward()
-        adapter.see(data, torch.tensor(1.0 if step < 20 else 1.28))
+        (adapter.loss(batch(step, 48)) * (1 if step < 40 else -1)).backward()
         optimizer.step()
         rates.append(adapter.last["lr"])
     return rates, [p.detach() for p in net.parameters()]
@@ -29,9 +33,8 @@ def run(name: str = "meta_lr", value: float = Settings().meta_lr) -> Any:
 @pytest.mark.filterwarnings("ignore:.*training diverged")
 @pytest.mark.parametrize("name", [field.name for field in fields(Settings)])
 def test_a_constant_that_is_changed_in_the_settings_changes_the_run_and_out_of_range_is_refused(name: str) -> None:
-    value = getattr(Settings(), name)
-    # few hypergradients are larger than 2
-    assert not equal(run(name, 0.5 if name == "cut" else type(value)(1.5 * value)), run())
+    value = getattr(BASE, name)
+    assert not equal(run(name, OTHER.get(name, type(value)(1.5 * value))), run())
     for wrong in (-1.0, float("nan"), float("inf"), *WRONG.get(name, ())):
         with pytest.raises(ValueError, match=f"^{name} must be .*, got"):
             replace(Settings(), **{name: wrong})  # type: ignore[arg-type]
