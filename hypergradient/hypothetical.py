@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from hypergradient.processes import mean_over_processes
@@ -191,10 +190,14 @@ def shorten(params: Sequence[Tensor], before: Sequence[Tensor], longest: float) 
     Both lengths are those of all matrices together. Adaptive gradient clipping (Brock et al. 2021, arXiv 2102.06171)
     does this to gradients.
     """
-    matrices = [number for number, p in enumerate(params) if p.dim() > 1]
-    steps = torch._foreach_sub([params[n] for n in matrices], [before[n] for n in matrices]) if matrices else []
+    matrices = [(p, b) for p, b in zip(params, before, strict=True) if p.dim() > 1]
+    if not matrices:
+        return False
+    now, start = (list(tensors) for tensors in zip(*matrices, strict=True))
+    norms = torch._foreach_norm([*torch._foreach_sub(now, start), *start])
     # read together: the processor waits for each
-    length, size = torch.stack([get_total_norm(found) for found in (steps, [before[n] for n in matrices])]).tolist()
+    together = torch.stack([norm.to(norms[0].device) for norm in norms]).view(2, -1)
+    length, size = torch.linalg.vector_norm(together, dim=1, dtype=torch.float64).tolist()
     if not length > longest * size:
         return False
     torch._foreach_lerp_(list(params), list(before), 1 - longest * size / length)

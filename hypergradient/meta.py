@@ -9,10 +9,9 @@ race        where lr is given, until t = 32: α is held, and the hypothetical ru
             batches. There it becomes the run if L_val(A + Z) < L_val(A)
 look        h = ⟨∇L_val(A), Z⟩                    then, in every 16th step, and before each move
             h_λ = -αλ ⟨∇L_val(A), θ⟩
-move        log α ← log α - κ log(t / t') h / rms(h)                    when t has grown by a tenth since t'
+move        log α ← log α - κ log((t + 20) / (t' + 20)) h / rms(h)      when t has grown by a tenth since t'
             log λ ← log λ - (t - t') / max(t, T/4) h_λ / rms(h_λ)
 
-Where no lr is given, 20 is added to t and t' of the rate: the steps that a hypothetical run needs to mean anything.
 Without the pull and for a factor near 1 instead of 2, (θ' - θ) / log(factor) is dθ/d log α of the whole run so far, by
 forward-mode differentiation; the pull discounts what lies more than about ten steps back. One step ahead is blind to
 what a rate does later (Wu et al. 2018, arXiv 1803.02021). A is what validation measures: its noise is averaged away, so

@@ -101,6 +101,8 @@ class RacedRun(AdaptedRun):
         self.trusted = not lost
         if lost:
             self.adopt()
+            # the rate that won was held too: it makes up for the moves of these steps
+            self.offset = 0
             # of the other run
             self.guard.steps, self.guard.smooth = 0, 0.0
         self.rival, self.guard.differences = 0.0, []

@@ -15,7 +15,7 @@ from hypergradient.sets import Average
 from hypergradient.settings import Settings
 from hypergradient.support import check_supported
 
-NUMBERS = ("steps", "looks", "moves", "moved_at", "count", "shortened", "shortened_before", "trusted")
+NUMBERS = ("steps", "looks", "moves", "moved_at", "count", "shortened", "shortened_before", "trusted", "offset")
 RATES = ("rate", "rival", "peak", "size", "began", "pushes", "push_squares", "weight_decay")
 COUNTS = (*NUMBERS, *RATES)
 STATE = (*COUNTS, "sums", "squares", "guard", "average", "hypothetical", "difference")
@@ -76,8 +76,8 @@ class AdaptedRun:
         self.guard, self.loaded = Guard(self.settings), dict[str, Any]()
         self.params, self.groups, self.started_at = list[Tensor](), list[list[int]](), list[Tensor]()
         self.steps = self.looks = self.moves = self.count = self.shortened = self.shortened_before = 0
-        # the step up to which the rate is held, and the steps that a hypothetical run needs, which a race has taken
-        self.held, self.offset = (self.settings.race, 0) if self.given else (1, self.settings.delay)
+        # the step up to which the rate is held, and what is added to the time of its moves
+        self.held, self.offset = self.settings.race if self.given else 1, self.settings.delay
         self.moved_at, self.schedule = self.held, 1.0
         self.rate = self.rival = self.peak = self.size = self.weight_decay = 0.0
         # whether the given rate has not lost the race
