@@ -35,8 +35,8 @@ class Notices:
         if used and not lr / self.FAR <= used <= lr * self.FAR:
             why = "the validation loss asks for it" if run.trusted else "the method's own start won the race"
             self.say(
-                f"at step {run.steps} the learning rate is {used:.3g}, {used / lr:.3g} times the optimizer's lr: {why}. "
-                "It is group['used_lr'], and adapter.last['lr'].",
+                f"at step {run.steps} the learning rate is {used:.3g}, {used / lr:.3g} times the optimizer's lr: {why}."
+                " It is group['used_lr'], and adapter.last['lr'].",
                 "far",
             )
         if run.looks >= self.BLIND and run.moves == run.count == 0:
