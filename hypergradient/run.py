@@ -138,8 +138,8 @@ class AdaptedRun:
         self.guard.rewound, self.guard.doubted = self.guard.rewound + 1, False
         last = self.guard.rewound == self.settings.rewinds
         warnings.warn(
-            f"Step {self.steps}: a value is not finite, or the validation loss was lower before: the run goes back to the "
-            "last good average of its weights, at half the learning rate, "
+            f"Step {self.steps}: a value is not finite, or the validation loss was lower before: the run goes back to "
+            "the last good average of its weights, at half the learning rate, "
             f"{self.rate:.3g}{', for the last time' if last else ''}.",
             stacklevel=2,
         )
