@@ -18,7 +18,7 @@ OTHER = {"cut": 0.5, "smoothing": 30, "lost": 1e6, "rewinds": 0}
 
 @cache
 def run(name: str = "meta_lr", value: float = BASE.meta_lr) -> Any:
-    """The rates and the weights of short runs, of which one loses its race; from step 50 on they go up their losses."""
+    """The rates and the weights of short runs, of which one loses its race; now and then they go up their losses."""
     rates, weights = [], []
     for times in (1e-4, 1.0):
         net, optimizer, adapter = adapted(settings=replace(BASE, **{name: value}))  # type: ignore[arg-type]
@@ -26,7 +26,7 @@ def run(name: str = "meta_lr", value: float = BASE.meta_lr) -> Any:
             group["lr"] *= times
         for step in range(100):
             optimizer.zero_grad()
-            (adapter.loss(batch(step, 48)) * (1 if step < 50 else -1)).backward()
+            (adapter.loss(batch(step, 48)) * (-1 if 30 < step < 46 or step > 60 else 1)).backward()
             optimizer.step()
             rates.append(adapter.last["lr"])
         assert adapter.meta.trusted is (times == 1) or name != "meta_lr"
