@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -107,6 +106,10 @@ class RateAdapter:
         cut: Callable[[Any, float], Any] | None = None,
     ) -> None:
         optimizer = unwrapped(optimizer)
+        if length is not None and not (isinstance(length, int) and length > 0):
+            raise ValueError(
+                f"RateAdapter: length must be the steps of the run, or None where they are unknown: {length}."
+            )
         own = {id(p) for p in network.parameters()}
         if foreign := sum(id(p) not in own for group in optimizer.param_groups for p in group["params"]):
             raise ValueError(f"RateAdapter: the optimizer moves {foreign} parameters that are not the network's.")
@@ -147,9 +150,6 @@ class RateAdapter:
         Call `backward()` on the loss of an accumulated batch before the next one: batches whose gradients are not
         there by then are taken for those of a step that a scaler dropped.
         """
-        if self.meta.loaded:
-            # a state that was saved in evaluation has the weights of the run, and the network those of the average
-            self.meta.prepare()
         part = self.part(batch)
         loss = self.loss_of(self.network, batch)
         self.see(part, loss)
@@ -157,6 +157,9 @@ class RateAdapter:
 
     def part(self, batch: Any) -> Part:
         """Return what hypothetical steps need of a training batch: for `see`, where the loss writes into its batch."""
+        if self.meta.loaded:
+            # a state that was saved in evaluation has the weights of the run, and the network those of the average
+            self.meta.prepare()
         return self.parts.part(batch, self.meta.racing)
 
     def see(self, batch: Any, loss: Tensor) -> None:
@@ -171,7 +174,6 @@ class RateAdapter:
     def eval(self) -> None:
         """Put the averaged weights into the network, and the network into evaluation mode."""
         self.meta.prepare()
-        self.conclude()
         if self.averages and not self.meta.average.exchanged:
             self.meta.average.exchange()
         self.network.eval()
@@ -195,12 +197,6 @@ class RateAdapter:
         rates = {"lr": self.last.get("lr", 0.0), "lowest": self.lowest, "highest": self.highest}
         return counts | rates | guarded | {"passes": 1 + self.passes / max(1, self.told)}
 
-    def conclude(self) -> None:
-        """At the end of a run of known length, say where it was of no use; `eval` calls it."""
-        if self.meta.moves and 0 < self.meta.length <= self.meta.steps and not self.meta.average.exchanged:
-            with self.streams.own():
-                self.notices.conclude(self.meta, self._draw)
-
     def remove(self) -> None:
         """Leave the optimizer and the network as they are without the adapter: at the user's own rates."""
         self.meta.restore_rates()
@@ -214,7 +210,7 @@ class RateAdapter:
         self.adapted = False
         if not self.finite.check():
             # one such step may be a bad batch, two in a row are bad weights
-            if self.finite.in_a_row > 1:
+            if self.finite.in_a_row == 2:
                 self.meta.recover()
             self.parts.clear()
             self._note_plain_step()
@@ -250,6 +246,9 @@ class RateAdapter:
     def _finish(self) -> None:
         if self.adapted:
             self.meta.after_step(self.parts.loss, lambda: self.parts.loss_of(self._scalar))
+            if self.meta.moves and self.meta.steps == self.meta.length:
+                # here, where all processes are
+                self.notices.conclude(self.meta, self._draw)
         self.parts.clear()
 
     def _draw(self) -> Callable[[], Tensor]:
@@ -267,7 +266,7 @@ class RateAdapter:
     def _scalar(self, batch: Any) -> Tensor:
         with self.streams.own():
             loss = self.loss_of(self.network, batch)
-        if isinstance(loss, Tensor) and not loss.dim() and (loss.requires_grad or not torch.is_grad_enabled()):
+        if isinstance(loss, Tensor) and not loss.dim() and loss.requires_grad:
             return loss
         got = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         detached = ", detached" if isinstance(loss, Tensor) and not loss.requires_grad else ""

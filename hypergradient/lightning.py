@@ -185,10 +185,6 @@ class AdaptLearningRate(ReturnsAverage):
         if self.adapter.last and every and trainer.global_step % every == 0:
             pl_module.log_dict(self.adapter.last)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say where the run was of no use."""
-        self.adapter.conclude()
-
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the adapter's state after the fit too, when it has left the optimizer."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)

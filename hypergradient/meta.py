@@ -71,6 +71,7 @@ class Meta(RacedRun):
         longest = options.longest * max(1.0, factor)
         steps = self.hypothetical.step(hypothetical_loss, factor, pull, longest, self.decay, self.clip)
         self.restore_rates()
+        self.started_at = []
         self.steps += 1
         self.average.update(self.steps)
         with torch.no_grad():

@@ -15,8 +15,8 @@ class Notice(UserWarning):
 class Notices:
     """The notices of one run."""
 
-    # the used rate over the user's; the rate over that at the start
-    FAR, MOVED = 2.0, 1.25
+    # the used rate over the user's; the rate over that of the first move, and the moves that show it
+    FAR, MOVED, MOVES = 2.0, 1.25, 8
     # looks of which none was finite
     BLIND = 10
 
@@ -33,20 +33,20 @@ class Notices:
         """Say what a step shows."""
         used, lr = seen["lr"], run.peak * run.schedule
         if used and not lr / self.FAR <= used <= lr * self.FAR:
+            why = "the validation loss asks for it" if run.trusted else "the method's own start won the race"
             self.say(
-                f"at step {run.steps} the learning rate is {used:.3g}, {used / lr:.3g} times the optimizer's lr: it is "
-                "group['used_lr'], and adapter.last['lr']. With hold=True your own is used.",
+                f"at step {run.steps} the learning rate is {used:.3g}, {used / lr:.3g} times the optimizer's lr: {why}."
+                " It is group['used_lr'], and adapter.last['lr'].",
                 "far",
             )
         if run.looks >= self.BLIND and run.moves == run.count == 0:
             self.say("the validation loss was not finite in any look so far, so the rate cannot move.", "blind")
-        if run.moves and run.settings.meta_lr and run.steps == run.length // 3:
-            times, noise = run.rate / run.began, math.sqrt(run.push_squares)
-            if max(times, 1 / times) < self.MOVED or abs(run.pushes) < 2 * noise:
+        if run.moves >= self.MOVES and run.settings.meta_lr and run.steps == run.length // 3:
+            times = run.rate / run.began
+            if max(times, 1 / times) < self.MOVED or run.pushes**2 <= 4 * run.push_squares:
                 self.say(
-                    f"after a third of the run the learning rate is {times:.2f} times the first one, by "
-                    f"{run.moves} moves whose sum is {abs(run.pushes) / noise:.1f} times their noise: the validation "
-                    "loss does not ask for another rate."
+                    f"after a third of the run, {run.moves} moves within noise have multiplied the learning rate by "
+                    f"{times:.2f}. No need to act: the rate suits, and adapting it changes little here."
                 )
 
     def conclude(self, run: RacedRun, draw: Draw) -> None:

@@ -35,10 +35,15 @@ class RacedRun(AdaptedRun):
     def begin(self) -> None:
         """Choose the rate of the first step, from its gradients."""
         unit = weights_per_step(self.optimizer)
-        start = self.settings.start * unit
-        self.weight_decay, self.size = self.settings.weight_decay / unit, self._size()
+        if not (unit or self.given):
+            raise ValueError(
+                "No weight matrix has a scale: all of them, or their gradients, are zero or not finite. Give a "
+                "learning rate. In float16 Adam's eps=1e-8 is 0: use eps=1e-4, or bfloat16."
+            )
+        start, self.size = self.settings.start * unit, self._size()
+        self.weight_decay = self.settings.weight_decay / unit if unit else 0.0
         self.rate, self.trusted = self.peak if self.given else start, self.given
-        if self.settings.meta_lr and max(self.rate, start) > NEAR * min(self.rate, start):
+        if self.settings.meta_lr and start and max(self.rate, start) > NEAR * min(self.rate, start):
             self.rival = start
 
     @property
@@ -71,8 +76,8 @@ class RacedRun(AdaptedRun):
         elif self.steps > self.settings.race - self.guard.BATCHES:
             self._add(draw(), self.hypothetical_average())
             worse = self.guard.worse(RACE)
-            if worse is not None:
-                self._end_race(worse)
+            if worse is not None or self.steps > self.settings.race + self.guard.BATCHES:
+                self._end_race(bool(worse))
 
     def recover(self) -> None:
         """Leave weights at which steps are not finite, where there are others."""
@@ -91,7 +96,7 @@ class RacedRun(AdaptedRun):
         self.shortened_before = self.shortened
         if trend > 0 and self.can_rewind:
             self.guard.doubted = True
-        else:
+        elif self.settings.meta_lr and self.settings.rewinds:
             self.guard.keep(self.average)
         if trend > 0 or shortened:
             return min(rate, self.rate)
@@ -114,13 +119,16 @@ class RacedRun(AdaptedRun):
         for weights in sets:
             values = TensorSet(self.network, self.params)
             values.copy_from(weights, self.average.buffers)
-            with torch.no_grad(), no_trace(self.network, batch_statistics=True), values.in_place():
+            # a loss may need gradients along its inputs
+            with torch.enable_grad(), no_trace(self.network, batch_statistics=True), values.in_place():
                 found.append(loss().detach())
         return mean_over_processes(found)
 
     def _add(self, loss: Callable[[], Tensor], others: list[Tensor]) -> None:
         run, other = self.losses(loss, self.average.weights, others)
-        self.guard.differences.append(float(run - other))
+        if other.isfinite():
+            # else the batch says nothing; and the list may be that of a state
+            self.guard.differences = [*self.guard.differences, float(run - other)]
 
     def _size(self) -> float:
         return float(get_total_norm([p.detach() for p in self.params if p.dim() > 1]))

@@ -98,6 +98,8 @@ class AdaptedRun:
             averages = dict(zip(self.params, self.average.weights, strict=True)) if self.params else {}
             buffers = self.average.buffers if self.params else list(self.network.buffers())
             self.params, self.groups, self.guard.good = params, groups, []
+            # a race is between runs of the same parameters
+            self.rival, self.guard.differences = 0.0, []
             self.shrinks = [self.decays is None or self.decays(p) for p in params]
             self.average = Average(self.network, params, self.settings.window)
             self.average.copy_from([averages.get(p, p) for p in params], buffers)
@@ -133,11 +135,11 @@ class AdaptedRun:
         clear_state(self.optimizer)
         self.begin_hypothetical_run()
         self.rate /= 2
-        self.guard.rewound += 1
+        self.guard.rewound, self.guard.doubted = self.guard.rewound + 1, False
         last = self.guard.rewound == self.settings.rewinds
         warnings.warn(
-            f"Step {self.steps}: training diverged: a value is not finite, or the validation loss is far above that of "
-            "the last good average of the weights. It resumes from there, at half the learning rate, "
+            f"Step {self.steps}: a value is not finite, or the validation loss was lower before: the run goes back to "
+            "the last good average of its weights, at half the learning rate, "
             f"{self.rate:.3g}{', for the last time' if last else ''}.",
             stacklevel=2,
         )
@@ -155,8 +157,8 @@ class AdaptedRun:
         Where `lr` rises above it, as in a warm-up, α rises with it, and not beyond it: what α is above `lr` already
         counts.
         """
-        # the other groups keep their ratio to the first one that has a rate
-        lr = next(float(group["lr"]) for group in self.optimizer.param_groups if group["lr"])
+        # the other groups keep their ratio to the largest rate
+        lr = max(float(group["lr"]) for group in self.optimizer.param_groups)
         if lr > self.peak:
             self.rate = max(self.rate, min(1.0, self.rate / self.peak) * lr) if self.rate else 0.0
             self.peak = lr
@@ -216,7 +218,7 @@ class AdaptedRun:
         self.loaded, self.average.exchanged = {}, False
         for name in (*COUNTS, "sums", "squares"):
             setattr(self, name, copy.deepcopy(state[name]))
-        vars(self.guard).update(state["guard"])
+        vars(self.guard).update(copy.copy(state["guard"]))
         self.average.load_state_dict(state["average"])
         self.hypothetical.load_state_dict(state["hypothetical"])
         for z, value in zip(self.difference, state["difference"], strict=True):

@@ -67,9 +67,7 @@ def weights_per_step(optimizer: Optimizer) -> float:
     Of matrices that are not zero: biases, and what begins at zero, have no scale. rms(θ) is the geometric mean over the
     matrices, by size. Where none of them has a gradient (of low-rank adapters, the factors that begin at zero move
     first), Δ is that of the matrices that do begin at zero. Groups keep the ratios of their rates.
-
-    Raises:
-        ValueError: no matrix has a gradient, or all of them are zero.
+    0 where no matrix has a scale, or a gradient.
     """
     params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     # of a GradScaler, which a fused step takes away within itself
@@ -81,7 +79,7 @@ def weights_per_step(optimizer: Optimizer) -> float:
     length = _rms([d for _, d in scaled]) or _rms([d for p, d in matrices if not p.any()])
     size = sum(p.numel() for p, _ in scaled)
     if not (size and 0 < length < math.inf):
-        raise ValueError("No weight matrix has a scale: all of them, or their gradients, are zero or not finite.")
+        return 0.0
     logs = sum(p.numel() * 0.5 * math.log(float(_lengths(p).square().mean())) for p, _ in scaled)
     return math.exp(logs / size) / length
 
@@ -101,7 +99,7 @@ def _lengths(tensor: Tensor) -> Tensor:
 def _settled_step(optimizer: Optimizer, params: list[Tensor], gradient: Sequence[Tensor]) -> list[Tensor]:
     """Return Δ(1) of each parameter, after SETTLING equal gradients."""
     probes = [torch.zeros_like(p) for p in params]
-    first = next((float(group["lr"]) for group in optimizer.param_groups if group["lr"]), 1.0)
+    first = max(float(group["lr"]) for group in optimizer.param_groups) or 1.0
     copied = copied_attributes(optimizer, dict(zip(params, probes, strict=True)))
     # an optimizer may draw random numbers
     with torch.random.fork_rng(), with_attributes(optimizer, copied):

@@ -214,7 +214,7 @@ def test_the_last_of_two_adapters_replaces_the_first_and_removed_it_leaves_a_pla
     assert optimizer.param_groups[0]["lr"] == 0.02
 
 
-@pytest.mark.filterwarnings("ignore:.*training diverged")
+@pytest.mark.filterwarnings("ignore:.*the run goes back")
 def test_too_many_in_a_row_end_the_run_and_the_message_says_where_it_began() -> None:
     _, optimizer, adapter = adapted(patience=3)
     for start in (0, 4):

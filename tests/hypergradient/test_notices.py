@@ -15,7 +15,7 @@ VALIDATION = [batch(1000 + number, 64) for number in range(4)]
 OWN = "has a weight decay of its own"
 FAR = "times the optimizer's lr"
 BLIND = "was not finite in any look"
-NOISE = "the validation loss does not ask for another rate"
+NOISE = "moves within noise have multiplied the learning rate"
 AVERAGE = "the loss of the averaged weights is"
 NOTHING = "has not learned anything that validation measures"
 

@@ -34,7 +34,7 @@ def run(name: str = "meta_lr", value: float = BASE.meta_lr) -> Any:
     return rates, weights
 
 
-@pytest.mark.filterwarnings("ignore:.*training diverged")
+@pytest.mark.filterwarnings("ignore:.*the run goes back")
 @pytest.mark.parametrize("name", [field.name for field in fields(Settings)])
 def test_a_constant_that_is_changed_in_the_settings_changes_the_run_and_out_of_range_is_refused(name: str) -> None:
     value = getattr(BASE, name)
