@@ -213,6 +213,7 @@ class RateAdapter:
             if self.finite.in_a_row == 2:
                 self.meta.recover()
             self.parts.clear()
+            self._note_plain_step()
             return
         # a warm-up may begin at 0
         moves = any(group["lr"] for group in self.optimizer.param_groups)
@@ -221,6 +222,7 @@ class RateAdapter:
         # a first batch may be masked out whole: gradients of zero have no scale to start from
         started = self.meta.steps > 0 or any(bool(g.any()) for g in gradients)
         if not moves or not gradients or not started:
+            self._note_plain_step()
             return
         if not self.parts.seen:
             raise RuntimeError(
@@ -232,6 +234,14 @@ class RateAdapter:
         self.lowest, self.highest = min(self.last["lr"], self.lowest), max(self.last["lr"], self.highest)
         self.adapted = True
         self.notices.follow(self.meta, self.last)
+
+    def _note_plain_step(self) -> None:
+        """Note the rates of a step that is not adapted: the user's; 0 where nothing moves."""
+        groups = self.optimizer.param_groups
+        for group in groups:
+            moves = any(p.grad is not None for p in group["params"])
+            group["used_lr"] = float(group["lr"]) if moves else 0.0
+        self.last |= {"lr": max(group["used_lr"] for group in groups), "decay": 0.0}
 
     def _finish(self) -> None:
         if self.adapted:

@@ -43,6 +43,21 @@ def test_a_schedule_keeps_its_rates_and_a_step_uses_its_part_of_the_adapted_one(
     assert len(rates) > 5
 
 
+def test_the_used_rate_of_a_step_that_is_not_adapted_is_the_users_and_0_where_nothing_moves() -> None:
+    _, optimizer, adapter = adapted()
+    train(optimizer, adapter, range(8))
+    rate = adapter.last["lr"]
+    for lr, factor in ((0.0, 1.0), (0.02, torch.nan)):
+        optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = lr, lr / 3
+        train(optimizer, adapter, range(1), factor)
+        assert adapter.last["lr"] == adapter.last["decay"] == 0
+        assert [group["used_lr"] for group in optimizer.param_groups] == [0, 0]
+        assert [group["lr"] for group in optimizer.param_groups] == [lr, lr / 3]
+    train(optimizer, adapter, range(8, 9))
+    assert 0.5 * rate < adapter.last["lr"] < 2 * rate
+    assert adapter.report()["lowest"] > 0
+
+
 @pytest.mark.parametrize("zero", [False, True])
 def test_a_rate_that_is_a_tensor_is_used_as_a_number_is_and_a_group_at_rate_0_stays_there(zero: bool) -> None:
     reports = []

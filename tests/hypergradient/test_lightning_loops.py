@@ -352,7 +352,8 @@ def test_the_rate_that_is_used_is_logged_and_the_monitor_shows_the_users_own(tmp
     variant = Variant(options, callbacks=lambda: [logged, monitor], case=CASES["LR warm-up"])
     variant.fit(tmp_path, AdaptLearningRate(loss, settings=SHORT))
     # the warm-up begins at 0, and the first step moves nothing
-    assert len(logged.kept) == 17
+    assert len(logged.kept) == 18
+    assert logged.kept[0] == (0, 0)
     assert all(shown == pytest.approx(used) for shown, used in logged.kept)
     assert len(set(logged.kept)) > 5
     assert monitor.lrs["lr-Adam"] == pytest.approx([0.01 * min(1, step / 5) for step in range(18)])

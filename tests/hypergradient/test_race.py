@@ -106,8 +106,8 @@ def test_after_a_lost_race_the_run_is_bit_for_bit_one_at_the_methods_own_start(
         raced = adapter.meta.rival
         train(optimizer, adapter, range(step, step + 1))
         # in the race, to the last bit
-        [hypothetical] = adapter.meta.hypothetical.attributes["param_groups"]
-        alone.param_groups[0]["lr"] = hypothetical["lr"] if adapter.meta.rival else adapter.last["lr"]
+        [real], [hypothetical] = optimizer.param_groups, adapter.meta.hypothetical.attributes["param_groups"]
+        alone.param_groups[0]["lr"] = hypothetical["lr"] if adapter.meta.rival else real["used_lr"]
         if raced and not adapter.meta.rival:
             left.append(step)
         else:

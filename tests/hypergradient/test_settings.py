@@ -18,16 +18,20 @@ OTHER = {"cut": 0.5, "smoothing": 30, "lost": 1e6, "rewinds": 0}
 
 @cache
 def run(name: str = "meta_lr", value: float = BASE.meta_lr) -> Any:
-    """The rates and the weights of a short run that loses its race, and goes up its loss from step 50 on."""
-    net, optimizer, adapter = adapted(settings=replace(BASE, **{name: value}))  # type: ignore[arg-type]
-    optimizer.param_groups[0]["lr"] = 1e-6
-    rates = []
-    for step in range(100):
-        optimizer.zero_grad()
-        (adapter.loss(batch(step, 48)) * (1 if step < 50 else -1)).backward()
-        optimizer.step()
-        rates.append(adapter.last["lr"])
-    return rates, [p.detach() for p in net.parameters()]
+    """The rates and the weights of short runs, of which one loses its race; now and then they go up their losses."""
+    rates, weights = [], []
+    for times in (1e-4, 1.0):
+        net, optimizer, adapter = adapted(settings=replace(BASE, **{name: value}))  # type: ignore[arg-type]
+        for group in optimizer.param_groups:
+            group["lr"] *= times
+        for step in range(100):
+            optimizer.zero_grad()
+            (adapter.loss(batch(step, 48)) * (-1 if 30 < step < 46 or step > 60 else 1)).backward()
+            optimizer.step()
+            rates.append(adapter.last["lr"])
+        assert adapter.meta.trusted is (times == 1) or name != "meta_lr"
+        weights += [p.detach() for p in net.parameters()]
+    return rates, weights
 
 
 @pytest.mark.filterwarnings("ignore:.*the run goes back")
