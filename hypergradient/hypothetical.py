@@ -197,7 +197,9 @@ def shorten(params: Sequence[Tensor], before: Sequence[Tensor], longest: float) 
     norms = torch._foreach_norm([*torch._foreach_sub(now, start), *start])
     # read together: the processor waits for each
     together = torch.stack([norm.to(norms[0].device) for norm in norms]).view(2, -1)
-    length, size = torch.linalg.vector_norm(together, dim=1, dtype=torch.float64).tolist()
+    length, size = torch.linalg.vector_norm(
+        together.to(torch.promote_types(together.dtype, torch.float32)), dim=1
+    ).tolist()
     if not length > longest * size:
         return False
     torch._foreach_lerp_(list(params), list(before), 1 - longest * size / length)

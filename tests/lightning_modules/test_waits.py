@@ -61,8 +61,8 @@ class Waits(TorchDispatchMode, Callback):
     ("make", "plain", "adapted"),
     [
         (SupervisedModule, 0, 0),
-        # the loss, for the guard; and what a look saw. How long either step is, two more, is read in float64
-        (MetaModule, 1, 2),
+        # the loss, for the guard, and how long either step is; and what a look or a comparison saw
+        (MetaModule, 3, 4),
         # every step is an adapted one: the rate before, h, and the ratio
         (OneStepModule, 3, 3),
         (SearchModule, 0, 1),
