@@ -65,10 +65,12 @@ class Meta(RacedRun):
         on the whole batch while `racing`.
         """
         options = self.settings
+        # weights that begin at zero have no length
+        longest = options.longest if self.size else math.inf
         if self.started_at and not self.rival:
-            self.shortened += shorten(self.params, self.started_at, options.longest)
+            self.shortened += shorten(self.params, self.started_at, longest)
         factor, pull = (self.rival / self.rate, 0.0) if self.rival else (options.factor, options.pull)
-        longest = options.longest * max(1.0, factor)
+        longest *= max(1.0, factor)
         steps = self.hypothetical.step(hypothetical_loss, factor, pull, longest, self.decay, self.clip)
         self.restore_rates()
         self.started_at = []
