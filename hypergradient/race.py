@@ -1,5 +1,6 @@
 """Two runs compared on the same validation batches: the given rate with the method's own, and a run with its past."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -125,10 +126,10 @@ class RacedRun(AdaptedRun):
         return mean_over_processes(found)
 
     def _add(self, loss: Callable[[], Tensor], others: list[Tensor]) -> None:
-        run, other = self.losses(loss, self.average.weights, others)
-        if other.isfinite():
+        run, other = torch.stack(self.losses(loss, self.average.weights, others)).tolist()
+        if math.isfinite(other):
             # else the batch says nothing; and the list may be that of a state
-            self.guard.differences = [*self.guard.differences, float(run - other)]
+            self.guard.differences = [*self.guard.differences, run - other]
 
     def _size(self) -> float:
         return float(get_total_norm([p.detach() for p in self.params if p.dim() > 1]))
