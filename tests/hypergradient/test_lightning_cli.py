@@ -27,7 +27,7 @@ class Model(LightningModule):
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters())
     def train_dataloader(self):
-        return torch.utils.data.DataLoader(torch.randn(32, 4), batch_size=8)
+        return torch.utils.data.DataLoader(torch.randn(32, 4), batch_size=2)
     val_dataloader = train_dataloader
 
 def plain(module, batch):
@@ -49,7 +49,7 @@ def test_a_loss_is_named_in_yaml_and_the_saved_configuration_names_it_again(
     callbacks = [{"class_path": "hypergradient.lightning.AdaptLearningRate", "init_args": arguments}]
     trainer = QUIET | {
         "accelerator": "cpu",
-        "max_epochs": 12,
+        "max_epochs": 3,
         "default_root_dir": str(tmp_path),
         "callbacks": callbacks,
     }

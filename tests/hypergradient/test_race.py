@@ -91,8 +91,9 @@ def test_where_the_first_step_overflows_the_methods_own_start_takes_over_too(fac
 
 
 @every_arm
-@pytest.mark.parametrize("times", [1e-4, 1e3, 1e6])
-@pytest.mark.parametrize("make", [network, normalized, deep])
+@pytest.mark.parametrize(
+    ("make", "times"), [(network, 1e-4), (network, 1e3), (normalized, 1e-4), (deep, 1e3), (deep, 1e6)]
+)
 def test_after_a_lost_race_the_run_is_bit_for_bit_one_at_the_methods_own_start(
     make: Callable[[], nn.Module], times: float, factory: Factory
 ) -> None:
@@ -121,8 +122,7 @@ def test_after_a_lost_race_the_run_is_bit_for_bit_one_at_the_methods_own_start(
 
 
 @every_arm
-@pytest.mark.parametrize("stop", [3, RACE - 2, RACE + 1])
-@pytest.mark.parametrize("times", [1e-4, 2.0, 4.0])
+@pytest.mark.parametrize(("times", "stop"), [(1e-4, 3), (1e-4, RACE - 2), (2.0, RACE - 2), (4.0, RACE + 1)])
 def test_a_race_that_is_saved_and_loaded_continues_bit_for_bit(times: float, stop: int, factory: Factory) -> None:
     lr = times * own_start(factory, network())
     whole, part, rest = (run(factory, lr) for _ in range(3))
