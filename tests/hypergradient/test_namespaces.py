@@ -27,7 +27,7 @@ class Module(L.LightningModule):
 
 adapt, loader = AdaptLearningRate(Module.loss), torch.utils.data.DataLoader(torch.randn(64, 4), batch_size=8)
 quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-L.Trainer(accelerator="cpu", max_epochs=3, callbacks=[adapt], **quiet).fit(Module(), loader, loader)
+L.Trainer(accelerator="cpu", max_epochs=6, callbacks=[adapt], **quiet).fit(Module(), loader, loader)
 report = adapt.adapter.report()
 print(report["steps"], report["highest"] > report["lowest"] > 0, adapt.adapter.meta.average.exchanged)
 """
@@ -43,4 +43,4 @@ def test_the_callback_adapts_under_either_package(name: str, absent: list[str]) 
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "24 True True"
+    assert done.stdout.splitlines()[-1] == "48 True True"
