@@ -148,8 +148,8 @@ class Meta:
         self.optimizer, self.other = (torch.optim.Adam(params, lr=1.0) for params in (self.params, self.others))
         self.length, self.kappa, self.c = steps, kappa, c
         self.rate, self.decay = 0.0, decay
-        self.steps = self.moved = self.moves = self.looks = 0
-        self.tau, self.smooth = 1, 0.0
+        self.steps = self.moves = self.looks = self.compared = self.shortened = 0
+        self.moved, self.smooth = 1, 0.0
         self.sums, self.squares = torch.zeros(3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
         self.last = (math.inf, math.inf)
 
@@ -160,15 +160,18 @@ class Meta:
             unit = weights_per_step(self.optimizer)  # not written twice: another last digit would be another run
             self.rate, self.decay = self.c * unit, self.decay / unit
         moves_now = self.steps and self.steps - self.moved >= max(1.0, 0.1 * self.steps)
-        if moves_now or (self.steps and self.steps % EVERY == 0):
+        if self.compared:
+            # with the last good average, which changes nothing unless the run has failed
+            self.compared -= 1
+        elif self.steps > 1 and (moves_now or self.steps % EVERY == 0):
             self._look(look)
-        if moves_now:
-            self._move()
+            if moves_now:
+                self._move()
         shrunk = self.rate * self.decay
-        _step(self.optimizer, self.params, self.rate, shrunk)
-        part = min(len(y), max(16, int(0.375 * len(y))))
+        self.shortened += _step(self.optimizer, self.params, self.rate, shrunk, 0.1)
+        part = min(len(y), max(16, int(0.375 * len(y)))) if self.steps else len(y)
         backward(self.twin, self.others, (x[:part], y[:part]))
-        _step(self.other, self.others, 2 * self.rate, shrunk)
+        _step(self.other, self.others, 2 * self.rate, shrunk, 0.2)
         self.steps += 1
         self._pull_and_average()
         self._smooth(float(loss))
@@ -176,7 +179,7 @@ class Meta:
 
     def _smooth(self, loss: float) -> None:
         """Follow the loss: the mean of the first ten, then a running one."""
-        self.smooth += (loss - self.smooth) / self.steps if self.steps <= 10 else 0.1 * (loss - self.smooth)
+        self.smooth += (loss - self.smooth) / min(self.steps, 10)
 
     def _look(self, look: Batch) -> None:
         loss = cross_entropy(self.result(look[0]), look[1])
@@ -192,12 +195,14 @@ class Meta:
         self.squares += (h**2 - self.squares) / min(self.moves, 10)
         z, z_decay = (h / self.squares.sqrt()).clamp(-2, 2).tolist()
         now = float(loss), self.smooth
-        if self.steps > 10 and now[0] > self.last[0] and now[1] > self.last[1]:
+        rises = now[0] > self.last[0] and now[1] > self.last[1]
+        self.compared = 4 if rises else 0
+        if rises or self.shortened:
             z = max(z, 0.0)
-        self.last = now
-        self.rate *= math.exp(-self.kappa * z * math.log((self.steps + 20) / (self.tau + 20)))
+        self.last, self.shortened = now, 0
+        self.rate *= math.exp(-self.kappa * z * math.log((self.steps + 20) / (self.moved + 20)))
         self.decay *= math.exp(-z_decay * (self.steps - self.moved) / max(self.steps, self.length / 4))
-        self.moved = self.tau = self.steps
+        self.moved = self.steps
         self.sums, self.looks = torch.zeros(3, dtype=torch.float64), 0
 
     @torch.no_grad()
@@ -216,11 +221,19 @@ def backward(network: nn.Module, params: list[Tensor], batch: Batch) -> Tensor:
     return loss.detach()
 
 
-def _step(optimizer: torch.optim.Optimizer, params: list[Tensor], rate: float, decay: float) -> None:
+def _step(optimizer: torch.optim.Optimizer, params: list[Tensor], rate: float, decay: float, longest: float) -> bool:
+    """Take a step, at most `longest` times as long as the matrices; return whether it was longer."""
+    before = [p.detach().clone() for p in params]
     with torch.no_grad():
         torch._foreach_mul_(params, 1 - decay)
-    optimizer.param_groups[0]["lr"] = rate
-    optimizer.step()
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        pairs = [(p, b) for p, b in zip(params, before, strict=True) if p.dim() > 1]
+        length = torch.stack([(p - b).norm() for p, b in pairs]).norm().item()
+        size = torch.stack([b.norm() for _, b in pairs]).norm().item()
+        if length > longest * size:
+            torch._foreach_lerp_(params, before, 1 - longest * size / length)
+    return length > longest * size
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -96,6 +96,9 @@ class MetaModule(SupervisedModule):
         self.passes += (
             (self.meta.looks - looks) * len(batch["val"][1]) / len(batch["train"][1]) / self.accumulate_grad_batches
         )
+        if len(self.losses) > 1 and all(p.grad is None for p in self.network.parameters()):
+            # the run has left the weights of this loss
+            self.losses[-1] = self.losses[-2]
         optimizer.step()
         parts = self.parts[0] if len(self.parts) == 1 else tuple(map(torch.cat, zip(*self.parts, strict=True)))
         losses = self.losses[-len(self.parts) :]

@@ -11,10 +11,6 @@ from tests.store import history, schedule
 SMALL, *_ = step.MLPS
 
 
-@pytest.mark.xfail(
-    reason="benchmarks/raw.py has not followed the rule of meta yet: no limit of a step, another first move",
-    strict=False,
-)
 @pytest.mark.slow
 @pytest.mark.parametrize("arm", ["adam", "meta", "meta_onestep"])
 def test_a_run_is_the_raw_loop_that_it_is_measured_against(arm: str) -> None:
@@ -36,7 +32,6 @@ def test_the_timed_rule_at_a_fixed_rate_is_the_plain_step() -> None:
     assert all(map(torch.equal, plain.network.parameters(), adapted.network.parameters()))
 
 
-@pytest.mark.xfail(reason="benchmarks/raw.py has not followed the rule of meta yet", strict=False)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("section", SECTIONS)

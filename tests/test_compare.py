@@ -81,7 +81,6 @@ def test_several_starting_rates_are_columns_of_the_comparison_and_have_a_figure(
 
 @pytest.mark.slow
 # of `meta`, which lowers the rate
-@pytest.mark.xfail(reason="meta no longer goes back in so short a run", strict=False)
 @pytest.mark.filterwarnings("ignore:lr .* is lowered to")
 def test_a_run_that_diverges_stands_in_the_table_as_infinite(tmp_path: Path) -> None:
     results = run(tmp_path, "--model.lr=1e20")
