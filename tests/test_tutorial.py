@@ -13,7 +13,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.xfail(reason="the runs of the tutorial are too short for a race: it needs longer ones", strict=False)
+@pytest.mark.xfail(
+    reason="a start ten times too low is repaired too slowly: .78, the best of the grid .44", strict=True
+)
 def test_the_tutorial_runs_and_the_adapted_rate_does_as_well_as_the_best_of_its_grid() -> None:
     import nbclient
     import nbformat
@@ -27,6 +29,6 @@ def test_the_tutorial_runs_and_the_adapted_rate_does_as_well_as_the_best_of_its_
     text = "".join(output.get("text", "") for output in outputs)
     assert len([output for output in outputs if "image/png" in output.get("data", {})]) == 2
     best = float(re.search(r"the best of 6 rates: ([\d.]+)", text)[1])  # type: ignore[index]
-    adapted = float(re.search(r"adapted, no rate given: ([\d.]+)", text)[1])  # type: ignore[index]
+    adapted = float(re.search(r"adapted, from Adam's 1e-3: ([\d.]+)", text)[1])  # type: ignore[index]
     assert adapted < 1.1 * best
     assert not [output for output in outputs if output.get("name") == "stderr"]
