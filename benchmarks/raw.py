@@ -231,9 +231,10 @@ def _step(optimizer: torch.optim.Optimizer, params: list[Tensor], rate: float, d
         pairs = [(p, b) for p, b in zip(params, before, strict=True) if p.dim() > 1]
         length = torch.stack([(p - b).norm() for p, b in pairs]).norm().item()
         size = torch.stack([b.norm() for _, b in pairs]).norm().item()
-        if length > longest * size:
+        shortened = bool(length > longest * size)
+        if shortened:
             torch._foreach_lerp_(params, before, 1 - longest * size / length)
-    return length > longest * size
+    return shortened
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:
