@@ -62,4 +62,4 @@ def read(args: Sequence[str]) -> Line:
     [(name, arm)], task = arms.items(), (tasks or [DEFAULT_TASK])[0]
     chosen = ["--config", str(CONFIGS / "tasks" / f"{task}.yaml")] if own.task else []
     labels = [f"--optimizer={name}", f"--task={task}"]
-    return Line(command, name, task, own.ckpt_path, ["--config", str(BASE), *arm, *chosen, *over, *labels, *rest])
+    return Line(command, name, task, own.ckpt_path, ["--config", str(BASE), *chosen, *arm, *over, *labels, *rest])

@@ -24,7 +24,7 @@ class SupervisedModule(LightningModule):
     """Training at a fixed or a scheduled learning rate: of cross-entropy, or of squared error where targets are floats.
 
     Args:
-        network: (batch, ...) inputs -> (batch, ..., classes) logits, or (batch, 1) values.
+        network: (batch, ...) inputs -> (batch, ..., classes) logits, or as many values as targets.
         lr: the learning rate that the arm starts from, or keeps.
         optimizer: makes the optimizer from the parameters and the rate; Adam by default.
         schedule: makes an LR scheduler from the optimizer and the number of steps in the run; stepped every batch
@@ -137,7 +137,7 @@ class SupervisedModule(LightningModule):
         x, y = batch
         outputs = self(x)
         if y.is_floating_point():
-            quality = {"r2": r2_score(outputs.squeeze(1), y)}
+            quality = {"r2": r2_score(outputs.flatten(), y.flatten())}
         else:
             classes = outputs.shape[-1]
             accuracy = multiclass_accuracy(outputs.reshape(-1, classes), y.flatten(), classes, average="micro")
@@ -149,8 +149,8 @@ class SupervisedModule(LightningModule):
 def objective(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the mean squared error where the targets are floats, else the mean cross-entropy, 0-d.
 
-    outputs: (batch, 1), or (batch, ..., classes). targets: (batch,) float, or (batch, ...) int64.
+    outputs: as many values as targets, or (batch, ..., classes). targets: (batch, ...) float, or int64.
     """
     if targets.is_floating_point():
-        return mse_loss(outputs.squeeze(1), targets)
+        return mse_loss(outputs.reshape(targets.shape), targets)
     return cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.flatten())
