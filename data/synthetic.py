@@ -7,7 +7,7 @@ import torch
 from data.tensors import Samples, TensorDataModule, require
 
 # half waves of the solution
-WAVES = 4
+WAVES = 3
 
 
 class AddingDataModule(TensorDataModule):
@@ -41,7 +41,7 @@ class AddingDataModule(TensorDataModule):
 
 
 class PoissonDataModule(TensorDataModule):
-    """Points of Poisson's equation -u'' = k² sin(k x) on 0 ... 1, with u = 0 at both ends; k = 4 π.
+    """Points of Poisson's equation -u'' = k² sin(k x) on 0 ... 1, with u = 0 at both ends; k = 3 π.
 
     x (samples, 1) float32, y (samples,) float32: sin(k x), what `PoissonNetwork` returns where it solves the equation.
     2,048 training, 512 validation and 1,000 test points; `seed` draws them.

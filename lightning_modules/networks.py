@@ -120,10 +120,10 @@ class LSTM(nn.Module):
 class PoissonNetwork(nn.Module):
     """A physics-informed network (Raissi et al. 2019): x -> -u''(x) / k², where u = x (1 - x) N(x), N an MLP with tanh.
 
-    What it should return is sin(k x), k = 4 π. The derivatives are propagated forwards, layer by layer.
+    What it should return is sin(k x), k = 3 π. The derivatives are propagated forwards, layer by layer.
     """
 
-    def __init__(self, hidden: int = 32, layers: int = 3, waves: int = 4) -> None:
+    def __init__(self, hidden: int = 32, layers: int = 3, waves: int = 3) -> None:
         super().__init__()
         sizes = [1, *[hidden] * layers, 1]
         self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
