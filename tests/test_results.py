@@ -10,7 +10,7 @@ from experiment import options, publish
 from experiment.command_line import read
 from experiment.grid import Run, Scale, runs_of
 from experiment.run import Run as OneRun
-from tests.store import runs
+from tests.store import artifacts, runs
 
 STAGES: dict[str, Any] = dict(publish.STAGES)
 
@@ -95,6 +95,21 @@ def test_a_run_of_the_suite_has_options_that_its_arm_takes(run: Run, monkeypatch
         assert model["optimizer"]["class_path"] == f"torch.optim.{'SGD' if by_sgd else 'AdamW'}"
         assert model["optimizer"]["init_args"].get("momentum") == (0.9 if by_sgd else None)
         assert model["lr"] == (0.01 if by_sgd else 0.001)
+
+
+def test_the_stage_suite_keeps_numbers_tables_and_both_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = pd.DataFrame(vars(run) for run in runs_of(STAGES["suite"], Scale(1, 1)))
+    found = found.assign(test_loss=1.0, val_loss=1.0, passes=1.0, val_losses=[[1.0]] * len(found), start_lr=found.lr)
+    made = found.assign(arm=found.label, trained_on="a machine", commit="abc")
+    monkeypatch.setattr(publish, "run_grid", lambda *_: made)
+    table = publish.publish_stage("suite", Scale(1, 1, output=tmp_path), "a command")
+    assert "| meta | 1.00 (1.00 … 1.00) | 1.00 (mlp) | 15 of 15 |" in table
+    [parent] = runs()
+    kept = {"results.csv", "table.md", "suite.png", "suite_profile.png"}
+    assert artifacts(parent.info.run_id) == kept == {file.name for file in (tmp_path / "suite").iterdir()}
+    (tmp_path / "suite" / "suite.png").unlink()
+    results.main(["--stages", "suite", "--redraw", "--output", str(tmp_path)])
+    assert (tmp_path / "suite" / "suite.png").exists()
 
 
 def test_every_stage_has_its_place_in_the_documents() -> None:
