@@ -100,14 +100,14 @@ def test_a_failure_is_seen_in_the_table() -> None:
 
 
 def test_the_summary_counts_rows_and_compares_in_pairs() -> None:
-    table = suite_table(suite({"a": 0.5, "b": 0.5, "c": 0.5, "d": 4.0}))
+    table = suite_table(suite({"a": 0.5, "b": 0.5, "c": 0.5, "d": 4.0, "e": 1.0}))
     lines = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:] for line in table.splitlines()[:7]}
     mean, worst, at_most_1, lower, ratio, passes = lines[BASE]
-    assert (mean, at_most_1, lower, passes) == ("1.00 (1.00 … 1.00)", "4 of 4", "3 of 4", "3.00")
-    assert lines["meta"][1:] == ["4.00 (d)", "3 of 4", "–", "–", "1.50"]
-    # (0.5 · 0.5 · 0.5 · 4)^(1/4), of `meta` alone and in pairs with what is always 1
+    assert (mean, at_most_1, lower, passes) == ("1.00 (1.00 … 1.00)", "5 of 5", "3 of 5", "3.00")
+    assert lines["meta"][1:] == ["4.00 (d)", "4 of 5", "–", "–", "1.50"]
+    # (0.5 · 0.5 · 0.5 · 4 · 1)^(1/5), of `meta` alone and in pairs with what is always 1
     assert lines["meta"][0] == ratio
-    assert ratio.startswith("0.84 (0.50 … ")
+    assert ratio.startswith("0.87 (")
     assert worst.startswith("1.00")
 
 
