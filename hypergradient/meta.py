@@ -5,8 +5,8 @@ each step   θ  ← (1 - αλ) θ + Δ(α; g)             the optimizer's own st
             θ' ← (1 - αλ) θ' + Δ'(2α; g')         the hypothetical run; g': at θ', of a part of the same batch
             θ' ← θ' + .1 (θ - θ')                 and the state of its optimizer likewise
             A  ← A + (θ - A) / max(1, .1 t)       Z ← Z + (θ' - θ - Z) / max(1, .1 t)
-race        where lr is given, until t = 32: α is held, and the hypothetical run goes at m, without the pull, on whole
-            batches. There it becomes the run if L_val(A + Z) < L_val(A)
+race        for 32 steps, α is held, and the hypothetical run goes at another rate, without the pull, on whole batches; it
+            becomes the run if L_val(A + Z) < L_val(A): at m, where lr is given; then at 4α, until that loses
 look        h = ⟨∇L_val(A), Z⟩                    then, in every 16th step, and before each move
             h_λ = -αλ ⟨∇L_val(A), θ⟩
 move        log α ← log α - κ log((t + 20) / (t' + 20)) h / rms(h)      when t has grown by a tenth since t'
@@ -86,7 +86,7 @@ class Meta(RacedRun):
 
     @property
     def _due(self) -> bool:
-        return self.steps > self.held and (self._moves_now or self.steps % self.settings.every == 0)
+        return self.steps > 1 and (self._moves_now or self.steps % self.settings.every == 0)
 
     @property
     def _moves_now(self) -> bool:
@@ -120,7 +120,7 @@ class Meta(RacedRun):
         self.began, self.pushes, self.push_squares = self.began or self.rate, self.pushes + z, self.push_squares + z * z
         t, before = self.steps, self.moved_at
         # a given rate that has not lost the race is evidence too
-        rise = -options.meta_lr * z * math.log((t + self.offset) / (before + self.offset)) / (1 + self.trusted)
+        rise = -options.meta_lr * z * math.log((t + options.delay) / (before + options.delay)) / (1 + self.trusted)
         self.rate = self.allowed(self.rate * math.exp(rise), float(loss))
         self.weight_decay *= math.exp(-z_decay * (t - before) / max(t, self.length / 4))
         self.moved_at = t

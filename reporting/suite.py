@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from scipy.stats import gmean
 
 from reporting.figures import COLORS, STYLE
 from reporting.statistics import bootstrap
@@ -27,7 +28,7 @@ TUNED = ", best of 5"
 BASE = f"cosine{TUNED}"
 CASE = ["row", "data_seed", "seed"]
 LEGEND = (
-    f"A score is the test loss, at least {FLOOR:g}, relative to the mean of `{BASE}` in that row; a run that diverged, "
+    f"A score is the test loss, at least {FLOOR:g}, relative to the geometric mean of `{BASE}` in that row; a run that diverged, "
     f"or is worse than {WORST:g}, counts as {WORST:g}. Means over seeds and rows are geometric; 95 % intervals by "
     "bootstrap over rows. Best of 5: of five rates, the one with the lowest validation loss, in each run; calibrated: "
     f"the rate that is best in all other rows. **Bold**: above {FAILED:g}; ≥: a run counts as {WORST:g}."
@@ -42,7 +43,9 @@ def scored(runs: pd.DataFrame) -> Scored:
     runs: row, method (or ladder), rate (NaN off a ladder), data_seed, seed, test_loss, val_loss, passes.
     """
     runs = runs.reset_index(drop=True)
-    base = best(runs[runs.method == "cosine"]).groupby("row").test_loss.mean().clip(lower=FLOOR)
+    base = (
+        best(runs[runs.method == "cosine"]).groupby("row").test_loss.agg(lambda losses: gmean(losses.clip(FLOOR, 1e9)))
+    )
     runs["score"] = (runs.test_loss.clip(lower=FLOOR) / runs.row.map(base)).clip(upper=WORST)
     parts = {NAMES.get(method, method): own for method, own in runs[runs.rate.isna()].groupby("method", sort=False)}
     for ladder, name in LADDERS.items():
