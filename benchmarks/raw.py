@@ -149,7 +149,7 @@ class Meta:
         self.length, self.kappa, self.c = steps, kappa, c
         self.rate, self.decay = 0.0, decay
         self.steps = self.moves = self.looks = self.compared = self.shortened = self.followed = 0
-        self.moved, self.smooth, self.rival = 0, 0.0, 0.0
+        self.moved, self.smooth, self.rival, self.raced = 0, 0.0, 0.0, 0.0
         self.seen: list[float] = []
         self.sums, self.squares = torch.zeros(3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
         self.last = (math.inf, math.inf)
@@ -216,7 +216,7 @@ class Meta:
                 torch._foreach_copy_(self.others, self.params)
                 self.other.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
             torch._foreach_zero_(self.difference)
-            self.rival = CLIMB * self.rate if won else 0.0
+            self.rival, self.raced = CLIMB * self.rate if won else 0.0, self.rate
             return won
 
     def _look(self, look: Batch) -> None:
@@ -237,8 +237,11 @@ class Meta:
         self.compared = 4 if rises else 0
         if rises or self.shortened:
             z = max(z, 0.0)
-        self.last, self.shortened = now, 0
+        falls = now[0] <= self.last[0] and now[1] <= self.last[1]
+        self.last, self.shortened, before = now, 0, self.rate
         self.rate *= math.exp(-self.kappa * z * math.log((self.steps + 20) / (self.moved + 20)))
+        if falls:
+            self.rate = max(self.rate, min(before, self.raced))
         self.decay *= math.exp(-z_decay * (self.steps - self.moved) / max(self.steps, self.length / 4))
         self.moved = self.steps
         self.sums, self.looks = torch.zeros(3, dtype=torch.float64), 0

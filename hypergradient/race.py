@@ -94,8 +94,8 @@ class RacedRun(AdaptedRun):
     def allowed(self, rate: float, loss: float) -> float:
         """Return a new rate as far as the losses, L_val(A) and the training loss, allow it.
 
-        It does not rise while both do, or where steps are shortened. It does not fall below a given rate, which has not
-        lost the race, while both fall: a gradient that looks few steps ahead lowers rates too early.
+        It does not rise while both do, or where steps are shortened. While both fall, it does not fall below the rate
+        that has won the races: a gradient that looks few steps ahead lowers rates too early.
         """
         trend, shortened = self.guard.trend(loss), self.shortened > self.shortened_before
         self.shortened_before = self.shortened
@@ -105,7 +105,8 @@ class RacedRun(AdaptedRun):
             self.guard.keep(self.average)
         if trend > 0 or shortened:
             return min(rate, self.rate)
-        return max(rate, min(self.rate, self.peak)) if trend < 0 and self.trusted else rate
+        won = self.peak if self.trusted else self.raced
+        return max(rate, min(self.rate, won)) if trend < 0 else rate
 
     def _end_race(self, lost: bool) -> None:
         climbed = self.climbing
@@ -114,7 +115,7 @@ class RacedRun(AdaptedRun):
             self.adopt()
             # of the other run
             self.guard.steps, self.guard.smooth = 0, 0.0
-        self.climbing, self.moved_at, self.guard.differences = True, self.steps, []
+        self.climbing, self.raced, self.moved_at, self.guard.differences = True, self.rate, self.steps, []
         self.rival = CLIMB * self.rate if lost or not climbed else 0.0
         self.begin_hypothetical_run()
 
