@@ -69,11 +69,12 @@ class Meta(RacedRun):
         longest = options.longest if self.size else math.inf
         if self.started_at and not self.rival:
             self.shortened += shorten(self.params, self.started_at, longest)
+        # before the hypothetical step, which needs a copy itself
+        self.started_at = []
         factor, pull = (self.rival / self.rate, 0.0) if self.rival else (options.factor, options.pull)
         longest *= max(1.0, factor)
         steps = self.hypothetical.step(hypothetical_loss, factor, pull, longest, self.decay, self.clip)
         self.restore_rates()
-        self.started_at = []
         self.steps += 1
         self.average.update(self.steps)
         with torch.no_grad():
