@@ -13,7 +13,7 @@ from experiment.process import end
 from experiment.run import train
 from reporting.curves import COURSES, by_start, courses
 from reporting.figures import CEILING, draw_courses, draw_sensitivity
-from reporting.suite import draw_suite, suite_table
+from reporting.suite import draw_suite, headline, suite_table
 from reporting.tables import conditions, legend, paired_table, write_between_markers
 from reporting.tables import grid as grid_table
 from tracking.runs import parent_run
@@ -80,8 +80,8 @@ def publish_stage(name: str, scale: Scale, command: str) -> str:
         _keep(runs, drawn, text, folder, parent, ABOUT)
     if scale.output == RESULTS:
         publish(name, text, DOCUMENTS)
-        if stage.get("claim"):
-            publish("headline", f"{paired_table(few, tuning=tuning)}\n", DOCUMENTS)
+        if stage.get("table") == "suite":
+            publish("headline", f"{headline(runs)}\n", DOCUMENTS)
     return text
 
 

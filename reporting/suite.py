@@ -28,8 +28,8 @@ TUNED = ", best of 5"
 BASE = f"cosine{TUNED}"
 CASE = ["row", "data_seed", "seed"]
 LEGEND = (
-    f"A score is the test loss, at least {FLOOR:g}, relative to the geometric mean of `{BASE}` in that row; a run that diverged, "
-    f"or is worse than {WORST:g}, counts as {WORST:g}. Means over seeds and rows are geometric; 95 % intervals by "
+    f"A score is the test loss, at least {FLOOR:g}, relative to the geometric mean of `{BASE}` in that row; a run that "
+    f"diverged, or is worse than {WORST:g}, counts as {WORST:g}. Means over seeds and rows are geometric; intervals by "
     "bootstrap over rows. Best of 5: of five rates, the one with the lowest validation loss, in each run; calibrated: "
     f"the rate that is best in all other rows. **Bold**: above {FAILED:g}; ≥: a run counts as {WORST:g}."
 )
@@ -89,19 +89,24 @@ def suite_table(runs: pd.DataFrame) -> str:
     """Return a row a method over all tasks, then a row a task with the score of each method. runs: as in `scored`."""
     found = scored(runs)
     shown, words = scores(found), _words(found)
-    passes = found.groupby("method").passes.mean()
-    summary = []
+    losses = found[found.method == BASE].groupby("row").test_loss
+    bold = words.mask(shown > FAILED, "**" + words + "**")
+    rows = [[row, with_interval(losses.get_group(row)), *bold.loc[row]] for row in shown.index]
+    tables = headline(runs), markdown(["", f"test loss of {BASE}", *shown.columns], rows)
+    return "\n\n".join([*tables, f"{LEGEND} Cost: forward-backward passes per step."])
+
+
+def headline(runs: pd.DataFrame) -> str:
+    """Return a row a method over all tasks. runs: as in `scored`."""
+    found = scored(runs)
+    shown, passes, summary = scores(found), found.groupby("method").passes.mean(), []
     for method, own in shown.items():
         lower = "–" if method == "meta" else f"{(shown.meta < own).sum()} of {len(own)}"
         ratio = "–" if method == "meta" else _geometric(shown.meta / own)
         worst, few = f"{_number(own.max())} ({own.idxmax()})", f"{(own <= 1 + 1e-9).sum()} of {len(own)}"
         summary.append([str(method), _geometric(own), worst, few, lower, ratio, f"{passes[method]:.2f}"])
     header = ["", "geometric mean, 95 %", "worst", "rows ≤ 1", "`meta` lower in", "`meta` / method, 95 %", "cost"]
-    losses = found[found.method == BASE].groupby("row").test_loss
-    bold = words.mask(shown > FAILED, "**" + words + "**")
-    rows = [[row, with_interval(losses.get_group(row)), *bold.loc[row]] for row in shown.index]
-    tables = markdown(header, summary), markdown(["", f"test loss of {BASE}", *shown.columns], rows)
-    return "\n\n".join([*tables, f"{LEGEND} Cost: forward-backward passes per step."])
+    return markdown(header, summary)
 
 
 def _geometric(values: pd.Series) -> str:

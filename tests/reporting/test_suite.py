@@ -50,18 +50,18 @@ def test_the_best_of_a_ladder_is_the_best_by_validation_and_costs_every_run() ->
     best = of(runs, BASE)
     assert dict(best.test_loss) == {"a": 2.0, "b": 1.0}
     assert dict(best.passes) == {"a": 3.0, "b": 3.0}
-    assert dict(of(runs, "meta").score) == {"a": 0.5, "b": 1.0}
+    assert dict(of(runs, "meta").score) == pytest.approx({"a": 0.5, "b": 1.0})
     assert dict(of(runs, "cosine, calibrated").passes) == {"a": 1.5, "b": 1.5}
 
 
-def test_each_seed_has_its_own_best_and_the_score_is_relative_to_their_mean() -> None:
+def test_each_seed_has_its_own_best_and_the_score_is_relative_to_their_geometric_mean() -> None:
     runs = suite({"a": 1.0, "b": 1.0}, seeds=2)
     second = (runs.row == "a") & (runs.seed == 2)
     runs.loc[second & (runs.method == "cosine"), ["test_loss", "val_loss"]] = [[9.0, 9.0], [3.0, 3.0]]
     runs.loc[second & (runs.method == "meta"), "test_loss"] = 4.0
     # of seed 1 the loss is 1, of seed 2 it is 3
-    assert list(of(runs, BASE).loc["a"].score) == [0.5, 1.5]
-    assert scores(scored(runs)).loc["a", "meta"] == pytest.approx(math.sqrt(0.5 * 2))
+    assert list(of(runs, BASE).loc["a"].score) == pytest.approx([3**-0.5, 3**0.5])
+    assert scores(scored(runs)).loc["a", "meta"] == pytest.approx(math.sqrt(1 * 4 / 3))
 
 
 def test_a_run_that_diverged_is_not_chosen_by_a_validation_before_it_did() -> None:
@@ -82,7 +82,7 @@ def test_the_calibrated_rate_of_a_row_is_the_best_of_all_other_rows() -> None:
 def test_losses_below_the_floor_are_equal_and_scores_have_a_cap() -> None:
     runs = suite({"tiny": 1e-9, "low": 1e-9, "far": 50.0, "gone": math.inf})
     runs.loc[(runs.row == "tiny") & runs.rate.notna(), "test_loss"] = 1e-5
-    assert dict(of(runs, "meta").score) == {"tiny": 1.0, "low": 1e-3, "far": WORST, "gone": WORST}
+    assert dict(of(runs, "meta").score) == pytest.approx({"tiny": 1.0, "low": 1e-3, "far": WORST, "gone": WORST})
 
 
 def test_a_failure_is_seen_in_the_table() -> None:
