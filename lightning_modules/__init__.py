@@ -14,7 +14,6 @@ from lightning_modules.networks import (
 )
 from lightning_modules.one_step import OneStepModule
 from lightning_modules.schedules import warmup_cosine
-from lightning_modules.search import SearchModule
 from lightning_modules.supervised import SupervisedModule
 from lightning_modules.transformers import ByteTransformer, VisionTransformer
 
@@ -30,7 +29,6 @@ __all__ = [
     "OneStepModule",
     "PoissonNetwork",
     "PostLayerNorm",
-    "SearchModule",
     "SupervisedModule",
     "TrainedConvNet",
     "VisionTransformer",

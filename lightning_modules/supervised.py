@@ -97,11 +97,6 @@ class SupervisedModule(LightningModule):
         decoupled = group.get("decoupled_weight_decay", False)
         return float(group["lr"] * group["weight_decay"]) if decoupled else 0.0
 
-    def averaging(self) -> Any:
-        """Return the callback that averages the weights, as `callbacks.TailAverage`; None where there is none."""
-        own = self.trainer.callbacks  # type: ignore[attr-defined]
-        return next((callback for callback in own if hasattr(callback, "average")), None)
-
     def on_train_epoch_end(self) -> None:
         """Log train/loss, the mean over the steps of the epoch: `self.log` at each step would cost half a step."""
         self.log("train/loss", torch.stack(self.losses).mean(), sync_dist=True)

@@ -25,7 +25,7 @@ NETWORKS = {
 }
 OPTIONS = [QUIET, "--trainer.max_epochs=4", "--data.batch_size=800"]
 # arms with a state of their own run on every network, the others on one of them each, in turn
-OWN_STATE = ("meta", "meta_onestep", "meta_search", "descent", "schedule_free", "adamw_average")
+OWN_STATE = ("meta", "meta_onestep", "descent", "schedule_free", "adamw_average")
 CASES = [
     (arm, network)
     for number, arm in enumerate(ARMS)

@@ -11,14 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from callbacks import TailAverage, Trajectory
-from lightning_modules import (
-    MLP,
-    HypergradientDescentModule,
-    MetaModule,
-    OneStepModule,
-    SearchModule,
-    SupervisedModule,
-)
+from lightning_modules import MLP, HypergradientDescentModule, MetaModule, OneStepModule, SupervisedModule
 from tests.lightning_modules.fitting import fit
 
 
@@ -65,7 +58,6 @@ class Waits(TorchDispatchMode, Callback):
         (MetaModule, 3, 4),
         # every step is an adapted one: the rate before, h, and the ratio
         (OneStepModule, 3, 3),
-        (SearchModule, 0, 1),
         (HypergradientDescentModule, 1, 1),
     ],
 )
@@ -74,5 +66,5 @@ def test_a_step_waits_for_the_device_as_often_as_it_must(
 ) -> None:
     waits = Waits(monkeypatch)
     fit(make(MLP()), tmp_path, batch_size=125, callbacks=[waits, TailAverage(), Trajectory()])
-    # the start of `meta` and of the search reads the scale of the weights
+    # the start of `meta` reads the scale of the weights
     assert set(waits.steps[5:]) == {plain, adapted}
