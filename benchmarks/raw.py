@@ -237,10 +237,9 @@ class Meta:
         self.compared = 4 if rises else 0
         if rises or self.shortened:
             z = max(z, 0.0)
-        falls = now[0] <= self.last[0] and now[1] <= self.last[1]
         self.last, self.shortened, before = now, 0, self.rate
         self.rate *= math.exp(-self.kappa * z * math.log((self.steps + 20) / (self.moved + 20)))
-        if falls:
+        if not rises:
             self.rate = max(self.rate, min(before, self.raced))
         self.decay *= math.exp(-z_decay * (self.steps - self.moved) / max(self.steps, self.length / 4))
         self.moved = self.steps

@@ -94,7 +94,7 @@ class RacedRun(AdaptedRun):
     def allowed(self, rate: float, loss: float) -> float:
         """Return a new rate as far as the losses, L_val(A) and the training loss, allow it.
 
-        It does not rise while both do, or where steps are shortened. While both fall, it does not fall below the rate
+        It does not rise while both do, or where steps are shortened. Unless both do, it does not fall below the rate
         that has won the races: a gradient that looks few steps ahead lowers rates too early.
         """
         trend, shortened = self.guard.trend(loss), self.shortened > self.shortened_before
@@ -103,10 +103,10 @@ class RacedRun(AdaptedRun):
             self.guard.doubted = True
         elif self.settings.meta_lr and self.settings.rewinds:
             self.guard.keep(self.average)
-        if trend > 0 or shortened:
-            return min(rate, self.rate)
         won = self.peak if self.trusted else self.raced
-        return max(rate, min(self.rate, won)) if trend < 0 else rate
+        lowest = 0.0 if trend > 0 else min(self.rate, won)
+        highest = self.rate if trend > 0 or shortened else math.inf
+        return min(max(rate, lowest), highest)
 
     def _end_race(self, lost: bool) -> None:
         climbed = self.climbing
