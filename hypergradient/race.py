@@ -97,15 +97,15 @@ class RacedRun(AdaptedRun):
         It does not rise while both do, or where steps are shortened. Unless both do, it does not fall below the rate
         that has won the races: a gradient that looks few steps ahead lowers rates too early.
         """
-        trend, shortened = self.guard.trend(loss), self.shortened > self.shortened_before
+        rises, shortened = self.guard.rises(loss), self.shortened > self.shortened_before
         self.shortened_before = self.shortened
-        if trend > 0 and self.can_rewind:
+        if rises and self.can_rewind:
             self.guard.doubted = True
         elif self.settings.meta_lr and self.settings.rewinds:
             self.guard.keep(self.average)
         won = self.peak if self.trusted else self.raced
-        lowest = 0.0 if trend > 0 else min(self.rate, won)
-        highest = self.rate if trend > 0 or shortened else math.inf
+        lowest = 0.0 if rises else min(self.rate, won)
+        highest = self.rate if rises or shortened else math.inf
         return min(max(rate, lowest), highest)
 
     def _end_race(self, lost: bool) -> None:
