@@ -5,7 +5,7 @@ each step   θ  ← (1 - αλ) θ + Δ(α; g)             the optimizer's own st
             θ' ← (1 - αλ) θ' + Δ'(2α; g')         the hypothetical run; g': at θ', of a part of the same batch
             θ' ← θ' + .1 (θ - θ')                 and the state of its optimizer likewise
             A  ← A + (θ - A) / max(1, .1 t)       Z ← Z + (θ' - θ - Z) / max(1, .1 t)
-race        for 32 steps α is held, and the hypothetical run goes at another rate, without the pull, on whole batches. It
+race        for 32 steps α is held, and the hypothetical run goes at another rate, without pull, on whole batches. It
             becomes the run if L_val(A + Z) < L_val(A). First at m, where lr is given; then at 4α, until that loses
 look        h = ⟨∇L_val(A), Z⟩                    then, in every 16th step, and before each move
             h_λ = -αλ ⟨∇L_val(A), θ⟩
@@ -15,7 +15,8 @@ move        log α ← log α - κ log((t + 20) / (t' + 20)) h / rms(h)      whe
 Without the pull and for a factor near 1 instead of 2, (θ' - θ) / log(factor) is dθ/d log α of the whole run so far, by
 forward-mode differentiation; the pull discounts what lies more than about ten steps back. One step ahead is blind to
 what a rate does later (Wu et al. 2018, arXiv 1803.02021). A is what validation measures: its noise is averaged away, so
-h does not mistake noise for curvature. The constants are in `Settings`; `race.py` has the races, the limits of a move, and the way back.
+h does not mistake noise for curvature. The constants are in `Settings`; `race.py` has the races, the limits of a move,
+and the way back.
 """
 
 import math
