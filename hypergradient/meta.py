@@ -5,8 +5,8 @@ each step   θ  ← (1 - αλ) θ + Δ(α; g)             the optimizer's own st
             θ' ← (1 - αλ) θ' + Δ'(2α; g')         the hypothetical run; g': at θ', of a part of the same batch
             θ' ← θ' + .1 (θ - θ')                 and the state of its optimizer likewise
             A  ← A + (θ - A) / max(1, .1 t)       Z ← Z + (θ' - θ - Z) / max(1, .1 t)
-race        for 32 steps, α is held, and the hypothetical run goes at another rate, without the pull, on whole batches; it
-            becomes the run if L_val(A + Z) < L_val(A): at m, where lr is given; then at 4α, until that loses
+race        for 32 steps α is held, and the hypothetical run goes at another rate, without the pull, on whole batches:
+            at m, where lr is given; then at 4α. It becomes the run if L_val(A + Z) < L_val(A); until the run wins at 4α
 look        h = ⟨∇L_val(A), Z⟩                    then, in every 16th step, and before each move
             h_λ = -αλ ⟨∇L_val(A), θ⟩
 move        log α ← log α - κ log((t + 20) / (t' + 20)) h / rms(h)      when t has grown by a tenth since t'
