@@ -13,9 +13,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.xfail(
-    reason="a start ten times too low is repaired too slowly: .78, the best of the grid .44", strict=True
-)
 def test_the_tutorial_runs_and_the_adapted_rate_does_as_well_as_the_best_of_its_grid() -> None:
     import nbclient
     import nbformat
