@@ -83,12 +83,20 @@ class RacedRun(AdaptedRun):
             worse = self.guard.worse(RACE)
             if worse is not None or self.steps - self.moved_at > self.settings.race + self.guard.BATCHES:
                 self._end_race(bool(worse))
+                if worse is not None and self.settings.rewinds:
+                    # the next race, or the first moves, may need a way back
+                    self.guard.keep(self.average)
 
     def recover(self) -> None:
         """Leave weights at which steps are not finite, where there are others."""
-        if self.rival:
+        if self.rival and self.rival < self.rate:
             self._end_race(True)
-        elif self.can_rewind:
+            return
+        if self.rival:
+            # a higher rate is no way out
+            self._end_race(False)
+            self.rival = 0.0
+        if self.can_rewind:
             self.rewind()
 
     def allowed(self, rate: float, loss: float) -> float:

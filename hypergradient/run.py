@@ -97,9 +97,11 @@ class AdaptedRun:
                 self.average.exchange()
             averages = dict(zip(self.params, self.average.weights, strict=True)) if self.params else {}
             buffers = self.average.buffers if self.params else list(self.network.buffers())
-            self.params, self.groups, self.guard.good = params, groups, []
-            # a race is between runs of the same parameters
-            self.rival, self.guard.differences = 0.0, []
+            self.params, self.groups = params, groups
+            # what is compared has the same parameters
+            self.guard.good, self.guard.doubted, self.guard.differences = [], False, []
+            if self.rival:
+                self.rival, self.moved_at = 0.0, self.steps
             self.shrinks = [self.decays is None or self.decays(p) for p in params]
             self.average = Average(self.network, params, self.settings.window)
             self.average.copy_from([averages.get(p, p) for p in params], buffers)

@@ -2,7 +2,8 @@
 
 import math
 from functools import lru_cache
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, cast
 
 import torch
 from mnist1d.data import get_dataset_args, make_dataset
@@ -100,7 +101,7 @@ class Autoencoder(nn.Sequential):
 
     def __init__(self, inputs: int = 64) -> None:
         sizes = [inputs, 128, 16, 128, inputs]
-        layers = [part for a, b in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(a, b), nn.ReLU())]
+        layers = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
         super().__init__(*layers[:-1])
 
 
@@ -126,13 +127,13 @@ class PoissonNetwork(nn.Module):
     def __init__(self, hidden: int = 32, layers: int = 3, waves: int = 3) -> None:
         super().__init__()
         sizes = [1, *[hidden] * layers, 1]
-        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
         self.scale = (math.pi * waves) ** 2
 
     def forward(self, x: Tensor) -> Tensor:
         """Return -u'' / k², (batch, 1), at x, (batch, 1)."""
         value, slope, bend = x, torch.ones_like(x), torch.zeros_like(x)
-        for number, linear in enumerate(self.linears):
+        for number, linear in enumerate(cast(list[nn.Linear], self.linears)):
             if number:
                 value = value.tanh()
                 rise = 1 - value.square()

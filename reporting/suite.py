@@ -29,9 +29,9 @@ BASE = f"cosine{TUNED}"
 CASE = ["row", "data_seed", "seed"]
 LEGEND = (
     f"A score is the test loss, at least {FLOOR:g}, relative to the geometric mean of `{BASE}` in that row; a run that "
-    f"diverged, or is worse than {WORST:g}, counts as {WORST:g}. Means over seeds and rows are geometric; intervals by "
-    "bootstrap over rows. Best of 5: of five rates, the one with the lowest validation loss, in each run; calibrated: "
-    f"the rate that is best in all other rows. **Bold**: above {FAILED:g}; ≥: a run counts as {WORST:g}."
+    f"diverged, or is worse than {WORST:g}, counts as {WORST:g}. Means over seeds and rows are geometric; 95 % "
+    "intervals by bootstrap over rows. Best of 5: of five rates, the one with the lowest validation loss, in each run; "
+    f"calibrated: the rate that is best in all other rows. **Bold**: above {FAILED:g}; ≥: a run counts as {WORST:g}."
 )
 Scored: TypeAlias = pd.DataFrame
 """A row a run: row, method, data_seed, seed, test_loss (infinite if it diverged), passes a step, and the score."""

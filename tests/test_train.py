@@ -114,7 +114,7 @@ def test_what_a_task_does_not_say_is_its_classes_own_default(task: str, capsys: 
         (found["model"]["init_args"]["network"], said["model"]["network"].get("init_args", {})),
         (found["data"], base["init_args"] | said.get("data", {}).get("init_args", {})),
     ):
-        assert part["init_args"] == own_defaults(part["class_path"]) | given
+        assert part.get("init_args", {}) == own_defaults(part["class_path"]) | given
 
 
 def test_the_published_experiment_is_kept_to_the_letter(capsys: pytest.CaptureFixture[str]) -> None:
