@@ -190,10 +190,11 @@ def test_groups_that_are_added_and_parameters_that_are_released_are_taken_in() -
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, about itself
+@pytest.mark.usefixtures("wins_its_races")
 def test_a_compiled_step_adapts() -> None:
     net, optimizer, adapter = adapted()
     step = torch.compile(optimizer.step, backend="eager")
-    for number in range(8):
+    for number in range(13):
         adapter.see(batch(number), loss(net, batch(number)))
         loss(net, batch(number)).backward()
         step()

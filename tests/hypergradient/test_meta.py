@@ -70,6 +70,7 @@ def test_a_meta_rate_of_0_holds_the_rate_wherever_it_starts(lr: float | None) ->
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*the run goes back")
 def test_from_every_start_the_rate_comes_to_the_same_place_and_lowers_the_loss() -> None:
     rates = []
     for lr in (None, 1e-6, 1e-4, 1e-3, 3.0):
