@@ -24,7 +24,7 @@ class Line:
 
 
 def read(args: Sequence[str]) -> Line:
-    """Put base, arm, task and the user's files before all other options, in any order they were typed.
+    """Put base, task, arm and the user's files before all other options, in any order they were typed.
 
     An arm is `--optimizer NAME`, or a YAML file that names the module's class; there is one. `validate` and `test` take
     the arm and the data of the run that wrote the checkpoint. Wrong arguments end with status 2 and one line.

@@ -101,5 +101,5 @@ def test_samples_that_cannot_be_trained_or_evaluated_are_refused(message: str) -
 def test_the_text_is_cut_into_windows_whose_targets_are_the_bytes_that_follow(seed: int) -> None:
     data = TextDataModule(seed=seed)
     data.setup("fit")
-    assert [len(x) for x, _ in (data.train, data.val, data.test)] == [4096, 512, 1024]
+    assert [len(x) for x, _ in (data.train, data.val, data.test)] == [8192, 512, 1024]
     assert all(torch.equal(x[:, 1:], y[:, :-1]) for x, y in (data.train, data.val, data.test))
