@@ -19,7 +19,7 @@ from data.mnist1d import PUBLISHED, generate
 from hypergradient.start import weights_per_step
 
 Batch = tuple[Tensor, Tensor]
-BATCH, EVERY, PER_EPOCH = 128, 16, 32
+BATCH, EVERY, PER_EPOCH, CLIMB = 128, 16, 32, 4.0
 
 
 class Arm(Protocol):
@@ -148,19 +148,24 @@ class Meta:
         self.optimizer, self.other = (torch.optim.Adam(params, lr=1.0) for params in (self.params, self.others))
         self.length, self.kappa, self.c = steps, kappa, c
         self.rate, self.decay = 0.0, decay
-        self.steps = self.moves = self.looks = self.compared = self.shortened = 0
-        self.moved, self.smooth = 1, 0.0
+        self.steps = self.moves = self.looks = self.compared = self.shortened = self.followed = 0
+        self.moved, self.smooth, self.rival, self.raced = 0, 0.0, 0.0, 0.0
+        self.seen: list[float] = []
         self.sums, self.squares = torch.zeros(3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
         self.last = (math.inf, math.inf)
 
     def step(self, train: Batch, look: Batch) -> Tensor:
         """Look and move the rate, where it is time; take the real step and the hypothetical one; average."""
-        loss, (x, y) = backward(self.network, self.params, train), train
+        loss, (x, y), won = backward(self.network, self.params, train), train, False
         if self.steps == 0:
             unit = weights_per_step(self.optimizer)  # not written twice: another last digit would be another run
             self.rate, self.decay = self.c * unit, self.decay / unit
-        moves_now = self.steps and self.steps - self.moved >= max(1.0, 0.1 * self.steps)
-        if self.compared:
+            self.rival = CLIMB * self.rate
+        part = len(y) if self.rival else min(len(y), max(16, int(0.375 * len(y))))
+        moves_now = self.steps - self.moved >= max(1.0, 0.1 * self.steps)
+        if self.rival:
+            won = self._race(look)
+        elif self.compared:
             # with the last good average, which changes nothing unless the run has failed
             self.compared -= 1
         elif self.steps > 1 and (moves_now or self.steps % EVERY == 0):
@@ -168,18 +173,51 @@ class Meta:
             if moves_now:
                 self._move()
         shrunk = self.rate * self.decay
-        self.shortened += _step(self.optimizer, self.params, self.rate, shrunk, 0.1)
-        part = min(len(y), max(16, int(0.375 * len(y)))) if self.steps else len(y)
-        backward(self.twin, self.others, (x[:part], y[:part]))
-        _step(self.other, self.others, 2 * self.rate, shrunk, 0.2)
+        factor = CLIMB if self.rival else 2.0
+        if won:
+            # the gradients are those of the weights that were left: neither run takes a step
+            with torch.no_grad():
+                torch._foreach_mul_([*self.params, *self.others], 1 - shrunk)
+        else:
+            longest = math.inf if self.rival else 0.1
+            self.shortened += _step(self.optimizer, self.params, self.rate, shrunk, longest)
+            backward(self.twin, self.others, (x[:part], y[:part]))
+            _step(self.other, self.others, factor * self.rate, shrunk, 0.1 * factor)
         self.steps += 1
-        self._pull_and_average()
-        self._smooth(float(loss))
+        self._average(0.0 if self.rival else 0.1)
+        if won:
+            self.followed, self.smooth = 0, 0.0
+        else:
+            self.followed += 1
+            self.smooth += (float(loss) - self.smooth) / min(self.followed, 10)
         return loss
 
-    def _smooth(self, loss: float) -> None:
-        """Follow the loss: the mean of the first ten, then a running one."""
-        self.smooth += (loss - self.smooth) / min(self.steps, 10)
+    def _race(self, look: Batch) -> bool:
+        """Compare both runs on the last batches of a race; return whether the hypothetical one has become the run."""
+        if self.steps - self.moved <= 32 - 4:
+            return False
+        with torch.no_grad():
+            run = cross_entropy(self.result(look[0]), look[1])
+            here = [p.clone() for p in self.average]
+            torch._foreach_add_(self.average, self.difference)
+            other = cross_entropy(self.result(look[0]), look[1])
+            self.seen.append(float(run) - float(other))
+            if len(self.seen) < 4:
+                torch._foreach_copy_(self.average, here)
+                return False
+            found, self.seen, self.moved = torch.tensor(self.seen, dtype=torch.float64), [], self.steps
+            won = float(found.mean()) > 2 * float(found.std()) / 2
+            if won:
+                torch._foreach_copy_(self.params, self.others)
+                self.optimizer.load_state_dict(copy.deepcopy(self.other.state_dict()))
+                self.rate = self.rival
+            else:
+                torch._foreach_copy_(self.average, here)
+                torch._foreach_copy_(self.others, self.params)
+                self.other.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+            torch._foreach_zero_(self.difference)
+            self.rival, self.raced = CLIMB * self.rate if won else 0.0, self.rate
+            return won
 
     def _look(self, look: Batch) -> None:
         loss = cross_entropy(self.result(look[0]), look[1])
@@ -199,16 +237,19 @@ class Meta:
         self.compared = 4 if rises else 0
         if rises or self.shortened:
             z = max(z, 0.0)
-        self.last, self.shortened = now, 0
+        self.last, self.shortened, before = now, 0, self.rate
         self.rate *= math.exp(-self.kappa * z * math.log((self.steps + 20) / (self.moved + 20)))
+        if not rises:
+            self.rate = max(self.rate, min(before, self.raced))
         self.decay *= math.exp(-z_decay * (self.steps - self.moved) / max(self.steps, self.length / 4))
         self.moved = self.steps
         self.sums, self.looks = torch.zeros(3, dtype=torch.float64), 0
 
     @torch.no_grad()
-    def _pull_and_average(self) -> None:
+    def _average(self, pull: float) -> None:
+        """Pull the hypothetical run, and average both."""
         pulled, real = ([*p, *_moments(o)] for p, o in ((self.others, self.other), (self.params, self.optimizer)))
-        torch._foreach_lerp_(pulled, real, 0.1)
+        torch._foreach_lerp_(pulled, real, pull)
         now = [*self.params, *torch._foreach_sub(self.others, self.params)]
         torch._foreach_lerp_([*self.average, *self.difference], now, 1 / max(1.0, 0.1 * self.steps))
 

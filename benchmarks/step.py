@@ -83,7 +83,7 @@ def plain_rule(problem: Problem, meta_lr: float = META_LR) -> Step:
 
 
 def meta(problem: Problem) -> Step:
-    """Return a step under `RateAdapter`: hypothetical step, averaged weights, adapted decay; a look every 16 steps."""
+    """Return a step under `RateAdapter`, after its races: hypothetical step, averages, decay; a look every 16 steps."""
     adapter = RateAdapter(problem.optimizer, problem.network, problem.loss, [problem.look], length=None)
 
     def step() -> None:
@@ -91,6 +91,8 @@ def meta(problem: Problem) -> Step:
         adapter.loss(problem.train).backward()
         problem.optimizer.step()
 
+    while adapter.meta.racing:
+        step()
     return step
 
 

@@ -2,7 +2,17 @@
 
 from data.loader import TensorLoader
 from data.mnist1d import MNIST1DDataModule
-from data.scikit import DigitsDataModule, FriedmanDataModule
+from data.scikit import DiabetesDataModule, DigitsDataModule, FriedmanDataModule
+from data.synthetic import AddingDataModule, PoissonDataModule
 from data.text import TextDataModule
 
-__all__ = ["DigitsDataModule", "FriedmanDataModule", "MNIST1DDataModule", "TensorLoader", "TextDataModule"]
+__all__ = [
+    "AddingDataModule",
+    "DiabetesDataModule",
+    "DigitsDataModule",
+    "FriedmanDataModule",
+    "MNIST1DDataModule",
+    "PoissonDataModule",
+    "TensorLoader",
+    "TextDataModule",
+]

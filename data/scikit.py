@@ -8,11 +8,20 @@ from data.tensors import Samples, TensorDataModule, require
 class DigitsDataModule(TensorDataModule):
     """scikit-learn's 1,797 bundled digits: 1,000 to train on, 300 to validate, 497 to test.
 
-    x (samples, 64) float32 in 0 ... 1, y (samples,) int64. `seed` shuffles them before they are cut.
+    x (samples, 64) float32 in 0 ... 1, y (samples,) int64, or x again. `seed` shuffles them before they are cut.
+
+    Args:
+        batch_size: training samples a step.
+        val_batch_size: validation samples a step, for a look.
+        seed: of the order.
+        reconstruct: whether the targets are the inputs, as of an autoencoder, and not the digits.
     """
 
-    def __init__(self, batch_size: int = 64, val_batch_size: int = 128, seed: int = 0) -> None:
+    def __init__(
+        self, batch_size: int = 64, val_batch_size: int = 128, seed: int = 0, reconstruct: bool = False
+    ) -> None:
         super().__init__(batch_size, val_batch_size, 1_000, 300, seed)
+        self.reconstruct = reconstruct
 
     def samples(self) -> tuple[Samples, Samples, Samples]:
         """Read them from the package."""
@@ -22,7 +31,28 @@ class DigitsDataModule(TensorDataModule):
         pixels, digits = load_digits(return_X_y=True)
         x, y = torch.tensor(pixels / 16).float(), torch.tensor(digits)
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(self.seed))
-        return self.cut(x[order], y[order])
+        return self.cut(x[order], x[order] if self.reconstruct else y[order])
+
+
+class DiabetesDataModule(TensorDataModule):
+    """scikit-learn's bundled diabetes table: 242 patients to train on, 100 to validate, 100 to test.
+
+    x (samples, 10) float32, y (samples,) float32, both standardised. `seed` shuffles the patients before they are cut.
+    """
+
+    def __init__(self, batch_size: int = 32, val_batch_size: int = 100, seed: int = 0) -> None:
+        super().__init__(batch_size, val_batch_size, 242, 100, seed)
+
+    def samples(self) -> tuple[Samples, Samples, Samples]:
+        """Read them from the package."""
+        # late: other tasks do not wait for the import
+        from sklearn.datasets import load_diabetes
+
+        table, values = load_diabetes(return_X_y=True)
+        order = torch.randperm(len(values), generator=torch.Generator().manual_seed(self.seed))
+        x, y = torch.tensor(table / table.std(0)).float()[order], torch.tensor(values).float()[order]
+        train = y[: self.sizes[0]]
+        return self.cut(x, (y - train.mean()) / train.std())
 
 
 class FriedmanDataModule(TensorDataModule):

@@ -24,7 +24,7 @@ class Line:
 
 
 def read(args: Sequence[str]) -> Line:
-    """Put base, arm, task and the user's files before all other options, in any order they were typed.
+    """Put base, task, arm and the user's files before all other options, in any order they were typed.
 
     An arm is `--optimizer NAME`, or a YAML file that names the module's class; there is one. `validate` and `test` take
     the arm and the data of the run that wrote the checkpoint. Wrong arguments end with status 2 and one line.
@@ -62,4 +62,4 @@ def read(args: Sequence[str]) -> Line:
     [(name, arm)], task = arms.items(), (tasks or [DEFAULT_TASK])[0]
     chosen = ["--config", str(CONFIGS / "tasks" / f"{task}.yaml")] if own.task else []
     labels = [f"--optimizer={name}", f"--task={task}"]
-    return Line(command, name, task, own.ckpt_path, ["--config", str(BASE), *arm, *chosen, *over, *labels, *rest])
+    return Line(command, name, task, own.ckpt_path, ["--config", str(BASE), *chosen, *arm, *over, *labels, *rest])

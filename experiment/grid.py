@@ -21,7 +21,7 @@ from reporting.curves import read_schedule
 from tracking.store import StoreError, client, tracking_uri
 
 Grid = Mapping[str, Any]
-"""`rows` and `columns`: name -> what they say of a run, as `stages.yaml` describes; `seeds`, `data_seeds`: at most."""
+"""`rows`, `columns`, `ladders`: name -> what they say of a run, as `stages.yaml` describes; `seeds`, `data_seeds`."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,10 @@ class Scale:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a grid; `study`: the tuning that its options come from, `of` so many trials, `part` of its options."""
+    """One run of a grid; `study`: the tuning that its options come from, `of` so many trials, `part` of its options.
+
+    `method`: the column, or the ladder that it belongs to; `rate`: where on that ladder, before a row multiplies it.
+    """
 
     label: str
     row: str
@@ -51,6 +54,8 @@ class Run:
     data_seed: int
     seed: int
     arm: str
+    method: str
+    rate: float | None = None
     lr: float | None = None
     options: tuple[str, ...] = ()
     study: Tuning | None = None
@@ -62,22 +67,41 @@ def runs_of(grid: Grid, scale: Scale) -> list[Run]:
     """Return every run of a grid, before tuning."""
     data_seeds = range(min(scale.data_seeds, grid.get("data_seeds", scale.data_seeds)))
     seeds = range(1, 1 + min(scale.seeds, grid.get("seeds", scale.seeds)))
-    rows, columns, runs = grid["rows"], grid.get("columns", {"": {}}), []
+    rows, columns, runs = grid["rows"], columns_of(grid), []
     for data_seed, seed, row, column in product(data_seeds, seeds, rows, columns):
         if column not in rows[row].get("only", columns):
             continue
-        said = {"arm": row, **rows[row], **columns[column]}
-        given, study = tuple(said.get("options", ())), None
+        said, study = _both(rows[row], columns[column], {"arm": row, "method": column}, grid.get("sgd", ())), None
         if tunes := said.get("tune"):
-            seeded = (f"--data.seed={data_seed}",) * (data_seed > 0)
+            given = (*[f"--data.seed={data_seed}"] * (data_seed > 0), *said["options"])
             search = dict(word.partition("=")[::2] for word in said["search"]) if "search" in said else None
             arm = said["arm"] if tunes is True else tunes
-            study = Tuning(arm, (*seeded, *given), search, said.get("trials", scale.trials), said.get("seed", 0))
-        fields = {name: said[name] for name in ("arm", "lr", "of", "part") if name in said}
+            study = Tuning(arm, given, search, said.get("trials", scale.trials), said.get("seed", 0))
+        fields = {name: said[name] for name in ("arm", "method", "rate", "lr", "options", "of", "part") if name in said}
         # a colon would make a mapping of it on the command line
         label = f"{row}, {column}" if column else row
-        runs.append(Run(label, row, column, data_seed, seed, options=given, study=study, **fields))
+        runs.append(Run(label, row, column, data_seed, seed, study=study, **fields))
     return runs
+
+
+def columns_of(grid: Grid) -> dict[str, Mapping[str, Any]]:
+    """Return the columns of a grid, and one for each rate of each ladder: "cosine 0.001", with its `lr`."""
+    ladders = grid.get("ladders", {})
+    steps = {
+        f"{name} {rate:g}": {**ladders[name], "method": name, "lr": rate, "rate": rate}
+        for name, rate in product(ladders, grid.get("rates", ()))
+    }
+    return {**grid.get("columns", {}), **steps} or {"": {}}
+
+
+def _both(row: Any, column: Any, names: dict[str, Any], sgd: Sequence[str]) -> dict[str, Any]:
+    """Return what row and column say together: the options of both, and `sgd` for a row that says it, on a ladder."""
+    options = (*row.get("options", ()), *column.get("options", ()))
+    said = {**names, **row, **column, "options": options}
+    if "rate" in said and said.get("sgd"):
+        # rounded: 10 * 3e-4 is 0.0029999999999999996
+        said |= {"options": (*options, *sgd), "lr": round(10 * said["rate"], 12)}
+    return said
 
 
 def run_grid(grid: Grid, scale: Scale, parent: str, courses: bool = True) -> pd.DataFrame:
@@ -98,7 +122,7 @@ def run_grid(grid: Grid, scale: Scale, parent: str, courses: bool = True) -> pd.
     return pd.DataFrame(
         {
             **{"arm": run.label, "row": run.row, "column": run.column, "seed": run.seed, "data_seed": run.data_seed},
-            **{"start_lr": run.lr, "run_id": run_id},
+            **{"method": run.method, "rate": run.rate, "start_lr": run.lr, "run_id": run_id},
             **read_run(run_id, courses),
         }
         for run, run_id in zip(runs, ids, strict=True)

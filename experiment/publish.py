@@ -13,6 +13,7 @@ from experiment.process import end
 from experiment.run import train
 from reporting.curves import COURSES, by_start, courses
 from reporting.figures import CEILING, draw_courses, draw_sensitivity
+from reporting.suite import draw_suite, headline, suite_table
 from reporting.tables import conditions, legend, paired_table, write_between_markers
 from reporting.tables import grid as grid_table
 from tracking.runs import parent_run
@@ -71,14 +72,16 @@ def publish_stage(name: str, scale: Scale, command: str) -> str:
                 shown += f"\n\n{grid_table(few, ['val_loss', 'test_loss', 'rates'])}"
             if stage.get("claim"):
                 shown += f"\n\n{grid_table(runs.assign(column='data seed ' + runs.data_seed.astype(str)))}"
+        elif stage.get("table") == "suite":
+            shown = suite_table(runs)
         else:
             shown = grid_table(runs, stage.get("table", ["test_loss"]), stage.get("base"))
         text = f"{shown}\n\n{conditions(runs, command)}{legend(shown, tuned=True)}\n"
         _keep(runs, drawn, text, folder, parent, ABOUT)
     if scale.output == RESULTS:
         publish(name, text, DOCUMENTS)
-        if stage.get("claim"):
-            publish("headline", f"{paired_table(few, tuning=tuning)}\n", DOCUMENTS)
+        if stage.get("table") == "suite":
+            publish("headline", f"{headline(runs)}\n", DOCUMENTS)
     return text
 
 
@@ -93,7 +96,9 @@ def _keep(runs: pd.DataFrame, drawn: list[str], text: str, folder: Path, parent:
         if runs.start_lr.nunique() > 1:
             own = own[own.row == drawn[0]].assign(arm=[f"from {lr:g}" for lr in own[own.row == drawn[0]].start_lr])
         courses(own).to_csv(folder / "courses.csv", index=False, float_format="%.6g")
-        written += ["courses.csv", *draw(folder, about)]
+        written.append("courses.csv")
+    if drawn or runs.rate.notna().any():
+        written += draw(folder, about)
     client().set_tag(parent, "mlflow.note.content", text)
     # by name: the folder may hold what is not of this grid
     for name in written:
@@ -101,10 +106,15 @@ def _keep(runs: pd.DataFrame, drawn: list[str], text: str, folder: Path, parent:
 
 
 def draw(folder: Path, about: str) -> list[str]:
-    """Draw the courses that the folder holds, if any, and return the figures' names. about: the titles' beginning."""
+    """Draw the ladders or courses that the folder holds, if any; return the figures' names. about: of the titles."""
+    if not (folder / "results.csv").exists():
+        return []
+    runs = pd.read_csv(folder / "results.csv")
+    if "rate" in runs and runs.rate.notna().any():
+        return draw_suite(runs, folder)
     if not (folder / "courses.csv").exists():
         return []
-    runs, lines = pd.read_csv(folder / "results.csv"), pd.read_csv(folder / "courses.csv")
+    lines = pd.read_csv(folder / "courses.csv")
     runs["arm"] = runs.get("row", runs.arm)
     if runs.start_lr.nunique() > 1:
         draw_sensitivity(by_start(runs, CEILING), lines, runs, folder, about)

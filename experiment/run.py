@@ -24,7 +24,7 @@ from data.tensors import TensorDataModule
 from experiment import options
 from experiment.command_line import Line, read
 from experiment.process import refusing
-from lightning_modules import SearchModule, SupervisedModule
+from lightning_modules import SupervisedModule
 from reporting.machine import machine
 from tracking.logger import Tracker
 from tracking.runs import close_broken_off, find_run, run_of
@@ -146,9 +146,7 @@ class Run(LightningCLI):
         logger.init_args.run_id = self.resumes
 
     def after_instantiate_classes(self) -> None:
-        """Put the module's configuration into its checkpoints, and refuse what an arm cannot do."""
-        if isinstance(self.model, SearchModule):
-            self.model.require_one_process(self.trainer.world_size)
+        """Put the module's configuration into its checkpoints."""
         self.trainer.callbacks += self.callbacks  # type: ignore[attr-defined]
         if self.tracker and self.tracker.tags is not None:
             # one colour an arm in MLflow's charts; not among the options, where YAML takes #0072b2 for a comment

@@ -5,10 +5,8 @@ from hypergradient.finite import NotFiniteError
 from hypergradient.meta import Meta
 from hypergradient.notices import Notice
 from hypergradient.one_step import hypergradient, lookahead, real_step, scaled
-from hypergradient.search import search_rate
 from hypergradient.sets import Average
 from hypergradient.settings import Settings
-from hypergradient.start import starting_rate
 from hypergradient.support import check_supported
 from hypergradient.trace import no_trace
 
@@ -25,6 +23,4 @@ __all__ = [
     "no_trace",
     "real_step",
     "scaled",
-    "search_rate",
-    "starting_rate",
 ]

@@ -31,13 +31,12 @@ class Guard:
         self.steps += 1
         self.smooth += (loss - self.smooth) / min(self.steps, self.settings.smoothing)
 
-    def trend(self, look: float) -> int:
-        """Return 1 where both losses are above those at the last move, -1 where both are below, else 0."""
+    def rises(self, look: float) -> bool:
+        """Return whether both losses, that of the look and the training loss, are above those at the last move."""
         if math.isnan(self.first):
             self.first = look
         before, self.at_move, self.lowest = self.at_move, [look, self.smooth], min(look, self.lowest)
-        above = {look > before[0], self.smooth > before[1]}
-        return 0 if len(above) > 1 else 1 if above == {True} else -1
+        return look > before[0] and self.smooth > before[1]
 
     def keep(self, average: TensorSet) -> None:
         """Keep the average as the last good one."""

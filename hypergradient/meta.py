@@ -5,8 +5,8 @@ each step   θ  ← (1 - αλ) θ + Δ(α; g)             the optimizer's own st
             θ' ← (1 - αλ) θ' + Δ'(2α; g')         the hypothetical run; g': at θ', of a part of the same batch
             θ' ← θ' + .1 (θ - θ')                 and the state of its optimizer likewise
             A  ← A + (θ - A) / max(1, .1 t)       Z ← Z + (θ' - θ - Z) / max(1, .1 t)
-race        where lr is given, until t = 32: α is held, and the hypothetical run goes at m, without the pull, on whole
-            batches. There it becomes the run if L_val(A + Z) < L_val(A)
+race        for 32 steps α is held, and the hypothetical run goes at another rate, without pull, on whole batches. It
+            becomes the run if L_val(A + Z) < L_val(A). First at m, where lr is given; then at 4α, until that loses
 look        h = ⟨∇L_val(A), Z⟩                    then, in every 16th step, and before each move
             h_λ = -αλ ⟨∇L_val(A), θ⟩
 move        log α ← log α - κ log((t + 20) / (t' + 20)) h / rms(h)      when t has grown by a tenth since t'
@@ -15,7 +15,8 @@ move        log α ← log α - κ log((t + 20) / (t' + 20)) h / rms(h)      whe
 Without the pull and for a factor near 1 instead of 2, (θ' - θ) / log(factor) is dθ/d log α of the whole run so far, by
 forward-mode differentiation; the pull discounts what lies more than about ten steps back. One step ahead is blind to
 what a rate does later (Wu et al. 2018, arXiv 1803.02021). A is what validation measures: its noise is averaged away, so
-h does not mistake noise for curvature. The constants are in `Settings`; `race.py` has the race, and the way back.
+h does not mistake noise for curvature. The constants are in `Settings`; `race.py` has the races, the limits of a move,
+and the way back.
 """
 
 import math
@@ -69,11 +70,12 @@ class Meta(RacedRun):
         longest = options.longest if self.size else math.inf
         if self.started_at and not self.rival:
             self.shortened += shorten(self.params, self.started_at, longest)
+        # before the hypothetical step, which needs a copy itself
+        self.started_at = []
         factor, pull = (self.rival / self.rate, 0.0) if self.rival else (options.factor, options.pull)
         longest *= max(1.0, factor)
         steps = self.hypothetical.step(hypothetical_loss, factor, pull, longest, self.decay, self.clip)
         self.restore_rates()
-        self.started_at = []
         self.steps += 1
         self.average.update(self.steps)
         with torch.no_grad():
@@ -86,7 +88,7 @@ class Meta(RacedRun):
 
     @property
     def _due(self) -> bool:
-        return self.steps > self.held and (self._moves_now or self.steps % self.settings.every == 0)
+        return self.steps > 1 and (self._moves_now or self.steps % self.settings.every == 0)
 
     @property
     def _moves_now(self) -> bool:
@@ -120,7 +122,7 @@ class Meta(RacedRun):
         self.began, self.pushes, self.push_squares = self.began or self.rate, self.pushes + z, self.push_squares + z * z
         t, before = self.steps, self.moved_at
         # a given rate that has not lost the race is evidence too
-        rise = -options.meta_lr * z * math.log((t + self.offset) / (before + self.offset)) / (1 + self.trusted)
+        rise = -options.meta_lr * z * math.log((t + options.delay) / (before + options.delay)) / (1 + self.trusted)
         self.rate = self.allowed(self.rate * math.exp(rise), float(loss))
         self.weight_decay *= math.exp(-z_decay * (t - before) / max(t, self.length / 4))
         self.moved_at = t

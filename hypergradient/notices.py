@@ -33,7 +33,7 @@ class Notices:
         """Say what a step shows."""
         used, lr = seen["lr"], run.peak * run.schedule
         if used and not lr / self.FAR <= used <= lr * self.FAR:
-            why = "the validation loss asks for it" if run.trusted else "the method's own start won the race"
+            why = "the validation loss asks for it" if run.trusted else "another rate won the race"
             self.say(
                 f"at step {run.steps} the learning rate is {used:.3g}, {used / lr:.3g} times the optimizer's lr: {why}."
                 " It is group['used_lr'], and adapter.last['lr'].",

@@ -1,4 +1,4 @@
-"""Two runs compared on the same validation batches: the given rate with the method's own, and a run with its past."""
+"""Two runs compared on the same validation batches: at two rates, and a run with its own past."""
 
 import math
 from collections.abc import Callable
@@ -17,18 +17,21 @@ Draw = Callable[[], Callable[[], Tensor]]
 
 # a given rate within this factor of the method's own start is not compared with it
 NEAR = 1.25
-# a rate that makes the weights grow by this factor within the race is far too high
+# the hypothetical run of a race goes at so many times the rate of the run
+CLIMB = 4.0
+# a given rate above the method's own start that makes the weights grow by this factor within the race is far too high
 GROWTH = 2.0
-# standard errors by which a loss must be lower: at the method's own start, and at the last good average
+# standard errors by which a loss must be lower: that of the hypothetical run, and that of the last good average
 RACE, REWIND = 2.0, 4.0
 
 
 class RacedRun(AdaptedRun):
-    """A run that starts from a given rate, and leaves it, or goes back, where the validation loss says so.
+    """A run that finds its first rate by races, and goes back where the validation loss says so.
 
-    race        for the first 32 steps the hypothetical run goes at the method's own start. It becomes the run if its
-                loss is lower beyond noise, or if the weights of the run have doubled: such a rate is far too high, and
-                what it does to a network is not undone
+    race        for 32 steps the hypothetical run goes at another rate: at the method's own start, where another one is
+                given; then at four times the rate of the run. It becomes the run if its loss is lower beyond noise, and
+                the next race begins, until the run wins one. A given rate also loses if it is the higher one and the
+                weights have doubled: what it does to a network is not undone
     rewind      where both losses rise, the average is compared with the last good one; the run goes back to it, at half
                 the rate, if it has lost a fifth of what it had gained
     """
@@ -43,9 +46,10 @@ class RacedRun(AdaptedRun):
             )
         start, self.size = self.settings.start * unit, self._size()
         self.weight_decay = self.settings.weight_decay / unit if unit else 0.0
-        self.rate, self.trusted = self.peak if self.given else start, self.given
-        if self.settings.meta_lr and start and max(self.rate, start) > NEAR * min(self.rate, start):
-            self.rival = start
+        self.rate = self.peak if self.given else start
+        if self.settings.meta_lr:
+            apart = start and max(self.rate, start) > NEAR * min(self.rate, start)
+            self.rival, self.climbing = (start, False) if apart else (CLIMB * self.rate, True)
 
     @property
     def racing(self) -> bool:
@@ -72,46 +76,55 @@ class RacedRun(AdaptedRun):
                 self.rewind()
             elif worse is False:
                 self.guard.keep(self.average)
-        elif not self._size() <= GROWTH * self.size:
+        elif self.rival < self.rate and not self._size() <= GROWTH * self.size:
             self._end_race(True)
-        elif self.steps > self.settings.race - self.guard.BATCHES:
+        elif self.steps - self.moved_at > self.settings.race - self.guard.BATCHES:
             self._add(draw(), self.hypothetical_average())
             worse = self.guard.worse(RACE)
-            if worse is not None or self.steps > self.settings.race + self.guard.BATCHES:
+            if worse is not None or self.steps - self.moved_at > self.settings.race + self.guard.BATCHES:
                 self._end_race(bool(worse))
+                if worse is not None and self.settings.rewinds:
+                    # the next race, or the first moves, may need a way back
+                    self.guard.keep(self.average)
 
     def recover(self) -> None:
         """Leave weights at which steps are not finite, where there are others."""
-        if self.rival:
+        if self.rival and self.rival < self.rate:
             self._end_race(True)
-        elif self.can_rewind:
+            return
+        if self.rival:
+            # a higher rate is no way out
+            self._end_race(False)
+            self.rival = 0.0
+        if self.can_rewind:
             self.rewind()
 
     def allowed(self, rate: float, loss: float) -> float:
         """Return a new rate as far as the losses, L_val(A) and the training loss, allow it.
 
-        It does not rise while both do, or where steps are shortened. It does not fall below a given rate, which has not
-        lost the race, while both fall: a gradient that looks few steps ahead lowers rates too early.
+        It does not rise while both do, or where steps are shortened. Unless both do, it does not fall below the rate
+        that has won the races: a gradient that looks few steps ahead lowers rates too early.
         """
-        trend, shortened = self.guard.trend(loss), self.shortened > self.shortened_before
+        rises, shortened = self.guard.rises(loss), self.shortened > self.shortened_before
         self.shortened_before = self.shortened
-        if trend > 0 and self.can_rewind:
+        if rises and self.can_rewind:
             self.guard.doubted = True
         elif self.settings.meta_lr and self.settings.rewinds:
             self.guard.keep(self.average)
-        if trend > 0 or shortened:
-            return min(rate, self.rate)
-        return max(rate, min(self.rate, self.peak)) if trend < 0 and self.trusted else rate
+        won = self.peak if self.trusted else self.raced
+        lowest = 0.0 if rises else min(self.rate, won)
+        highest = self.rate if rises or shortened else math.inf
+        return min(max(rate, lowest), highest)
 
     def _end_race(self, lost: bool) -> None:
-        self.trusted = not lost
+        climbed = self.climbing
         if lost:
+            self.trusted = False
             self.adopt()
-            # the rate that won was held too: it makes up for the moves of these steps
-            self.offset = 0
             # of the other run
             self.guard.steps, self.guard.smooth = 0, 0.0
-        self.rival, self.guard.differences = 0.0, []
+        self.climbing, self.raced, self.moved_at, self.guard.differences = True, self.rate, self.steps, []
+        self.rival = CLIMB * self.rate if lost or not climbed else 0.0
         self.begin_hypothetical_run()
 
     def losses(self, loss: Callable[[], Tensor], *sets: list[Tensor]) -> list[Tensor]:

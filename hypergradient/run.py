@@ -15,8 +15,8 @@ from hypergradient.sets import Average
 from hypergradient.settings import Settings
 from hypergradient.support import check_supported
 
-NUMBERS = ("steps", "looks", "moves", "moved_at", "count", "shortened", "shortened_before", "trusted", "offset")
-RATES = ("rate", "rival", "peak", "size", "began", "pushes", "push_squares", "weight_decay")
+NUMBERS = ("steps", "looks", "moves", "moved_at", "count", "shortened", "shortened_before", "trusted", "climbing")
+RATES = ("rate", "rival", "raced", "peak", "size", "began", "pushes", "push_squares", "weight_decay")
 COUNTS = (*NUMBERS, *RATES)
 STATE = (*COUNTS, "sums", "squares", "guard", "average", "hypothetical", "difference")
 
@@ -37,7 +37,8 @@ class AdaptedRun:
         decays: whether the weight decay shrinks a parameter; None: all are shrunk.
 
     Attributes:
-        rate: α; 0 before the first step. rival: the method's own start, while it is compared with α; else 0.
+        rate: α; 0 before the first step. rival: the rate that α is compared with in a race; else 0.
+        raced: the rate that has won the races so far.
         weight_decay: λ.
         average: A. hypothetical: the run at θ'. difference: Z, a tensor for each parameter.
         steps, looks, moves, shortened: their numbers so far.
@@ -76,12 +77,11 @@ class AdaptedRun:
         self.guard, self.loaded = Guard(self.settings), dict[str, Any]()
         self.params, self.groups, self.started_at = list[Tensor](), list[list[int]](), list[Tensor]()
         self.steps = self.looks = self.moves = self.count = self.shortened = self.shortened_before = 0
-        # the step up to which the rate is held, and what is added to the time of its moves
-        self.held, self.offset = self.settings.race if self.given else 1, self.settings.delay
-        self.moved_at, self.schedule = self.held, 1.0
-        self.rate = self.rival = self.peak = self.size = self.weight_decay = 0.0
-        # whether the given rate has not lost the race
-        self.trusted = self.given
+        # the step of the last move, or of the end of the last race
+        self.moved_at, self.schedule = 0, 1.0
+        self.rate = self.rival = self.raced = self.peak = self.size = self.weight_decay = 0.0
+        # whether a given rate has lost no race, and whether the races are with higher rates now
+        self.trusted, self.climbing = self.given, False
         # the rate of the first move, and the sums of the normalized hypergradients since and of their squares
         self.began = self.pushes = self.push_squares = 0.0
         # since the last move, the sums of what looks saw: the loss, the hypergradients of the rate and of the decay
@@ -97,9 +97,11 @@ class AdaptedRun:
                 self.average.exchange()
             averages = dict(zip(self.params, self.average.weights, strict=True)) if self.params else {}
             buffers = self.average.buffers if self.params else list(self.network.buffers())
-            self.params, self.groups, self.guard.good = params, groups, []
-            # a race is between runs of the same parameters
-            self.rival, self.guard.differences = 0.0, []
+            self.params, self.groups = params, groups
+            # what is compared has the same parameters
+            self.guard.good, self.guard.doubted, self.guard.differences = [], False, []
+            if self.rival:
+                self.rival, self.moved_at = 0.0, self.steps
             self.shrinks = [self.decays is None or self.decays(p) for p in params]
             self.average = Average(self.network, params, self.settings.window)
             self.average.copy_from([averages.get(p, p) for p in params], buffers)

@@ -13,7 +13,7 @@ class Settings:
     Args:
         meta_lr: κ, how far the logarithm of the rate moves while the number of steps grows e-fold; 0 holds the rate.
         start: c, the length of the first step over that of the weights, at the method's own start.
-        race: steps in which the rate is held, and a given rate is compared with the method's own start.
+        race: steps in which a rate is compared with another one.
         weight_decay: λ at the start, in units of rms(Δ(1)) / rms(θ); 0 for none.
         factor: the hypothetical rate over the real one.
         pull: the fraction of the way that the hypothetical run is pulled back to the real one after each step.

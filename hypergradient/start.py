@@ -1,13 +1,10 @@
-"""Where to start: the scale of the weights over that of a step, and the bracket of the first step.
+"""Where to start: the scale of the weights over that of a step, rms(θ) / rms(Δ(1)).
 
-unit        rms(θ) / rms(Δ(1))      the rate at which one step would be as long as the weights
-bracket     s                       the rate at which ⟨∇L_val(θ + s Δ(1)), Δ(1)⟩ turns from negative to positive
-
-Below s a longer first step lowers the validation loss, above it a shorter one would: s is the line search of that loss.
+At this rate one step would be as long as the weights.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,50 +12,8 @@ from torch.optim import Optimizer
 
 from hypergradient.hypothetical import copied_attributes, plain_step, with_attributes
 
-LOWEST, HIGHEST = 1e-7, 1e3
 # equal gradients after which an optimizer's step has its final length; 10 times the first for a momentum of 0.9
 SETTLING = 100
-
-
-def starting_rate(validation_loss: Callable[[], Tensor], optimizer: Optimizer) -> float:
-    """Return the rate at which the hypergradient of one step from here changes sign.
-
-    Doubled from 1e-7 and interpolated in the logarithm, in about 20 evaluations. Parameters, gradients and the
-    optimizer's state are left as they were; what `validation_loss` changes itself (buffers, the random stream) is the
-    caller's: see `no_trace`.
-
-    Raises:
-        ValueError: the validation loss does not depend on the parameters, or falls however far the step reaches.
-    """
-    params = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    start = [p.detach().clone() for p in params]
-
-    def gradient() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(validation_loss(), params, materialize_grads=True)
-
-    @torch.no_grad()
-    def place(rate: float) -> None:
-        for p, s, d in zip(params, start, direction, strict=True):
-            # back to every bit, where the direction is not finite too
-            p.copy_(s + rate * d if rate else s)
-
-    def slope(rate: float) -> float:
-        place(rate)
-        return sum(float(torch.sum((g.conj() * d).real)) for g, d in zip(gradient(), direction, strict=True))
-
-    direction = _settled_step(optimizer, params, gradient())
-    try:
-        rate, before = LOWEST, slope(0.0)
-        if not before < 0:
-            raise ValueError("The validation loss does not fall along its own gradient: no rate can be started from.")
-        while (after := slope(rate)) < 0:
-            rate, before = 2 * rate, after
-            if rate > HIGHEST:
-                raise ValueError(f"The validation loss still falls at a rate of {HIGHEST:g}: is it bounded?")
-    finally:
-        place(0.0)
-    fraction = before / (before - after) if math.isfinite(after) else 0.5
-    return rate / 2 * 2**fraction
 
 
 def weights_per_step(optimizer: Optimizer) -> float:

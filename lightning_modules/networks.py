@@ -1,8 +1,15 @@
 """The networks of the comparison. Inputs are (batch, inputs) float32, outputs (batch, classes)."""
 
-from typing import Literal
+import math
+from functools import lru_cache
+from itertools import pairwise
+from typing import Literal, cast
 
+import torch
+from mnist1d.data import get_dataset_args, make_dataset
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 
 class MLP(nn.Sequential):
@@ -87,3 +94,77 @@ class PostLayerNorm(nn.Module):
         for branch, norm in zip(self.branches, self.norms, strict=True):
             state = norm(state + branch(state))
         return self.leave(state)  # type: ignore[no-any-return]
+
+
+class Autoencoder(nn.Sequential):
+    """An autoencoder with ReLU: inputs-128-16-128-inputs."""
+
+    def __init__(self, inputs: int = 64) -> None:
+        sizes = [inputs, 128, 16, 128, inputs]
+        layers = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.ReLU())]
+        super().__init__(*layers[:-1])
+
+
+class LSTM(nn.Module):
+    """An LSTM over (batch, points, inputs), whose last state gives one value: (batch, 1)."""
+
+    def __init__(self, inputs: int = 2, hidden: int = 64) -> None:
+        super().__init__()
+        self.recurrent, self.output = nn.LSTM(inputs, hidden, batch_first=True), nn.Linear(hidden, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the values."""
+        states, _ = self.recurrent(x)
+        return self.output(states[:, -1])  # type: ignore[no-any-return]
+
+
+class PoissonNetwork(nn.Module):
+    """A physics-informed network (Raissi et al. 2019): x -> -u''(x) / k², where u = x (1 - x) N(x), N an MLP with tanh.
+
+    What it should return is sin(k x), k = 3 π. The derivatives are propagated forwards, layer by layer.
+    """
+
+    def __init__(self, hidden: int = 32, layers: int = 3, waves: int = 3) -> None:
+        super().__init__()
+        sizes = [1, *[hidden] * layers, 1]
+        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.scale = (math.pi * waves) ** 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return -u'' / k², (batch, 1), at x, (batch, 1)."""
+        value, slope, bend = x, torch.ones_like(x), torch.zeros_like(x)
+        for number, linear in enumerate(cast(list[nn.Linear], self.linears)):
+            if number:
+                value = value.tanh()
+                rise = 1 - value.square()
+                slope, bend = rise * slope, rise * bend - 2 * value * rise * slope.square()
+            value, slope, bend = linear(value), slope @ linear.weight.T, bend @ linear.weight.T
+        return (2 * value - 2 * (1 - 2 * x) * slope - x * (1 - x) * bend) / self.scale
+
+
+class TrainedConvNet(ConvNet):
+    """A ConvNet that was trained on the first five digits of other samples; its last layer, for all ten, is fresh."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.load_state_dict(_trained() | {name: p for name, p in self.state_dict().items() if name.startswith("8.")})
+
+
+@lru_cache
+def _trained() -> dict[str, Tensor]:
+    """Train for 600 steps, in about two seconds; no data module has this seed."""
+    args = get_dataset_args()
+    args.seed = 1
+    with isolate_rng():
+        torch.manual_seed(0)
+        made = make_dataset(args)
+        x, y = torch.tensor(made["x"]).float(), torch.tensor(made["y"])
+        x, y = x[y < 5], y[y < 5]
+        network = ConvNet()
+        optimizer = torch.optim.Adam(network.parameters(), 3e-3)
+        for _ in range(600):
+            batch = torch.randint(len(y), (128,))
+            optimizer.zero_grad()
+            cross_entropy(network(x[batch]), y[batch]).backward()
+            optimizer.step()
+    return network.state_dict()

@@ -24,7 +24,7 @@ class SupervisedModule(LightningModule):
     """Training at a fixed or a scheduled learning rate: of cross-entropy, or of squared error where targets are floats.
 
     Args:
-        network: (batch, ...) inputs -> (batch, ..., classes) logits, or (batch, 1) values.
+        network: (batch, ...) inputs -> (batch, ..., classes) logits, or as many values as targets.
         lr: the learning rate that the arm starts from, or keeps.
         optimizer: makes the optimizer from the parameters and the rate; Adam by default.
         schedule: makes an LR scheduler from the optimizer and the number of steps in the run; stepped every batch
@@ -97,11 +97,6 @@ class SupervisedModule(LightningModule):
         decoupled = group.get("decoupled_weight_decay", False)
         return float(group["lr"] * group["weight_decay"]) if decoupled else 0.0
 
-    def averaging(self) -> Any:
-        """Return the callback that averages the weights, as `callbacks.TailAverage`; None where there is none."""
-        own = self.trainer.callbacks  # type: ignore[attr-defined]
-        return next((callback for callback in own if hasattr(callback, "average")), None)
-
     def on_train_epoch_end(self) -> None:
         """Log train/loss, the mean over the steps of the epoch: `self.log` at each step would cost half a step."""
         self.log("train/loss", torch.stack(self.losses).mean(), sync_dist=True)
@@ -137,7 +132,7 @@ class SupervisedModule(LightningModule):
         x, y = batch
         outputs = self(x)
         if y.is_floating_point():
-            quality = {"r2": r2_score(outputs.squeeze(1), y)}
+            quality = {"r2": r2_score(outputs.flatten(), y.flatten())}
         else:
             classes = outputs.shape[-1]
             accuracy = multiclass_accuracy(outputs.reshape(-1, classes), y.flatten(), classes, average="micro")
@@ -149,8 +144,8 @@ class SupervisedModule(LightningModule):
 def objective(outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the mean squared error where the targets are floats, else the mean cross-entropy, 0-d.
 
-    outputs: (batch, 1), or (batch, ..., classes). targets: (batch,) float, or (batch, ...) int64.
+    outputs: as many values as targets, or (batch, ..., classes). targets: (batch, ...) float, or int64.
     """
     if targets.is_floating_point():
-        return mse_loss(outputs.squeeze(1), targets)
+        return mse_loss(outputs.reshape(targets.shape), targets)
     return cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.flatten())

@@ -21,11 +21,11 @@ NETWORKS = {
     "mlp": ["--model.network.dropout=0.2"],
     "conv_batchnorm": ["--task=conv_batchnorm"],
     "gru": ["--task=gru"],
-    "deep_layernorm": ["--task=deep_layernorm"],
+    "post_layernorm": ["--task=post_layernorm"],
 }
 OPTIONS = [QUIET, "--trainer.max_epochs=4", "--data.batch_size=800"]
 # arms with a state of their own run on every network, the others on one of them each, in turn
-OWN_STATE = ("meta", "meta_onestep", "meta_search", "descent", "schedule_free", "adamw_average")
+OWN_STATE = ("meta", "meta_onestep", "descent", "schedule_free", "adamw_average")
 CASES = [
     (arm, network)
     for number, arm in enumerate(ARMS)

@@ -1,16 +1,29 @@
 import pytest
 import torch
 
-from data import DigitsDataModule, FriedmanDataModule, TextDataModule
+from data import (
+    AddingDataModule,
+    DiabetesDataModule,
+    DigitsDataModule,
+    FriedmanDataModule,
+    PoissonDataModule,
+    TextDataModule,
+)
 from data.tensors import Samples, TensorDataModule
 
 
 @pytest.mark.parametrize(
     ("kind", "sizes", "inputs"),
-    [(DigitsDataModule, (1000, 300, 497), 64), (FriedmanDataModule, (1000, 500, 2500), 20)],
+    [
+        (DigitsDataModule, (1000, 300, 497), (64,)),
+        (FriedmanDataModule, (1000, 500, 2500), (20,)),
+        (DiabetesDataModule, (242, 100, 100), (10,)),
+        (AddingDataModule, (4000, 1000, 1000), (24, 2)),
+        (PoissonDataModule, (2048, 512, 1000), (1,)),
+    ],
 )
 def test_the_three_sets_have_their_sizes_share_no_sample_and_change_with_the_draw(
-    kind: type[TensorDataModule], sizes: tuple[int, ...], inputs: int
+    kind: type[TensorDataModule], sizes: tuple[int, ...], inputs: tuple[int, ...]
 ) -> None:
     data, other = kind(), kind(seed=1)  # type: ignore[call-arg]
     data.setup("fit")
@@ -18,9 +31,34 @@ def test_the_three_sets_have_their_sizes_share_no_sample_and_change_with_the_dra
     parts = [data.train[0], data.val[0], data.test[0]]
     assert tuple(map(len, parts)) == sizes
     everything = torch.cat(parts)
-    assert everything.shape[1] == inputs
-    assert len(everything.unique(dim=0)) == sum(sizes)
+    assert everything.shape[1:] == inputs
+    # of 3,560 numbers with 24 random bits, two may be equal
+    assert len(everything.unique(dim=0)) >= sum(sizes) - (kind is PoissonDataModule)
     assert not torch.equal(other.train[0], data.train[0])
+
+
+@pytest.mark.parametrize("kind", [AddingDataModule, PoissonDataModule, DiabetesDataModule])
+def test_values_are_standardised_and_those_of_a_formula_are_what_it_says(kind: type[TensorDataModule]) -> None:
+    data = kind()  # type: ignore[call-arg]
+    data.setup("fit")
+    x, y = data.train
+    assert y.shape == (len(x),)
+    if kind is AddingDataModule:
+        numbers, marks = x.unbind(2)
+        assert torch.equal(marks.unflatten(1, (2, 12)).sum(2), torch.ones(len(x), 2))
+        torch.testing.assert_close(y, ((numbers * marks).sum(1) - 1) * 6**0.5)
+    if kind is PoissonDataModule:
+        torch.testing.assert_close(y, torch.sin(3 * torch.pi * x[:, 0]))
+    else:
+        assert (y.mean().item(), y.std().item()) == pytest.approx((0, 1), abs=0.05)
+
+
+def test_an_autoencoder_is_given_its_inputs_as_targets() -> None:
+    data, digits = DigitsDataModule(reconstruct=True), DigitsDataModule()
+    data.setup("fit")
+    digits.setup("fit")
+    assert torch.equal(data.test[1], data.test[0])
+    assert torch.equal(data.test[0], digits.test[0])
 
 
 def test_the_noise_of_the_regression_is_what_it_says() -> None:
@@ -63,5 +101,5 @@ def test_samples_that_cannot_be_trained_or_evaluated_are_refused(message: str) -
 def test_the_text_is_cut_into_windows_whose_targets_are_the_bytes_that_follow(seed: int) -> None:
     data = TextDataModule(seed=seed)
     data.setup("fit")
-    assert [len(x) for x, _ in (data.train, data.val, data.test)] == [4096, 512, 1024]
+    assert [len(x) for x, _ in (data.train, data.val, data.test)] == [8192, 512, 1024]
     assert all(torch.equal(x[:, 1:], y[:, :-1]) for x, y in (data.train, data.val, data.test))

@@ -21,10 +21,10 @@ def file(folder: Path, name: str, **content: object) -> str:
     return str(path)
 
 
-def test_base_arm_task_and_files_come_first_wherever_they_stand(tmp_path: Path) -> None:
+def test_base_task_arm_and_files_come_first_wherever_they_stand(tmp_path: Path) -> None:
     own = file(tmp_path, "own", model={"init_args": {"lr": 0.5}})
     typed = [["--optimizer=adam"], ["--task", "digits"], ["--config", own], ["--model.lr", "-1"]]
-    files = [BASE, CONFIGS / "adam.yaml", CONFIGS / "tasks" / "digits.yaml", own]
+    files = [BASE, CONFIGS / "tasks" / "digits.yaml", CONFIGS / "adam.yaml", own]
     first = [word for name in files for word in ("--config", str(name))]
     for order in permutations(typed):
         line = read([word for option in order for word in option])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hypergradient import Settings
 from tests.hypergradient import clients
 from tests.hypergradient.clients import CLIENTS, STEPS, Client, LanguageModel, Loop, loader, loss, rows, trainer
-from tests.hypergradient.problem import equal
+from tests.hypergradient.problem import SHORT, equal
 
 pytest.importorskip("transformers")  # of tests/requirements.txt
 from hypergradient.huggingface import AdaptLearningRate
@@ -64,7 +64,7 @@ def test_hugging_face_resumes_from_its_own_checkpoint_logs_the_real_rate_and_ret
     found, checkpoint = [], tmp_path / "checkpoint-20"
     for start in (None, str(checkpoint)):
         made = trainer(tmp_path, evaluated=rows(), lr_scheduler_type="linear", logging_steps=1, save_steps=20)
-        adapt = AdaptLearningRate(made)
+        adapt = AdaptLearningRate(made, settings=SHORT)
         made.train(resume_from_checkpoint=start)
         found.append((made, adapt.adapter))
     (whole, adapter), (rest, again) = found

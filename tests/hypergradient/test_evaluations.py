@@ -19,6 +19,8 @@ from tests.hypergradient import problem
 from tests.hypergradient.evaluations import CASES, Augmented, Bounded, Case, Checkpointed
 from tests.hypergradient.problem import HELD, VALIDATION, adapted, equal
 
+pytestmark = pytest.mark.usefixtures("wins_its_races")
+
 
 def run(case: Case, adapt: bool, lr: float = 1.0) -> tuple[nn.Module, list[Tensor], Any]:
     for seed in (torch.manual_seed, random.seed, numpy.random.seed):
@@ -149,8 +151,8 @@ def test_the_error_of_a_part_says_that_it_was_a_part_and_what_to_do() -> None:
         adapter.loss(x).backward()
         optimizer.step()
 
-    # the first five, of a race, take whole batches
-    for _ in range(5):
+    # the first nine, of two races, take whole batches
+    for _ in range(9):
         step()
     with pytest.raises(
         RuntimeError, match=r"of a part of a training batch, cut along the first dimension: .* give cut="

@@ -22,10 +22,11 @@ everything = pytest.mark.parametrize("factory", SUPPORTED.values(), ids=SUPPORTE
 class Copies:
     """The slow reference: a run, its hypothetical run and its average, as networks and optimizers of their own.
 
-    No step is longer than `longest` times the weights, and no hypothetical one than twice that.
+    No step is longer than `longest` times the weights, and no hypothetical one than `factor` times that: the factor of
+    its rate. In a race it is 4, and nothing is pulled; the steps of the run are the user's.
     """
 
-    longest = 0.0
+    longest, factor = 0.0, 4.0
 
     def __init__(self, kind: Kind) -> None:
         self.net, self.other, self.mean = (kind.network() for _ in range(3))
@@ -36,24 +37,23 @@ class Copies:
         self.difference, self.steps, self.h = [torch.zeros_like(p) for p in self.params], 0, math.nan
         self.shortened = 0
 
-    def step(self, data: Batch, look: Batch | None, rates: list[float], decay: float) -> None:
+    def step(self, data: Batch, look: Batch | None, rates: list[float], decay: float, racing: bool) -> None:
         """Look where a batch for it is given, take a step at the rates of the groups, and the hypothetical one."""
         self.optimizer.zero_grad()
         loss(self.net, data).backward()
-        if self.steps == 0:
-            # the hypothetical run and the average begin where the first step does
-            for net in (self.other, self.mean):
-                for b, now in zip(net.buffers(), self.net.buffers(), strict=True):
-                    b.copy_(now)
+        raced, self.factor = self.factor == 4, 4.0 if racing else 2.0
+        if self.steps == 0 or (raced and not racing):
+            self._begin()
         if look is not None:
             self._look(look)
-        self.shortened += self._move(self.optimizer, self.params, rates, decay, self.longest)
+        longest = math.inf if racing else self.longest
+        self.shortened += self._move(self.optimizer, self.params, rates, decay, longest)
         self._take_attributes(self.other)
         self.own.zero_grad()
         with torch.random.fork_rng(devices=[]):
-            # of the first batch all: a race may begin
-            loss(self.other, copied(data, 32, 16 if self.steps else 32)).backward()
-        self._move(self.own, self.others, [2 * rate for rate in rates], decay, 2 * self.longest)
+            # in a race of all: up to the step that ends it
+            loss(self.other, copied(data, 32, 32 if raced else 16)).backward()
+        self._move(self.own, self.others, [self.factor * rate for rate in rates], decay, self.factor * self.longest)
         self.steps += 1
         part = 1 / max(1.0, 0.1 * self.steps)
         with torch.no_grad():
@@ -61,11 +61,23 @@ class Copies:
                 own, real = self.own.state.get(q, {}), self.optimizer.state.get(p, {})
                 for value, towards in [(q, p), *((own[name], real[name]) for name in own)]:
                     if isinstance(value, Tensor) and value.shape == p.shape:
-                        value.lerp_(towards, 0.1)
+                        value.lerp_(towards, 0.0 if racing else 0.1)
                 a.lerp_(p, part)
                 z.lerp_(q - p, part)
             for b, now in zip(self.mean.buffers(), self.net.buffers(), strict=True):
                 b.copy_(b.lerp(now, part) if b.is_floating_point() else now)
+
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """Let the hypothetical run begin where the real one is, with the buffers after this batch; and the average."""
+        for q, p in zip(self.other.parameters(), self.net.parameters(), strict=True):
+            q.copy_(p)
+            if p in self.optimizer.state:
+                self.own.state[q] = copy.deepcopy(self.optimizer.state[p])
+        self.difference = [torch.zeros_like(p) for p in self.params]
+        for net in (self.other, self.mean)[: 1 if self.steps else 2]:
+            for b, now in zip(net.buffers(), self.net.buffers(), strict=True):
+                b.copy_(now)
 
     def _look(self, data: Batch) -> None:
         buffers = [b.clone() for b in self.mean.buffers()]
@@ -110,15 +122,16 @@ class Copies:
     [pytest.param(kind, id=name, marks=[pytest.mark.slow] * ("compile" in name)) for name, kind in KINDS.items()],
 )
 @pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm. is deprecated")
+@pytest.mark.usefixtures("wins_its_races")
 def test_a_run_its_hypothetical_run_and_its_average_are_those_of_copies_bit_for_bit(kind: Kind) -> None:
-    """From the method's own start, so that there is no race (`test_race.py`); while it is held, steps are shortened."""
+    """From the method's own start: with one race, at four times the rate (`test_race.py` has those that are lost)."""
     net, copies = kind.network(), Copies(kind)
     optimizer = groups(net, kind.factory)
     adapter = RateAdapter(optimizer, net, loss, VALIDATION, length=None, settings=SHORT)
     meta, rates = adapter.meta, set()
     meta.given = False
     for step in range(20):
-        copies.longest = 0.002 if step < 5 else 2.0
+        copies.longest = 0.002 if step < 6 else 2.0
         meta.settings = replace(meta.settings, longest=copies.longest)
         torch.manual_seed(step)
         looks = meta.looks
@@ -128,7 +141,8 @@ def test_a_run_its_hypothetical_run_and_its_average_are_those_of_copies_bit_for_
         stream = torch.get_rng_state()
         torch.manual_seed(step)
         look = VALIDATION[(adapter.position - 1) % 3] if meta.looks > looks else None
-        copies.step(batch(step), look, [group["used_lr"] for group in optimizer.param_groups], adapter.last["decay"])
+        used = [group["used_lr"] for group in optimizer.param_groups]
+        copies.step(batch(step), look, used, adapter.last["decay"], racing=meta.rival > 0)
         assert torch.equal(stream, torch.get_rng_state())
         rates.add(adapter.last["lr"])
         if look:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from hypergradient import RateAdapter, Settings
 from tests.hypergradient import problem
 
+pytestmark = pytest.mark.usefixtures("wins_its_races")
+
 BATCHES = [problem.batch(number) for number in range(40)]
 
 

@@ -51,6 +51,7 @@ class AtRates(Callback):
             group["lr"] = rate
 
 
+@pytest.mark.usefixtures("wins_its_races")
 @pytest.mark.parametrize(
     "case",
     [pytest.param(case, id=name, marks=[] if name in FAST else [pytest.mark.slow]) for name, case in CASES.items()],
@@ -73,7 +74,7 @@ def test_held_the_weights_are_bit_for_bit_the_plain_ones_and_adapted_their_avera
 
     adapt = AdaptLearningRate(loss, settings=SHORT)
     watch = Watch(adapt)
-    module, _ = fit(case, tmp_path, adapt, watch)
+    module, _ = fit(case, tmp_path, adapt, watch, max_epochs=8)
     assert len({tuple(rates) for rates in watch.rates.values()}) > 3
     average = [torch.zeros_like(p) for p in watch.course[0]]
     for t, weights in enumerate(watch.course, 1):

@@ -12,7 +12,7 @@ from hypergradient.lightning import AdaptLearningRate
 from tests.hypergradient.lightning_cases import CASES, WARNINGS, Case, Plain, fit, loss
 from tests.hypergradient.problem import SHORT, equal
 
-pytestmark = WARNINGS
+pytestmark = [*WARNINGS, pytest.mark.usefixtures("wins_its_races")]
 
 
 def saved(path: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from tests.hypergradient.problem import batch, loss, network
 
 VALIDATION = [batch(1000 + number, 64) for number in range(4)]
 OWN = "has a weight decay of its own"
-FAR = "times the optimizer's lr"
+FAR = "times the optimizer's lr: another rate won the race"
 BLIND = "was not finite in any look"
 NOISE = "moves within noise have multiplied the learning rate"
 AVERAGE = "the loss of the averaged weights is"
@@ -89,16 +89,16 @@ def coin(step: int) -> Any:
 
 def test_a_rate_that_moves_by_noise_alone_is_told_after_a_third_of_the_run_and_one_with_a_reason_is_not() -> None:
     """Of labels without a pattern, and of others."""
-    assert said(NOISE, adam(0.01), data=coin, steps=240) == 1
-    assert said(NOISE, adam(0.01), data=coin, steps=240, rate=False) == 0
-    assert said(NOISE, adam(0.01), data=coin, steps=240, length=None) == 0
-    assert said(NOISE, adam(0.01), steps=240) == 0
+    assert said(NOISE, adam(0.0086), data=coin, steps=240) == 1
+    assert said(NOISE, adam(0.0086), data=coin, steps=240, rate=False) == 0
+    assert said(NOISE, adam(0.0086), data=coin, steps=240, length=None) == 0
+    assert said(NOISE, adam(0.0086), steps=240) == 0
 
 
 @pytest.mark.parametrize(("window", "lr"), [(1.0, 3e-3), (0.1, 0.02)])
 def test_an_average_that_is_worse_than_the_last_weights_is_told_at_the_end(window: float, lr: float) -> None:
-    """Over the whole of a run that learns, and over the end of one that sees noise."""
-    settings = Settings(window=window, meta_lr=0.1)
+    """Over the whole of a run that learns, and over the end of one that sees noise; without races."""
+    settings = Settings(window=window, meta_lr=0.0)
     data = coin if window < 1 else batch
     count = said(AVERAGE, adam(lr), data=data, steps=150, settings=settings)
     assert count == (window == 1)

@@ -1,20 +1,22 @@
-"""A run starts from its user's rate, and leaves it where the validation loss says so; what is switched off is off."""
+"""A run starts from its user's rate, and leaves it where a race says so; what is switched off is off."""
 
 import copy
 import io
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer, lr_scheduler
+from torch import nn
+from torch.optim import Optimizer
 
 from hypergradient import RateAdapter, Settings
+from hypergradient.guard import Guard
 from hypergradient.start import weights_per_step
 from tests.hypergradient.optimizers import Factory
-from tests.hypergradient.problem import adapted, backward, batch, equal, loss, network, train
+from tests.hypergradient.problem import backward, batch, equal, loss, network, train
 
 ARMS: dict[str, Factory] = {
     "SGD-momentum": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
@@ -62,23 +64,104 @@ def test_from_a_rate_that_is_far_too_low_the_methods_own_start_takes_over_after_
         expected = 1e-6 if step < RACE else pytest.approx(own_start(factory, network()), rel=1e-12)
         assert adapter.last["lr"] == expected
         assert optimizer.param_groups[0]["lr"] == 1e-6
-    assert not adapter.meta.racing
+    assert adapter.meta.rival == 4 * adapter.meta.rate
 
 
-# where twice the method's own start is no worse
+# of the small network, RMSprop's first steps at twice the method's own start double the weights
 @pytest.mark.parametrize(("name", "make"), [("SGD-momentum", network), ("Adam", network), ("RMSprop", deep)])
-@pytest.mark.parametrize("times", [0.9, 1.1, 2.0])
-def test_a_good_rate_stays_and_near_the_methods_own_there_is_no_race(
+@pytest.mark.parametrize("times", [0.5, 0.9, 1.1, 2.0])
+@pytest.mark.usefixtures("wins_its_races")
+def test_a_rate_that_wins_its_races_has_every_bit_of_the_users_own_run_up_to_the_first_move(
     name: str, make: Callable[[], nn.Module], times: float
 ) -> None:
-    lr = times * own_start(ARMS[name], make())
-    _, optimizer, adapter = run(ARMS[name], lr, make())
-    train(optimizer, adapter, range(1))
-    assert adapter.meta.racing is (times == 2)
-    train(optimizer, adapter, range(1, RACE + 1))
-    assert adapter.last["lr"] == lr
+    """A race with the method's own start, where that is another rate, and one with four times the rate."""
+    factory, plain, own = ARMS[name], make(), own_start(ARMS[name], make())
+    lr, races = times * own, 2 if times in (0.5, 2.0) else 1
+    net, optimizer, adapter = run(factory, lr, make(), decay=False)
+    alone = factory(plain.parameters())
+    alone.param_groups[0]["lr"] = lr
+    rivals = set[float]()
+    for step in range(RACE * races + 1):
+        train(optimizer, adapter, range(step, step + 1))
+        backward(plain, alone, step)
+        alone.step()
+        rivals.add(adapter.meta.rival)
+        assert equal(net, plain)
+        assert adapter.last["lr"] == lr
+    assert rivals == {0.0, 4 * lr} | ({own} if races > 1 else set())
+    assert equal([*optimizer.state.values()], [*alone.state.values()])
     assert adapter.meta.trusted
-    assert adapter.position == (4 if times == 2 else 0)
+    assert adapter.meta.raced == lr
+    assert (adapter.position, adapter.meta.looks, adapter.meta.moved_at) == (4 * races, 0, RACE * races)
+
+
+def decide(monkeypatch: pytest.MonkeyPatch, *lost: bool) -> None:
+    """Let the races end so, one after the other, when their batches are compared."""
+    left = iter(lost)
+
+    def worse(guard: Guard, *_: float) -> bool | None:
+        if len(guard.differences) < guard.BATCHES:
+            return None
+        guard.differences = []
+        return next(left)
+
+    monkeypatch.setattr(Guard, "worse", worse)
+
+
+@every_arm
+def test_races_climb_by_four_until_the_run_wins_one_and_each_winner_ran_at_its_rate_since_its_race_began(
+    factory: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit, but the batch whose gradients are those of the run that is left; without a guard, as steps that are
+    too long are shortened."""
+    decide(monkeypatch, True, True, False)
+    lr, found = own_start(factory, network()), list[tuple[int, float, float]]()
+    net, optimizer, adapter = run(factory, lr, decay=False, guard=False)
+
+    def raced_alone() -> tuple[nn.Module, Optimizer]:
+        plain = copy.deepcopy(net)
+        alone = factory(plain.parameters())
+        alone.load_state_dict({k: v for k, v in copy.deepcopy(optimizer.state_dict()).items() if k != "rate_adapter"})
+        return plain, alone
+
+    plain, alone = raced_alone()
+    for step in range(3 * RACE + 2):
+        rate, rival = adapter.meta.rate, adapter.meta.rival
+        train(optimizer, adapter, range(step, step + 1))
+        if adapter.meta.rival != rival:
+            found.append((step, adapter.meta.rate, adapter.meta.rival))
+        if rate and adapter.meta.rate != rate:
+            assert equal(net, plain)
+            assert equal([*optimizer.state.values()], [*alone.state.values()])
+            plain, alone = raced_alone()
+        else:
+            alone.param_groups[0]["lr"] = 4 * adapter.last["lr"]
+            backward(plain, alone, step)
+            alone.step()
+    rates = [(0, lr, 4 * lr), (RACE, 4 * lr, 16 * lr), (2 * RACE, 16 * lr, 64 * lr), (3 * RACE, 16 * lr, 0.0)]
+    assert found == rates
+    assert not adapter.meta.trusted
+    assert (adapter.meta.raced, adapter.meta.moved_at, adapter.meta.looks) == (16 * lr, 3 * RACE, 0)
+
+
+@pytest.mark.parametrize(("stop", "rate", "rewound"), [(3, 1.0, 0), (RACE + 3, 2.0, 1)])
+def test_a_higher_rate_is_no_way_out_of_steps_that_are_not_finite(
+    stop: int, rate: float, rewound: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first race there is no other way; in the second one there is the average at the end of the first."""
+    decide(monkeypatch, True)
+    lr = own_start(ARMS["Adam"], network())
+    net, optimizer, adapter = run(ARMS["Adam"], lr)
+    train(optimizer, adapter, range(stop))
+    good = copy.deepcopy(adapter.meta.guard.good)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        train(optimizer, adapter, range(stop, stop + 2), math.nan)
+    assert sum("the run goes back to the last good average" in str(warning.message) for warning in told) == rewound
+    assert (adapter.meta.rate, adapter.meta.rival, adapter.meta.guard.rewound) == (rate * lr, 0.0, rewound)
+    assert not rewound or equal(good[0], [p.detach() for p in net.parameters()])
+    train(optimizer, adapter, range(stop + 2, stop + 5))
+    assert all(p.isfinite().all() for p in net.parameters())
 
 
 @every_arm
@@ -103,13 +186,14 @@ def test_after_a_lost_race_the_run_is_bit_for_bit_one_at_the_methods_own_start(
     alone = factory(plain.parameters())
     # the hypothetical run begins with the buffers after the first batch
     loss(plain, batch(0))
-    for step in range(RACE + 3):
-        raced = adapter.meta.rival
+    # up to the end of the next race
+    for step in range(RACE + 3 if times < 1 else RACE):
+        rate = adapter.meta.rate
         train(optimizer, adapter, range(step, step + 1))
         # in the race, to the last bit
         [real], [hypothetical] = optimizer.param_groups, adapter.meta.hypothetical.attributes["param_groups"]
-        alone.param_groups[0]["lr"] = hypothetical["lr"] if adapter.meta.rival else real["used_lr"]
-        if raced and not adapter.meta.rival:
+        alone.param_groups[0]["lr"] = real["used_lr"] if left else hypothetical["lr"]
+        if rate and adapter.meta.rate != rate:
             left.append(step)
         else:
             backward(plain, alone, step)
@@ -122,184 +206,21 @@ def test_after_a_lost_race_the_run_is_bit_for_bit_one_at_the_methods_own_start(
 
 
 @every_arm
-@pytest.mark.parametrize(("times", "stop"), [(1e-4, 3), (1e-4, RACE - 2), (2.0, RACE - 2), (4.0, RACE + 1)])
+@pytest.mark.parametrize(
+    ("times", "stop"),
+    [(1e-4, 3), (1e-4, RACE - 2), (2.0, RACE - 2), (4.0, RACE + 1), (1e-4, RACE + 3), (1e-4, 2 * RACE - 2)],
+)
 def test_a_race_that_is_saved_and_loaded_continues_bit_for_bit(times: float, stop: int, factory: Factory) -> None:
     lr = times * own_start(factory, network())
     whole, part, rest = (run(factory, lr) for _ in range(3))
-    train(*whole[1:], range(RACE + 10))
+    train(*whole[1:], range(2 * RACE + 8))
     train(*part[1:], range(stop))
     file = io.BytesIO()
     torch.save([part[0].state_dict(), part[1].state_dict()], file)
     file.seek(0)
     for own, state in zip(rest, torch.load(file, weights_only=True), strict=False):
         own.load_state_dict(state)
-    train(*rest[1:], range(stop, RACE + 10))
+    train(*rest[1:], range(stop, 2 * RACE + 8))
     assert equal(whole[0], rest[0])
     assert equal(whole[1].state_dict(), rest[1].state_dict())
     assert whole[2].report() == rest[2].report()
-
-
-def warmed(step: int) -> float:
-    return min(1.0, (step + 1) / 20)
-
-
-class ByHand:
-    """Writes the rate itself."""
-
-    def __init__(self, optimizer: Optimizer, every: int) -> None:
-        self.optimizer, self.every, self.steps = optimizer, every, 0
-        self.full = [group["lr"] for group in optimizer.param_groups]
-        self.write()
-
-    def write(self) -> None:
-        for group, lr in zip(self.optimizer.param_groups, self.full, strict=True):
-            group["lr"] = lr * warmed(self.steps)
-
-    def step(self) -> None:
-        self.steps += 1
-        if self.steps % self.every == 0:
-            self.write()
-
-
-class Relative(ByHand):
-    """Multiplies what is there."""
-
-    def write(self) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] *= 0.1 if self.steps == 0 else 1.1 if self.steps < 24 else 0.8
-
-
-WARM_UPS: dict[str, Callable[[Optimizer], Any]] = {
-    "LambdaLR": lambda optimizer: lr_scheduler.LambdaLR(optimizer, warmed),
-    "by hand, per step": lambda optimizer: ByHand(optimizer, 1),
-    "by hand, per epoch": lambda optimizer: ByHand(optimizer, 6),
-    "relative": lambda optimizer: Relative(optimizer, 1),
-    "relative, per epoch": lambda optimizer: Relative(optimizer, 6),
-}
-
-
-@pytest.mark.parametrize("warm_up", WARM_UPS)
-@pytest.mark.parametrize("lr", [1e-4, 0.008, 0.02])
-def test_in_a_warm_up_lr_stays_the_users_and_what_is_used_rises_to_it_and_not_beyond_what_was_adapted(
-    lr: float, warm_up: str
-) -> None:
-    _, plain, _ = adapted(ARMS["Adam"])
-    _, optimizer, adapter = adapted(ARMS["Adam"], settings=Settings())
-    for one in (plain, optimizer):
-        for group, share in zip(one.param_groups, (1, 1 / 3), strict=True):
-            group["lr"] = lr * share
-    theirs, ours = WARM_UPS[warm_up](plain), WARM_UPS[warm_up](optimizer)
-    before = 0.0
-    # the scheduler wants it
-    plain._opt_called = True  # type: ignore[attr-defined]
-    for step in range(60):
-        users = [group["lr"] for group in plain.param_groups]
-        rises, adapted_rate = users[0] > adapter.meta.peak, adapter.meta.rate
-        racing, looks = adapter.meta.racing, adapter.meta.looks
-        train(optimizer, adapter, range(step, step + 1))
-        assert [group["lr"] for group in optimizer.param_groups] == users
-        used = optimizer.param_groups[0]["used_lr"]
-        assert [group["used_lr"] for group in optimizer.param_groups] == pytest.approx([used, used / 3])
-        if rises and adapter.meta.looks == looks and adapter.meta.racing == racing:
-            assert used <= max(users[0], adapted_rate) * (1 + 1e-12)
-        if adapter.meta.racing:
-            # held: the user's own
-            assert used == pytest.approx(users[0], rel=1e-12)
-        before = used
-        theirs.step()
-        ours.step()
-    assert before > 0
-    assert not adapter.meta.racing
-
-
-OWN_DECAY: dict[str, Factory] = {
-    "SGD": lambda params: torch.optim.SGD(params, lr=0.1),
-    "Adam": lambda params: torch.optim.Adam(params, lr=0.02),
-    "AdamW": lambda params: torch.optim.AdamW(params, lr=0.004, weight_decay=0.1),
-}
-
-
-@pytest.mark.parametrize("factory", OWN_DECAY.values(), ids=OWN_DECAY.keys())
-@pytest.mark.parametrize("scale", [1.0, 5.0])
-def test_a_run_that_is_held_is_the_plain_loop_bit_for_bit_in_noisy_batches_under_a_schedule(
-    factory: Factory, scale: float
-) -> None:
-    """At a rate that is far too high as well."""
-    ends = []
-    for hold in (True, False):
-        net = normalized()
-        optimizer = factory(net.parameters())
-        optimizer.param_groups[0]["lr"] *= scale
-        adapter = RateAdapter(optimizer, net, loss, LARGE, length=None, hold=True) if hold else None
-        schedule = lr_scheduler.OneCycleLR(optimizer, optimizer.param_groups[0]["lr"], total_steps=60)
-        for step in range(50):
-            torch.manual_seed(step)
-            optimizer.zero_grad()
-            (adapter.loss if adapter else lambda data: loss(net, data))(batch(step, 8)).backward()  # noqa: B023
-            optimizer.step()
-            schedule.step()
-        if adapter:
-            assert adapter.report()["looks"] > 0
-            assert optimizer.param_groups[0].pop("used_lr") == adapter.last["lr"]
-            adapter.remove()
-        ends.append((net.state_dict(), optimizer.state_dict(), schedule.state_dict()))
-    assert equal(*ends)
-
-
-def lengths(adapter: RateAdapter, optimizer: Optimizer, steps: int) -> Tensor:
-    """The lengths of steps over those of the weights before them, of matrices."""
-    found = []
-    for step in range(steps):
-        before = [p.detach().clone() for p in adapter.network.parameters() if p.dim() > 1]
-        train(optimizer, adapter, range(step, step + 1))
-        after = [p.detach() for p in adapter.network.parameters() if p.dim() > 1]
-        moved = [p - b for p, b in zip(after, before, strict=True)]
-        size, length = (torch.cat([part.flatten() for part in parts]).norm() for parts in (before, moved))
-        found.append(length / size)
-    return torch.stack(found)
-
-
-@every_arm
-@pytest.mark.parametrize("guard", [True, False])
-def test_a_step_is_at_most_a_tenth_as_long_as_the_weights_unless_there_is_no_guard(
-    factory: Factory, guard: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # in a race, steps are the user's: here there is none, and one is 1.5 times as long as the weights
-    monkeypatch.setattr("hypergradient.race.NEAR", math.inf)
-    _, optimizer, adapter = run(factory, 50 * own_start(factory, network()), guard=guard)
-    found = lengths(adapter, optimizer, 12)
-    assert bool((found <= 0.1 * (1 + 1e-9)).all()) is guard
-    assert (adapter.report()["shortened"] > 0) is guard
-
-
-@every_arm
-def test_what_is_switched_off_is_off(factory: Factory) -> None:
-    lr = own_start(factory, network())
-    rates, decays = {}, {}
-    for off in ("none", "rate", "decay", "average"):
-        net, optimizer, adapter = run(factory, lr, None, **{off: False} if off != "none" else {})
-        rates[off], decays[off] = set[float](), set[float]()
-        for step in range(RACE + 20):
-            train(optimizer, adapter, range(step, step + 1))
-            rates[off].add(optimizer.param_groups[0]["used_lr"])
-            decays[off].add(adapter.last["decay"])
-        weights = copy.deepcopy(net.state_dict())
-        adapter.eval()
-        assert equal(net.state_dict(), weights) is (off == "average")
-        assert not net.training
-        adapter.train()
-        assert equal(net.state_dict(), weights)
-    assert all((len(found) == 1) is (off == "rate") for off, found in rates.items())
-    assert rates["rate"] == {lr}
-    assert all((found == {0.0}) is (off == "decay") for off, found in decays.items())
-
-
-@every_arm
-def test_the_used_rate_is_next_to_the_users_in_the_groups_and_in_what_is_saved(factory: Factory) -> None:
-    _, optimizer, adapter = run(factory, 1e-5)
-    optimizer.add_param_group({"params": [], "lr": 5e-6})
-    train(optimizer, adapter, range(RACE + 8))
-    for groups in (optimizer.param_groups, optimizer.state_dict()["param_groups"]):
-        assert [group["lr"] for group in groups] == [1e-5, 5e-6]
-        assert [group["used_lr"] for group in groups] == pytest.approx([adapter.last["lr"], adapter.last["lr"] / 2])
-    assert adapter.last["lr"] > 1e-4

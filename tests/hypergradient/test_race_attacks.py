@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hypergradient import RateAdapter
-from tests.hypergradient.problem import adapted, batch, equal, loss, network, train
+from tests.hypergradient.problem import SHORT, adapted, batch, equal, loss, network, train
 
 LARGE = [batch(1000 + number, 64) for number in range(5)]
 NO_NUMBER = (torch.full((64, 5), math.nan, dtype=torch.float64), LARGE[0][1])
@@ -27,8 +27,13 @@ def started(lr: float, net: nn.Module | None = None, of: Any = loss, batches: An
 def test_validation_batches_without_a_number_do_not_cost_a_good_rate_its_race(batches: list[Any]) -> None:
     _, optimizer, adapter = started(0.012, batches=batches)
     train(optimizer, adapter, range(45))
-    assert not adapter.meta.racing
+    # the next one
+    assert adapter.meta.rival == 4 * 0.012
     assert adapter.meta.trusted
+    if len(batches) == 1:
+        train(optimizer, adapter, range(45, 80))
+        assert not adapter.meta.racing
+        assert adapter.last["lr"] == 0.012
 
 
 def force(net: Any, data: Any) -> Tensor:
@@ -112,6 +117,24 @@ def test_a_layer_that_is_released_in_a_race_ends_it_for_the_given_rate() -> None
     train(optimizer, adapter, range(10, 12))
     assert not adapter.meta.racing
     assert adapter.last["lr"] == 0.02
+    # of the moves' clock
+    assert adapter.meta.moved_at == 10
+
+
+@pytest.mark.usefixtures("wins_its_races")
+def test_a_layer_that_is_released_while_the_run_is_in_doubt_ends_the_comparison() -> None:
+    net: Any = network()
+    net[0].requires_grad_(False)
+    _, optimizer, adapter = started(0.02, net, settings=SHORT)
+    train(optimizer, adapter, range(30))
+    assert adapter.meta.guard.good
+    adapter.meta.guard.doubted = True
+    train(optimizer, adapter, range(30, 32))
+    assert adapter.meta.guard.differences
+    net[0].requires_grad_(True)
+    adapter.meta.prepare()
+    assert not adapter.meta.compares
+    train(optimizer, adapter, range(32, 36))
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(5, 3).double(), lambda: network()], ids=["regression", "network"])

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 from hypergradient import RateAdapter
 from tests.hypergradient.problem import VALIDATION, adapted, batch, equal, groups, loss, network, train
 
+pytestmark = pytest.mark.usefixtures("wins_its_races")
+
 Run = tuple[nn.Module, Optimizer, RateAdapter, Any]
 
 

@@ -1,6 +1,8 @@
 """How often a step reads a number from the device, where the processor waits for all that it has launched."""
 
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from callbacks import TailAverage, Trajectory
-from lightning_modules import (
-    MLP,
-    HypergradientDescentModule,
-    MetaModule,
-    OneStepModule,
-    SearchModule,
-    SupervisedModule,
-)
+from lightning_modules import MLP, HypergradientDescentModule, MetaModule, OneStepModule, SupervisedModule
 from tests.lightning_modules.fitting import fit
 
 
@@ -62,17 +57,27 @@ class Waits(TorchDispatchMode, Callback):
     [
         (SupervisedModule, 0, 0),
         # the loss, for the guard, and how long either step is; and what a look or a comparison saw
-        (MetaModule, 3, 4),
+        (partial(MetaModule, race=1), 3, 4),
         # every step is an adapted one: the rate before, h, and the ratio
         (OneStepModule, 3, 3),
-        (SearchModule, 0, 1),
         (HypergradientDescentModule, 1, 1),
     ],
 )
 def test_a_step_waits_for_the_device_as_often_as_it_must(
-    make: type[LightningModule], plain: int, adapted: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    make: Callable[..., LightningModule], plain: int, adapted: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr("hypergradient.race.RACE", 1e9)
     waits = Waits(monkeypatch)
     fit(make(MLP()), tmp_path, batch_size=125, callbacks=[waits, TailAverage(), Trajectory()])
-    # the start of `meta` and of the search reads the scale of the weights
+    # the start of `meta` reads the scale of the weights
     assert set(waits.steps[5:]) == {plain, adapted}
+
+
+def test_in_a_race_no_step_is_measured_but_the_hypothetical_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("hypergradient.race.RACE", 1e9)
+    waits = Waits(monkeypatch)
+    fit(MetaModule(MLP(), race=8), tmp_path, batch_size=125, max_epochs=1, callbacks=[waits, TailAverage()])
+    # four comparisons, of which the last ends it
+    assert waits.steps[1:9] == [2, 2, 2, 2, 3, 3, 3, 4]
