@@ -99,6 +99,7 @@ def test_a_run_of_the_suite_has_options_that_its_arm_takes(run: Run, monkeypatch
         assert model["lr"] == (0.01 if by_sgd else 0.001)
 
 
+@pytest.mark.slow
 def test_the_stage_suite_keeps_numbers_tables_and_both_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = pd.DataFrame(vars(run) for run in runs_of(STAGES["suite"], Scale(1, 1)))
     found = found.assign(test_loss=1.0, val_loss=1.0, passes=1.0, val_losses=[[1.0]] * len(found), start_lr=found.lr)

@@ -93,6 +93,7 @@ LOSSES: dict[str, Callable[[Tensor, int], Tensor]] = {
 STEADY = ("negative", "around zero")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "change"),
     # a gradient step is as long as the unit of the loss is small

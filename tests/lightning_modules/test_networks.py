@@ -57,6 +57,7 @@ def test_the_second_derivative_that_is_propagated_forwards_is_that_of_autograd()
     torch.testing.assert_close(network(x), -bend / (3 * math.pi) ** 2, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_trained_network_leaves_the_random_stream_as_an_untrained_one_does_and_its_last_layer_is_fresh() -> None:
     states, streams = [], []
     for kind in (ConvNet, TrainedConvNet):
