@@ -173,6 +173,7 @@ def test_where_the_first_step_overflows_the_methods_own_start_takes_over_too(fac
     assert adapter.finite.skipped == 2
 
 
+@pytest.mark.slow
 @every_arm
 @pytest.mark.parametrize(
     ("make", "times"), [(network, 1e-4), (network, 1e3), (normalized, 1e-4), (deep, 1e3), (deep, 1e6)]
@@ -205,6 +206,7 @@ def test_after_a_lost_race_the_run_is_bit_for_bit_one_at_the_methods_own_start(
     assert equal([*optimizer.state.values()], [*alone.state.values()])
 
 
+@pytest.mark.slow
 @every_arm
 @pytest.mark.parametrize(
     ("times", "stop"),
