@@ -20,7 +20,7 @@ class AddingDataModule(TensorDataModule):
         batch_size: training samples a step.
         val_batch_size: validation samples a step, for a look.
         seed: of the samples.
-        points: the length of a sequence, even.
+        points: the length of a sequence.
     """
 
     def __init__(self, batch_size: int = 64, val_batch_size: int = 128, seed: int = 0, points: int = 24) -> None:
