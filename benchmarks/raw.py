@@ -149,7 +149,7 @@ class Meta:
         self.length, self.kappa, self.c = steps, kappa, c
         self.rate, self.decay = 0.0, decay
         self.steps = self.moves = self.looks = self.compared = self.shortened = self.followed = 0
-        self.moved, self.smooth, self.rival, self.raced = 0, 0.0, 0.0, 0.0
+        self.moved, self.smooth, self.rival, self.raced, self.next_race = 0, 0.0, 0.0, 0.0, math.inf
         self.seen: list[float] = []
         self.sums, self.squares = torch.zeros(3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
         self.last = (math.inf, math.inf)
@@ -161,6 +161,9 @@ class Meta:
             unit = weights_per_step(self.optimizer)  # not written twice: another last digit would be another run
             self.rate, self.decay = self.c * unit, self.decay / unit
             self.rival = CLIMB * self.rate
+        elif self.steps >= self.next_race and not self.compared:
+            self.next_race, self.rival, self.moved = math.inf, CLIMB * self.rate, self.steps
+            self._begin_twin()
         part = len(y) if self.rival else min(len(y), max(16, int(0.375 * len(y))))
         moves_now = self.steps - self.moved >= max(1.0, 0.1 * self.steps)
         if self.rival:
@@ -194,7 +197,7 @@ class Meta:
 
     def _race(self, look: Batch) -> bool:
         """Compare both runs on the last batches of a race; return whether the hypothetical one has become the run."""
-        if self.steps - self.moved <= 32 - 4:
+        if self.steps - self.moved <= 32 - 8:
             return False
         with torch.no_grad():
             run = cross_entropy(self.result(look[0]), look[1])
@@ -202,22 +205,29 @@ class Meta:
             torch._foreach_add_(self.average, self.difference)
             other = cross_entropy(self.result(look[0]), look[1])
             self.seen.append(float(run) - float(other))
-            if len(self.seen) < 4:
+            if len(self.seen) < 8:
                 torch._foreach_copy_(self.average, here)
                 return False
             found, self.seen, self.moved = torch.tensor(self.seen, dtype=torch.float64), [], self.steps
-            won = float(found.mean()) > 2 * float(found.std()) / 2
+            mean, error = float(found.mean()), float(found.std()) / math.sqrt(8)
+            won = mean > 2 * error
             if won:
                 torch._foreach_copy_(self.params, self.others)
                 self.optimizer.load_state_dict(copy.deepcopy(self.other.state_dict()))
                 self.rate = self.rival
             else:
                 torch._foreach_copy_(self.average, here)
-                torch._foreach_copy_(self.others, self.params)
-                self.other.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
-            torch._foreach_zero_(self.difference)
+            self._begin_twin()
             self.rival, self.raced = CLIMB * self.rate if won else 0.0, self.rate
+            if not won and mean >= -4 * error:
+                self.next_race = 2 * self.steps
             return won
+
+    @torch.no_grad()
+    def _begin_twin(self) -> None:
+        torch._foreach_copy_(self.others, self.params)
+        self.other.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
+        torch._foreach_zero_(self.difference)
 
     def _look(self, look: Batch) -> None:
         loss = cross_entropy(self.result(look[0]), look[1])
@@ -234,7 +244,7 @@ class Meta:
         z, z_decay = (h / self.squares.sqrt()).clamp(-2, 2).tolist()
         now = float(loss), self.smooth
         rises = now[0] > self.last[0] and now[1] > self.last[1]
-        self.compared = 4 if rises else 0
+        self.compared = 8 if rises else 0
         if rises or self.shortened:
             z = max(z, 0.0)
         self.last, self.shortened, before = now, 0, self.rate

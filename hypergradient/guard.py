@@ -14,7 +14,7 @@ class Guard:
     """Follows the losses of an adapted run, keeps its last good average, and judges comparisons."""
 
     # validation batches of a comparison
-    BATCHES = 4
+    BATCHES = 8
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -43,17 +43,17 @@ class Guard:
         self.doubted = False
         self.good = [[value.clone() for value in values] for values in (average.weights, average.buffers)]
 
-    def worse(self, errors: float, lost: float = 0.0) -> bool | None:
-        """Return whether the run is the worse one of two; None where too few batches are compared yet.
-
-        errors: standard errors by which its loss must be higher. lost: and this fraction of all that it had gained.
-        """
+    def compared(self) -> tuple[float, float] | None:
+        """Return by how much the run's loss is above that of the other, and the standard error, of enough batches."""
         if len(self.differences) < self.BATCHES:
             return None
         found, self.differences = torch.tensor(self.differences, dtype=torch.float64, device="cpu"), []
-        error = float(found.std()) / math.sqrt(self.BATCHES)
-        # a loss that is not finite is worse
-        return not float(found.mean()) <= max(errors * error, lost * (self.first - self.lowest) if lost else 0.0)
+        return float(found.mean()), float(found.std()) / math.sqrt(self.BATCHES)
+
+    @property
+    def gained(self) -> float:
+        """By how much L_val(A) has fallen since the first move."""
+        return self.first - self.lowest
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a run needs to resume."""

@@ -6,7 +6,8 @@ each step   θ  ← (1 - αλ) θ + Δ(α; g)             the optimizer's own st
             θ' ← θ' + .1 (θ - θ')                 and the state of its optimizer likewise
             A  ← A + (θ - A) / max(1, .1 t)       Z ← Z + (θ' - θ - Z) / max(1, .1 t)
 race        for 32 steps α is held, and the hypothetical run goes at another rate, without pull, on whole batches. It
-            becomes the run if L_val(A + Z) < L_val(A). First at m, where lr is given; then at 4α, until that loses
+            becomes the run if L_val(A + Z) < L_val(A). First at m, where lr is given; then at 4α, until that loses;
+            again at 2t, if it has not lost clearly
 look        h = ⟨∇L_val(A), Z⟩                    then, in every 16th step, and before each move
             h_λ = -αλ ⟨∇L_val(A), θ⟩
 move        log α ← log α - κ log((t + 20) / (t' + 20)) h / rms(h)      when t has grown by a tenth since t'
@@ -41,7 +42,7 @@ class Meta(RacedRun):
         """
         self.prepare()
         self.read_schedule()
-        if self.steps == 0:
+        if self.steps >= self.next_race and not self.guard.doubted:
             self.begin()
         seen = {}
         if self.compares:

@@ -21,8 +21,8 @@ NEAR = 1.25
 CLIMB = 4.0
 # a given rate above the method's own start that makes the weights grow by this factor within the race is far too high
 GROWTH = 2.0
-# standard errors by which a loss must be lower: that of the hypothetical run, and that of the last good average
-RACE, REWIND = 2.0, 4.0
+# standard errors: by so many the hypothetical run wins; by so many a run goes back, or has won its races for good
+LIKELY, CERTAIN = 2.0, 4.0
 
 
 class RacedRun(AdaptedRun):
@@ -30,14 +30,20 @@ class RacedRun(AdaptedRun):
 
     race        for 32 steps the hypothetical run goes at another rate: at the method's own start, where another one is
                 given; then at four times the rate of the run. It becomes the run if its loss is lower beyond noise, and
-                the next race begins, until the run wins one. A given rate also loses if it is the higher one and the
-                weights have doubled: what it does to a network is not undone
+                the next race begins, until the run wins one. If that is within noise, there is another race when the
+                run is twice as old. A given rate also loses if it is the higher one and the weights have doubled: what
+                it does to a network is not undone
     rewind      where both losses rise, the average is compared with the last good one; the run goes back to it, at half
                 the rate, if it has lost a fifth of what it had gained
     """
 
     def begin(self) -> None:
-        """Choose the rate of the first step, from its gradients."""
+        """Choose the rate of the first step, from its gradients, and begin the first race; later, begin another one."""
+        self.next_race = math.inf
+        if self.steps:
+            self.rival, self.moved_at = CLIMB * self.rate, self.steps
+            self.begin_hypothetical_run()
+            return
         unit = weights_per_step(self.optimizer)
         if not (unit or self.given):
             raise ValueError(
@@ -71,21 +77,25 @@ class RacedRun(AdaptedRun):
         """Compare the run with the other one on a validation batch, and decide when there are enough of them."""
         if not self.rival:
             self._add(draw(), self.guard.good[0])
-            worse = self.guard.worse(REWIND, self.settings.lost)
-            if worse:
-                self.rewind()
-            elif worse is False:
-                self.guard.keep(self.average)
+            if found := self.guard.compared():
+                mean, error = found
+                # a loss that is not finite is worse
+                if not mean <= max(CERTAIN * error, self.settings.lost * self.guard.gained):
+                    self.rewind()
+                else:
+                    self.guard.keep(self.average)
         elif self.rival < self.rate and not self._size() <= GROWTH * self.size:
             self._end_race(True)
         elif self.steps - self.moved_at > self.settings.race - self.guard.BATCHES:
             self._add(draw(), self.hypothetical_average())
-            worse = self.guard.worse(RACE)
-            if worse is not None or self.steps - self.moved_at > self.settings.race + self.guard.BATCHES:
-                self._end_race(bool(worse))
-                if worse is not None and self.settings.rewinds:
+            if found := self.guard.compared():
+                mean, error = found
+                self._end_race(not mean <= LIKELY * error, clear=mean < -CERTAIN * error)
+                if self.settings.rewinds:
                     # the next race, or the first moves, may need a way back
                     self.guard.keep(self.average)
+            elif self.steps - self.moved_at > self.settings.race + self.guard.BATCHES:
+                self._end_race(False)
 
     def recover(self) -> None:
         """Leave weights at which steps are not finite, where there are others."""
@@ -116,7 +126,7 @@ class RacedRun(AdaptedRun):
         highest = self.rate if rises or shortened else math.inf
         return min(max(rate, lowest), highest)
 
-    def _end_race(self, lost: bool) -> None:
+    def _end_race(self, lost: bool, clear: bool = True) -> None:
         climbed = self.climbing
         if lost:
             self.trusted = False
@@ -125,6 +135,7 @@ class RacedRun(AdaptedRun):
             self.guard.steps, self.guard.smooth = 0, 0.0
         self.climbing, self.raced, self.moved_at, self.guard.differences = True, self.rate, self.steps, []
         self.rival = CLIMB * self.rate if lost or not climbed else 0.0
+        self.next_race = math.inf if self.rival or clear else 2 * self.steps
         self.begin_hypothetical_run()
 
     def losses(self, loss: Callable[[], Tensor], *sets: list[Tensor]) -> list[Tensor]:

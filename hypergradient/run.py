@@ -16,7 +16,7 @@ from hypergradient.settings import Settings
 from hypergradient.support import check_supported
 
 NUMBERS = ("steps", "looks", "moves", "moved_at", "count", "shortened", "shortened_before", "trusted", "climbing")
-RATES = ("rate", "rival", "raced", "peak", "size", "began", "pushes", "push_squares", "weight_decay")
+RATES = ("rate", "rival", "raced", "next_race", "peak", "size", "began", "pushes", "push_squares", "weight_decay")
 COUNTS = (*NUMBERS, *RATES)
 STATE = (*COUNTS, "sums", "squares", "guard", "average", "hypothetical", "difference")
 
@@ -38,7 +38,7 @@ class AdaptedRun:
 
     Attributes:
         rate: α; 0 before the first step. rival: the rate that α is compared with in a race; else 0.
-        raced: the rate that has won the races so far.
+        raced: the rate that has won the races so far. next_race: the step at which the next one begins.
         weight_decay: λ.
         average: A. hypothetical: the run at θ'. difference: Z, a tensor for each parameter.
         steps, looks, moves, shortened: their numbers so far.
@@ -79,6 +79,8 @@ class AdaptedRun:
         self.steps = self.looks = self.moves = self.count = self.shortened = self.shortened_before = 0
         # the step of the last move, or of the end of the last race
         self.moved_at, self.schedule = 0, 1.0
+        # the step at which the next race begins
+        self.next_race = 0.0
         self.rate = self.rival = self.raced = self.peak = self.size = self.weight_decay = 0.0
         # whether a given rate has lost no race, and whether the races are with higher rates now
         self.trusted, self.climbing = self.given, False

@@ -92,20 +92,20 @@ def test_a_rate_that_wins_its_races_has_every_bit_of_the_users_own_run_up_to_the
     assert equal([*optimizer.state.values()], [*alone.state.values()])
     assert adapter.meta.trusted
     assert adapter.meta.raced == lr
-    assert (adapter.position, adapter.meta.looks, adapter.meta.moved_at) == (4 * races, 0, RACE * races)
+    assert (adapter.position, adapter.meta.looks, adapter.meta.moved_at) == (8 * races, 0, RACE * races)
 
 
 def decide(monkeypatch: pytest.MonkeyPatch, *lost: bool) -> None:
     """Let the races end so, one after the other, when their batches are compared."""
     left = iter(lost)
 
-    def worse(guard: Guard, *_: float) -> bool | None:
+    def compared(guard: Guard) -> tuple[float, float] | None:
         if len(guard.differences) < guard.BATCHES:
             return None
         guard.differences = []
-        return next(left)
+        return (1.0 if next(left) else -1.0), 0.0
 
-    monkeypatch.setattr(Guard, "worse", worse)
+    monkeypatch.setattr(Guard, "compared", compared)
 
 
 @every_arm

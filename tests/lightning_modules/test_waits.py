@@ -66,7 +66,7 @@ class Waits(TorchDispatchMode, Callback):
 def test_a_step_waits_for_the_device_as_often_as_it_must(
     make: Callable[..., LightningModule], plain: int, adapted: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("hypergradient.race.RACE", 1e9)
+    monkeypatch.setattr("hypergradient.race.LIKELY", 1e9)
     waits = Waits(monkeypatch)
     fit(make(MLP()), tmp_path, batch_size=125, callbacks=[waits, TailAverage(), Trajectory()])
     # the start of `meta` reads the scale of the weights
@@ -76,8 +76,8 @@ def test_a_step_waits_for_the_device_as_often_as_it_must(
 def test_in_a_race_no_step_is_measured_but_the_hypothetical_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("hypergradient.race.RACE", 1e9)
+    monkeypatch.setattr("hypergradient.race.LIKELY", 1e9)
     waits = Waits(monkeypatch)
     fit(MetaModule(MLP(), race=8), tmp_path, batch_size=125, max_epochs=1, callbacks=[waits, TailAverage()])
-    # four comparisons, of which the last ends it
+    # eight comparisons, of which the last ends it
     assert waits.steps[1:9] == [2, 2, 2, 2, 3, 3, 3, 4]
