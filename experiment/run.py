@@ -161,7 +161,7 @@ class Run(LightningCLI):
         """Refuse what cannot be trained or resumed, before a run is stored."""
         trains = self.line.command == "fit"
         self.datamodule.setup("fit")
-        x, y = batch = tuple(part[:2] for part in self.datamodule.train)
+        x, y = batch = self.datamodule.extremes()
         modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         given = f"inputs {tuple(x.shape[1:])} {x.dtype}, targets {tuple(y.shape[1:])} {y.dtype}"

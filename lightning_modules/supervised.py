@@ -149,6 +149,8 @@ def objective(outputs: Tensor, targets: Tensor) -> Tensor:
 
     outputs: as many values as targets, or (batch, ..., classes). targets: (batch, ...) float, or int64.
     """
+    if not isinstance(outputs, Tensor):
+        raise TypeError(f"its output must be one tensor, not a {type(outputs).__name__}")
     if targets.is_floating_point():
         return mse_loss(outputs.reshape(targets.shape), targets)
     return cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.flatten())

@@ -25,6 +25,9 @@ class Broken(TensorDataModule):
             "integer-inputs": (x.long(), y),
             "classes": (x, y + 10),
             "wide": (x.repeat(1, 2), y),
+            "last-label": (x, torch.cat([y[:-1], torch.tensor([10])])),
+            "no-label": (x, torch.cat([y[:-1], torch.tensor([-100])])),
+            "values": (x, x[:, 0]),
         }
         return (spoilt[self.fault],) * 3
 
@@ -35,6 +38,14 @@ class Frozen(MLP):
     def __init__(self) -> None:
         super().__init__()
         self.requires_grad_(False)
+
+
+class Pair(MLP):
+    """Two outputs, as of an LSTM."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits twice."""
+        return super().forward(x), super().forward(x)
 
 
 class Unreduced(SupervisedModule):
