@@ -81,6 +81,9 @@ FAULTS = {
     "a checkpoint of another shape": Fault(r"--ckpt_path: .*size mismatch for network.0.weight", 2),
     "a checkpoint of another arm": Fault(r"trained with _class_path lightning_modules.MetaModule", 2),
     "a checkpoint of another optimizer": Fault(r"--ckpt_path: trained with optimizer ", 2),
+    "a checkpoint whose schedule.csv was changed": Fault(
+        r"error: .*schedule.csv was changed after its run wrote it", 2
+    ),
     "Ctrl-C in a run": Fault(r"interrupted; finished work is kept", 130),
     "SIGTERM in a run": Fault(r"terminated; finished work is kept", 143),
     "LANG=C, PYTHONOPTIMIZE=2, warnings are errors": Fault(r"", 0),
