@@ -96,7 +96,8 @@ def legend(table: str) -> str:
     """Say how the columns that a table has are to be read."""
     words = {
         " ± ": "Mean ± half the 95 % interval (Student's t)",
-        "(95 %)": "differences paired by data seed and seed, with the same interval, not corrected for their number",
+        "(95 %)": "differences paired by data seed and seed, with the same interval, which is for these data seeds and "
+        "not corrected for several comparisons",
         "Holm": "p: paired t-tests, with Holm's correction for all comparisons of the column",
         "| passes": "passes: forward-backward passes per step",
         "| rates |": "rates: the geometric mean at the start, after a quarter, after half of the run, and at its end",
