@@ -1,5 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+# of `make ui`
+PORT = 5000
 
 .PHONY: docs figures help train tune compare results original bench bench-gpu ui test test-all lint check lock audit
 
@@ -25,7 +27,7 @@ lock: .tools/uv  ## install what requirements.txt asks for, and pin all that cam
 
 audit: .venv/installed .tools/pip-licenses .tools/pip-audit  ## list licences, versions and known vulnerabilities of all packages
 	.tools/pip-licenses/bin/pip-licenses --python $(BIN)/python --order=license
-	.tools/pip-audit/bin/pip-audit --disable-pip --require-hashes -r requirements.lock
+	.tools/pip-audit/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 
 train: .venv/installed  ## set up, then train the meta arm, 50 epochs of mnist1d
 	$(BIN)/python train.py --optimizer meta
@@ -36,8 +38,8 @@ tune: .venv/installed  ## set up, then tune Adam's rate, 20 Optuna trials
 compare: .venv/installed  ## set up, then compare the meta arms with adam and cosine on 5 seeds
 	$(BIN)/python compare.py --seeds 5
 
-original: .venv/installed  ## set up, then repeat the published experiment (docs/original.md), 5 minutes
-	$(BIN)/python results.py --stages original readings
+original: .venv/installed  ## set up, then repeat the published experiment (docs/original.md) into build/results, 5 minutes
+	$(BIN)/python results.py --stages original readings --output build/results
 
 results: .venv/installed  ## set up, then regenerate docs/results.md and docs/original.md (hours; resumes)
 	$(BIN)/python results.py
@@ -59,8 +61,11 @@ bench-gpu: .venv/installed  ## measure the cost of a look on a CUDA device, at G
 docs: .tools/docs  ## build the documentation as a site, strictly, into site/, and follow its links
 	docs/build.sh
 
-ui: .venv/installed  ## show all runs in MLflow's UI
-	$(BIN)/mlflow ui --host 127.0.0.1
+# mlflow ends with status 0 if the port is in use
+ui: .venv/installed  ## show all runs in MLflow's UI, at PORT=5000
+	@$(BIN)/python -c "import socket; socket.create_server(('127.0.0.1', $(PORT)))" 2>/dev/null || \
+		{ echo "make ui: port $(PORT) is in use, perhaps by another UI. Choose another: make ui PORT=5001" >&2; exit 1; }
+	$(BIN)/mlflow ui --host 127.0.0.1 --port $(PORT)
 
 test: .venv/installed  ## set up, then run the test suite
 	$(BIN)/python -m pytest

@@ -1,6 +1,7 @@
 """The learning rate of every step, in a file and in the logger."""
 
-import csv
+from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from pytorch_lightning.loggers import MLFlowLogger
 from callbacks.checkpoint import ends
 from reporting.curves import courses, read_schedule
 from reporting.figures import evolution
+
+HEADER = b"step,lr,decay,hypergradient\n"
 
 
 class Trajectory(Callback):
@@ -25,17 +28,28 @@ class Trajectory(Callback):
         self.points: list[tuple[int, dict[str, Any]]] = []
         self.newest: dict[str, float] = {}
         self.steps = 0
+        # of the file so far, and of the file when the checkpoint was written that the run resumes from
+        self.size, self.digest, self.saved = 0, sha256(), dict[str, Any]()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how much of the file a checkpoint stands for, and its digest."""
+        return {"size": self.size, "sha256": self.digest.hexdigest()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume with that part of the file."""
+        self.saved = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the schedule, or continue that of the checkpoint's run."""
         self.points.clear()
         self.newest.clear()
         self.steps = trainer.global_step
+        self.size, self.digest = 0, sha256()
         if file := schedule_file(trainer):
-            begun = Path(trainer.ckpt_path).resolve().parents[1] / file.name if trainer.ckpt_path else file
-            lines = begun.read_text().splitlines(keepends=True)[1 : self.steps + 1] if begun.exists() else []
+            begun = schedule_until(trainer.ckpt_path, self.saved) if trainer.ckpt_path else HEADER
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text("step,lr,decay,hypergradient\n" + "".join(lines))
+            file.write_bytes(b"")
+            self._write(file, begun)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -49,10 +63,10 @@ class Trajectory(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log and write the points of the epoch, before a checkpoint is written."""
         every, last = max(1, trainer.log_every_n_steps), trainer.global_step if ends(trainer) else -1  # type: ignore[attr-defined]
-        rows = []
+        rows = ""
         for step, outputs in self.points:
             seen = {name: float(value) for name, value in outputs.items() if name != "loss"}
-            rows.append([step, seen["lr"], seen.get("decay", 0.0), seen.get("hypergradient", "")])
+            rows += f"{step},{seen['lr']},{seen.get('decay', 0.0)},{seen.get('hypergradient', '')}\n"
             self.newest |= seen
             if step % every == 0 or step == last:
                 for logger in trainer.loggers:
@@ -60,8 +74,7 @@ class Trajectory(Callback):
                 self.newest = {}
         self.points.clear()
         if file := schedule_file(trainer):
-            with file.open("a", newline="") as out:
-                csv.writer(out, lineterminator="\n").writerows(rows)
+            self._write(file, rows.encode())
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Keep what there is."""
@@ -73,6 +86,12 @@ class Trajectory(Callback):
         if file and "mlflow.parentRunId" not in getattr(trainer.logger, "tags", {}):
             figure = evolution(courses(pd.DataFrame([{"arm": "", "val_losses": []} | read_schedule(file)])))
             trainer.logger.experiment.log_figure(trainer.logger.run_id, figure, "trajectory.png")  # type: ignore[union-attr]
+
+    def _write(self, file: Path, rows: bytes) -> None:
+        with file.open("ab") as out:
+            out.write(rows)
+        self.size += len(rows)
+        self.digest.update(rows)
 
     def _keep(self, trainer: Trainer, pl_module: LightningModule) -> Path | None:
         """Log the schedule, and the cost as the tag `passes`: 1 is that of plain training."""
@@ -87,6 +106,25 @@ class Trajectory(Callback):
         client.set_tag(run_id, "passes", 1 + getattr(pl_module, "passes", 0.0) / trainer.global_step)
         client.log_artifact(run_id, str(file))
         return file
+
+
+def schedule_until(checkpoint: str | Path, state: Mapping[str, Any]) -> bytes:
+    """Return the schedule of the steps before a checkpoint, from the file in its run's folder; empty without the file.
+
+    state: of `Trajectory`, in the checkpoint.
+
+    Raises:
+        ValueError: the file is not what the run had written.
+    """
+    file = Path(checkpoint).resolve().parents[1] / "schedule.csv"
+    if not state or not file.exists():
+        return HEADER
+    begun = file.read_bytes()[: state["size"]]
+    if sha256(begun).hexdigest() != state["sha256"]:
+        raise ValueError(
+            f"{file} was changed after its run wrote it. Restore it, or remove it: its steps are then left out."
+        )
+    return begun
 
 
 def schedule_file(trainer: Trainer) -> Path | None:

@@ -54,16 +54,20 @@ class TensorDataModule(LightningDataModule):
         """
         self.train, self.val, self.test = self.samples()
         for name in ("train", "val", "test"):
-            x, y = getattr(self, name)
-            if not len(x) == len(y) > 0:
-                raise ValueError(f"data: {name} has {len(x)} inputs and {len(y)} targets; give one of each a sample")
-            if y.dtype not in (torch.int64, torch.float32):
-                raise ValueError(f"data: targets of {name} are {y.dtype}; classes must be int64, values float32")
-            if not x.isfinite().all() or not y.isfinite().all():
-                raise ValueError(f"data: {name} holds numbers that are not finite")
-            kinds = [[(part.shape[1:], part.dtype) for part in parts] for parts in ((x, y), self.train)]
-            if kinds[0] != kinds[1]:
-                raise ValueError(f"data: samples of {name} differ in shape or type from those of train")
+            if found := fault(getattr(self, name), self.train):
+                raise ValueError(f"data: {name} {found}")
+
+    def extremes(self) -> Samples:
+        """Return the samples with the lowest and the highest inputs and targets, such as labels and tokens.
+
+        A network that takes them takes all.
+        """
+        rows = []
+        for x, y in (self.train, self.val, self.test):
+            for part in (x.reshape(len(x), -1), y.reshape(len(y), -1)):
+                rows += [(x[row], y[row]) for row in (part.amin(1).argmin(), part.amax(1).argmax())]
+        inputs, targets = map(torch.stack, zip(*rows, strict=True))
+        return inputs, targets
 
     def train_dataloader(self) -> CombinedLoader:
         """Return pairs of a training and a validation batch; their order follows from `seed_everything`."""
@@ -90,6 +94,28 @@ class TensorDataModule(LightningDataModule):
     def test_dataloader(self) -> TensorLoader:
         """Return the whole test set as one batch."""
         return self._loader(*self.test, batch_size=len(self.test[0]))
+
+
+def fault(samples: Any, train: Samples) -> str | None:
+    """Return why a set cannot be trained on or evaluated, or None. train: the set whose shapes and types it needs."""
+    if not isinstance(samples, tuple | list) or [isinstance(part, Tensor) for part in samples] != [True, True]:
+        return "must be a pair of tensors, inputs and targets"
+    x, y = samples
+    if not len(x) == len(y) >= 2:
+        return f"has {len(x)} inputs and {len(y)} targets; give one of each a sample, and at least two samples"
+    if y.dtype not in (torch.int64, torch.float32):
+        return f"has {y.dtype} targets; classes must be int64, values float32"
+    if y.shape[1:] == (1,):
+        return f"has targets of shape {tuple(y.shape)}; give {(len(y),)}, as y.squeeze(1) is"
+    if [(part.shape[1:], part.dtype) for part in samples] != [(part.shape[1:], part.dtype) for part in train]:
+        return "has samples that differ in shape or type from those of train"
+    if not x.isfinite().all() or not y.isfinite().all():
+        return "holds numbers that are not finite"
+    if y.is_floating_point() and (y == y[0]).all():
+        return "has equal targets, of which R² is undefined; give values that differ"
+    if not y.is_floating_point() and y.min() < 0:
+        return f"has the label {y.min()}; classes count from 0. Leave out samples without a label"
+    return None
 
 
 def require(name: str, value: int, least: int, most: int) -> None:

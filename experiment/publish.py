@@ -76,7 +76,7 @@ def publish_stage(name: str, scale: Scale, command: str) -> str:
             shown = suite_table(runs)
         else:
             shown = grid_table(runs, stage.get("table", ["test_loss"]), stage.get("base"))
-        text = f"{shown}\n\n{conditions(runs, command)}{legend(shown, tuned=True)}\n"
+        text = f"{shown}\n\n{conditions(runs, command)}{legend(shown)}\n"
         _keep(runs, drawn, text, folder, parent, ABOUT)
     if scale.output == RESULTS:
         publish(name, text, DOCUMENTS)

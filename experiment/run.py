@@ -20,6 +20,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from callbacks import DivergenceError, LogInputs, not_finite
+from callbacks.trajectory import schedule_until
 from data.tensors import TensorDataModule
 from experiment import options
 from experiment.command_line import Line, read
@@ -161,7 +162,7 @@ class Run(LightningCLI):
         """Refuse what cannot be trained or resumed, before a run is stored."""
         trains = self.line.command == "fit"
         self.datamodule.setup("fit")
-        x, y = batch = tuple(part[:2] for part in self.datamodule.train)
+        x, y = batch = self.datamodule.extremes()
         modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         given = f"inputs {tuple(x.shape[1:])} {x.dtype}, targets {tuple(y.shape[1:])} {y.dtype}"
@@ -185,6 +186,8 @@ class Run(LightningCLI):
                 if then.get(name) != now.get(name):
                     said = f"trained with {name} {then.get(name)}, the command line says {now.get(name)}"
                     raise ValueError(f"--ckpt_path: {said}.")
+            if trains:
+                schedule_until(path, saved["callbacks"].get("Trajectory", {}))
         if self.tracker and self.resumes:
             self.tracker.hold()
 

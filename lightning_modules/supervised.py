@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics import Metric
 from torchmetrics.functional.classification import multiclass_accuracy
-from torchmetrics.functional.regression import r2_score
+
+from lightning_modules.metrics import R2
 
 Batch = tuple[Tensor, Tensor]
 Pair = dict[str, Batch]
@@ -44,7 +46,7 @@ class SupervisedModule(LightningModule):
         super().__init__()
         if not 0 < lr < math.inf:
             raise ValueError(f"--model.lr must be a positive finite number, got {lr}. 0.001 is a usual start.")
-        self.network, self.losses = network, list[Tensor]()
+        self.network, self.losses, self.r2 = network, list[Tensor](), R2()
         # forward-backward passes of a training batch, without the plain ones
         self.passes = 0.0
         # the random streams of a run that is resumed
@@ -121,18 +123,19 @@ class SupervisedModule(LightningModule):
             self.random = None
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log val/loss and val/accuracy."""
+        """Log val/loss, and val/accuracy or val/r2."""
         self._evaluate("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log test/loss and test/accuracy."""
+        """Log test/loss, and test/accuracy or test/r2."""
         self._evaluate("test", batch)
 
     def _evaluate(self, part: str, batch: Batch) -> None:
         x, y = batch
         outputs = self(x)
+        quality: dict[str, Metric | Tensor] = {"r2": self.r2}
         if y.is_floating_point():
-            quality = {"r2": r2_score(outputs.flatten(), y.flatten())}
+            self.r2.update(outputs, y)
         else:
             classes = outputs.shape[-1]
             accuracy = multiclass_accuracy(outputs.reshape(-1, classes), y.flatten(), classes, average="micro")
@@ -146,6 +149,8 @@ def objective(outputs: Tensor, targets: Tensor) -> Tensor:
 
     outputs: as many values as targets, or (batch, ..., classes). targets: (batch, ...) float, or int64.
     """
+    if not isinstance(outputs, Tensor):
+        raise TypeError(f"its output must be one tensor, not a {type(outputs).__name__}")
     if targets.is_floating_point():
         return mse_loss(outputs.reshape(targets.shape), targets)
     return cross_entropy(outputs.reshape(-1, outputs.shape[-1]), targets.flatten())

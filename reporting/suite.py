@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from scipy.stats import gmean
 
 from reporting.figures import COLORS, STYLE
-from reporting.statistics import bootstrap
+from reporting.statistics import mean_and_half_interval
 from reporting.tables import markdown, with_interval
 
 # a constant prediction has a loss of about 1 to 2.3 in every task: below a thousandth of that, all are equal
@@ -30,8 +30,9 @@ CASE = ["row", "data_seed", "seed"]
 LEGEND = (
     f"A score is the test loss, at least {FLOOR:g}, relative to the geometric mean of `{BASE}` in that row; a run that "
     f"diverged, or is worse than {WORST:g}, counts as {WORST:g}. Means over seeds and rows are geometric; 95 % "
-    "intervals by bootstrap over rows. Best of 5: of five rates, the one with the lowest validation loss, in each run; "
-    f"calibrated: the rate that is best in all other rows. **Bold**: above {FAILED:g}; ≥: a run counts as {WORST:g}."
+    "intervals by Student's t over rows, of the logarithm. Best of 5: of five rates, the one with the lowest "
+    "validation loss, in each run; calibrated: the rate that is best in all other rows. "
+    f"**Bold**: above {FAILED:g}; ≥: a run counts as {WORST:g}."
 )
 Scored: TypeAlias = pd.DataFrame
 """A row a run: row, method, data_seed, seed, test_loss (infinite if it diverged), passes a step, and the score."""
@@ -110,8 +111,9 @@ def headline(runs: pd.DataFrame) -> str:
 
 
 def _geometric(values: pd.Series) -> str:
-    low, high = np.exp(bootstrap(np.log(values)))
-    return f"{_number(np.exp(np.log(values).mean()))} ({_number(low)} … {_number(high)})"
+    mean, half = mean_and_half_interval(np.log(values))
+    low, high = np.exp([mean - half, mean + half])
+    return f"{_number(np.exp(mean))} ({_number(low)} … {_number(high)})"
 
 
 def _number(score: float) -> str:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.stats import gmean
 from statsmodels.stats.multitest import multipletests
 
-from reporting.statistics import bootstrap, differences, mean_and_half_interval
+from reporting.statistics import differences, mean_and_half_interval, p_value
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -28,14 +28,11 @@ def with_interval(values: Any) -> str:
 
 
 def difference(values: Any) -> str:
-    """Return "mean (low … high)" of paired differences, with the 95 % bootstrap interval; "–" where a run diverged."""
+    """Return "mean (low … high)" of paired differences, with the 95 % interval; "–" where a run diverged."""
     if not np.isfinite(values).all():
         return "–"
-    # of two, an interval says nothing
-    if len(values) < 3:
-        return f"{np.mean(values):+.3f}"
-    low, high = bootstrap(values)
-    return f"{np.mean(values):+.3f} ({low:+.3f} … {high:+.3f})"
+    mean, half = mean_and_half_interval(values)
+    return f"{mean:+.3f} ({mean - half:+.3f} … {mean + half:+.3f})" if len(values) > 1 else f"{mean:+.3f}"
 
 
 def grid(runs: pd.DataFrame, show: Sequence[str] = ("test_loss",), base: str | None = None) -> str:
@@ -68,20 +65,18 @@ def _figure(runs: pd.DataFrame, name: str) -> str:
     if name != "rates":
         return with_interval(runs[name])
     steps = min(map(len, runs.lrs))
-    rates = stats.gmean([run[:steps] for run in runs.lrs], axis=0)
+    rates = gmean([run[:steps] for run in runs.lrs], axis=0)
     return " … ".join(f"{rates[int(part * (len(rates) - 1))]:.2g}" for part in (0, 0.25, 0.5, 1))
 
 
 def paired_table(runs: pd.DataFrame, base: str = "meta", tuning: dict[str, int] | None = None) -> str:
     """Return a row an arm, best first: loss, accuracy, the difference to `base` with interval and test, and the cost.
 
-    tuning: trials that an arm's tuning took; its passes and seconds count those too.
+    tuning: trials that an arm's tuning took, which its passes and seconds then include. None: they are of one run.
     """
     order = runs.groupby("arm").test_loss.mean().sort_values().index
     paired = {arm: differences(runs, arm, base) for arm in order if arm != base} if base in order else {}
-    tests = {
-        arm: stats.wilcoxon(d).pvalue for arm, d in paired.items() if len(d) > 1 and np.isfinite(d).all() and d.any()
-    }
+    tests = {arm: p_value(d) for arm, d in paired.items() if len(d) > 1 and np.isfinite(d).all() and np.ptp(d) > 0}
     corrected = dict(zip(tests, multipletests(list(tests.values()), method="holm")[1], strict=True)) if tests else {}
     rows = []
     for arm in order:
@@ -92,17 +87,19 @@ def paired_table(runs: pd.DataFrame, base: str = "meta", tuning: dict[str, int] 
         ]
         cost = [f"{times * own.passes.mean():.2f}", f"{times * own.seconds.mean():.0f}"]
         rows.append([f"`{arm}`", with_interval(own.test_loss), *against, with_interval(own.test_accuracy), *cost])
-    header = ["arm", "test loss", f"minus `{base}` (95 %)", "p", "test accuracy", "passes", "seconds"]
-    return markdown(header, rows)
+    costs = [f"{name}, {'without' if tuning is None else 'with'} tuning" for name in ("passes", "seconds")]
+    p = f"p, Holm-corrected for {len(tests)}" if tests else "p"
+    return markdown(["arm", "test loss", f"minus `{base}` (95 %)", p, "test accuracy", *costs], rows)
 
 
-def legend(table: str, tuned: bool = False) -> str:
-    """Say how the columns that a table has are to be read. tuned: whether the cost of arms counts their tuning."""
+def legend(table: str) -> str:
+    """Say how the columns that a table has are to be read."""
     words = {
         " ± ": "Mean ± half the 95 % interval (Student's t)",
-        "(95 %)": "differences paired by data seed and seed, with bootstrap intervals",
-        "| p |": "p from Wilcoxon's test with Holm's correction",
-        "| passes |": f"passes: forward-backward passes per step{', tuning included, as in seconds' * tuned}",
+        "(95 %)": "differences paired by data seed and seed, with the same interval, which is for these data seeds and "
+        "not corrected for several comparisons",
+        "Holm": "p: paired t-tests, with Holm's correction for all comparisons of the column",
+        "| passes": "passes: forward-backward passes per step",
         "| rates |": "rates: the geometric mean at the start, after a quarter, after half of the run, and at its end",
     }
     text = "; ".join(text for sign, text in words.items() if sign in table)

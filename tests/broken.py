@@ -1,7 +1,7 @@
 """Data and networks of a user's own that cannot be trained: named on the command line by the tests."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.tensors import Samples, TensorDataModule
 from lightning_modules import MLP, SupervisedModule
@@ -25,6 +25,9 @@ class Broken(TensorDataModule):
             "integer-inputs": (x.long(), y),
             "classes": (x, y + 10),
             "wide": (x.repeat(1, 2), y),
+            "last-label": (x, torch.cat([y[:-1], torch.tensor([10])])),
+            "no-label": (x, torch.cat([y[:-1], torch.tensor([-100])])),
+            "values": (x, x[:, 0]),
         }
         return (spoilt[self.fault],) * 3
 
@@ -35,6 +38,13 @@ class Frozen(MLP):
     def __init__(self) -> None:
         super().__init__()
         self.requires_grad_(False)
+
+
+class Pair(nn.LSTM):
+    """Two outputs: states, and the last ones."""
+
+    def __init__(self) -> None:
+        super().__init__(40, 10)
 
 
 class Unreduced(SupervisedModule):

@@ -68,6 +68,7 @@ CHECKPOINTS = {
     "a checkpoint of another shape": ["--model.network.hidden=30"],
     "a checkpoint of another arm": ["--optimizer=adam"],
     "a checkpoint of another optimizer": ["--model.optimizer=torch.optim.SGD"],
+    "a checkpoint whose schedule.csv was changed": [],
 }
 
 
@@ -84,6 +85,8 @@ def test_a_file_or_a_store_that_cannot_be_used(
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= "flipped" in fault
         path.write_bytes(b"text" if "text" in fault else content)
+        if "schedule" in fault:
+            (path.parents[1] / "schedule.csv").write_text("step,lr,decay,hypergradient\n2,0.1,0.0,\n1,-0.1,0.0,\n")
         args += [*CHECKPOINTS[fault], f"--ckpt_path={path}"]
     before = len(runs())
     begun = time.monotonic()

@@ -3,10 +3,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pytorch_lightning import Trainer
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from callbacks import LastCheckpoint, Trajectory
+from callbacks.trajectory import schedule_until
 from data import MNIST1DDataModule
 from lightning_modules import MLP, MetaModule, OneStepModule, SupervisedModule
 from tests.store import artifacts, history, schedule
@@ -71,3 +73,34 @@ def test_a_resumed_run_continues_its_schedule_and_its_points(same_run: bool, sto
     assert (run == first) == same_run
     assert [step for step, _ in schedule(run)] == STEPS
     assert [step for step, _ in history(run, "lr")] == ([7, 14, 20] if same_run else []) + [21, 28, 30]
+
+
+def test_a_schedule_that_its_run_did_not_write_is_refused_and_rows_after_the_checkpoint_are_left_out(
+    store: Path,
+) -> None:
+    folder = store / "mlruns" / "mnist1d" / fit(OneStepModule(MLP()), epochs=2)
+    [checkpoint], file = folder.rglob("checkpoints/*.ckpt"), folder / "schedule.csv"
+    state = torch.load(checkpoint, weights_only=True)["callbacks"]["Trajectory"]
+    written = file.read_bytes()
+    header, first, second, *rest = written.splitlines(keepends=True)
+    short = b"".join(second.rpartition(b",")[:1]) + b"\n"
+    changes = {
+        "order": [header, second, first, *rest],
+        "sign": [header, first.replace(b",", b",-", 1), second, *rest],
+        "zero": [header, b"1,0.0,0.0,\n", second, *rest],
+        "short row": [header, first, short, *rest],
+        "missing row": [header, second, *rest],
+        "missing end": [header, first, second],
+        "no header": [first, second, *rest],
+        "nothing": [],
+    }
+    for name, rows in changes.items():
+        file.write_bytes(b"".join(rows))
+        with pytest.raises(
+            ValueError, match=r"schedule.csv was changed after its run wrote it. Restore it, or remove it"
+        ):
+            print(name, schedule_until(checkpoint, state))
+    file.write_bytes(written + b"21,1.0,0.0,\n22,1.")
+    assert schedule_until(checkpoint, state) == written
+    file.unlink()
+    assert schedule_until(checkpoint, state) == header

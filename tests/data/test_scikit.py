@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -78,23 +80,55 @@ def test_a_size_that_does_not_fit_is_refused_before_training() -> None:
 
 X, Y = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 5
 FAULTS = {
-    "val has 20 inputs and 19 targets": (X, Y[:-1]),
-    "val has 0 inputs and 0 targets": (X[:0], Y[:0]),
-    "targets of val are torch.float64; classes must be int64, values float32": (X, Y.double()),
-    "val holds numbers that are not finite": (X / 0, Y),
-    "samples of val differ in shape or type from those of train": (X.repeat(1, 2), Y),
-    "samples of val differ in shape or type from those of train ": (X.double(), Y),
+    "has 20 inputs and 19 targets; give one of each": (X, Y[:-1]),
+    "has 0 inputs and 0 targets; .* at least two samples": (X[:0], Y[:0]),
+    "has 1 inputs and 1 targets; .* at least two samples": (X[:1], Y[:1]),
+    "has torch.float64 targets; classes must be int64, values float32": (X, Y.double()),
+    "has torch.int32 targets; classes must be int64, values float32": (X, Y.int()),
+    "holds numbers that are not finite": (X / 0, Y),
+    "holds numbers that are not finite ": (X, Y / 0),
+    "has samples that differ in shape or type from those of train": (X.repeat(1, 2), Y),
+    "has samples that differ in shape or type from those of train ": (X.double(), Y),
+    r"has targets of shape \(20, 1\); give \(20,\), as y.squeeze": (X, Y[:, None]),
+    r"has targets of shape \(20, 1\); give \(20,\), as y.squeeze ": (X, X[:, :1]),
+    "has the label -100; classes count from 0": (X, torch.cat([Y[:-1], torch.tensor([-100])])),
+    "has the label -1; classes count from 0": (X, Y - 1),
+    "has equal targets, of which R² is undefined": (X, torch.ones(20)),
+    "must be a pair of tensors, inputs and targets": (X, (Y, Y)),
+    "must be a pair of tensors, inputs and targets ": (X, Y.tolist()),
+    "must be a pair of tensors, inputs and targets  ": (X, Y, Y),
 }
 
 
+@pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("message", FAULTS)
-def test_samples_that_cannot_be_trained_or_evaluated_are_refused(message: str) -> None:
+def test_samples_that_cannot_be_trained_or_evaluated_are_refused(message: str, place: int) -> None:
+    """Whichever of the three sets has them; the last sample alone may have the fault."""
+    spoilt: Any = FAULTS[message]
+    kinds = "shape or type" in message
+    sound = (X, torch.arange(20.0)) if len(spoilt) == 2 and getattr(spoilt[1], "dtype", 0) == torch.float32 else (X, Y)
+
     class Given(TensorDataModule):
         def samples(self) -> tuple[Samples, Samples, Samples]:
-            return (X, Y), FAULTS[message], (X, Y)
+            train, val, test = (spoilt if number == place else sound for number in range(3))
+            return train, val, test
 
-    with pytest.raises(ValueError, match=f"^data: {message.strip()}"):
+    named = "val" if kinds and place == 0 else ("train", "val", "test")[place]
+    with pytest.raises(ValueError, match=f"^data: {named} {message.strip()}"):
         Given(5, 5, 20, 20).setup("fit")
+
+
+def test_the_extremes_hold_the_ends_of_labels_and_tokens_of_all_sets() -> None:
+    class Given(TensorDataModule):
+        def samples(self) -> tuple[Samples, Samples, Samples]:
+            tokens = torch.arange(60).reshape(20, 3) + 5
+            return (tokens, Y + 1), (tokens - 5, Y + 2), (tokens, Y)
+
+    data = Given(5, 5, 20, 20)
+    data.setup("fit")
+    x, y = data.extremes()
+    assert [int(end) for end in (x.min(), x.max(), y.min(), y.max())] == [0, 64, 0, 6]
+    assert x.shape == (12, 3)
 
 
 @pytest.mark.parametrize("seed", range(3))
