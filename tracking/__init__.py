@@ -15,6 +15,5 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "12")
 os.environ.setdefault("PGCONNECT_TIMEOUT", "12")
-if os.environ.get("MLFLOW_TRACKING_URI", "sqlite").startswith("sqlite"):
-    # a connection that is kept open would write into a file that was deleted
-    os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
+# a connection that is kept open would write into a file that was deleted, or wait for a database that does not answer
+os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
