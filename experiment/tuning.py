@@ -153,9 +153,6 @@ def _database(url: str) -> BaseStorage:
         "grace_period": 20,
         "heartbeat_stale_trial_callback": RetryHeartbeatStaleTrialCallback(),
     }
-    if url.startswith("postgresql"):
-        # the signs of life are in the time of a connection, which is that of the machine's PGTZ
-        beats["engine_kwargs"] = {"connect_args": {"options": "-c timezone=UTC"}}
     # the first attempt fails where another machine makes the tables at the same moment
     with suppress(SQLAlchemyError):
         return RDBStorage(url, **beats)
