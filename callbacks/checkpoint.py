@@ -1,11 +1,13 @@
 """The checkpoint from which a run resumes: its newest state at the end of an epoch."""
 
+import io
 import math
 import os
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -23,10 +25,16 @@ class WholeFiles(TorchCheckpointIO):
     """Write a checkpoint next to its final name and then rename it, so that a killed process leaves no torn one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write the checkpoint to a local file."""
+        """Write the checkpoint to a local file, without TMPDIR, and leave nothing of it where the disk is full."""
         # one name for all, so that at most one such file is left behind
-        partial = Path(path).with_name("partial")
-        super().save_checkpoint(checkpoint, partial, storage_options)
+        partial, content = Path(path).with_name("partial"), io.BytesIO()
+        torch.save(checkpoint, content)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content.getbuffer())
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
         os.replace(partial, path)
 
 
@@ -59,6 +67,8 @@ class LastCheckpoint(ModelCheckpoint):
         due = ends(trainer) or time.monotonic() - self.written >= self.seconds
         # processes write together
         if trainer.strategy.reduce_boolean_decision(due, all=False):
+            for logger in trainer.loggers:
+                getattr(logger, "flush", lambda: None)()
             super().on_train_epoch_end(trainer, pl_module)
             self.written = time.monotonic()
 

@@ -85,7 +85,9 @@ class Trajectory(Callback):
         file = self._keep(trainer, pl_module)
         if file and "mlflow.parentRunId" not in getattr(trainer.logger, "tags", {}):
             figure = evolution(courses(pd.DataFrame([{"arm": "", "val_losses": []} | read_schedule(file)])))
-            trainer.logger.experiment.log_figure(trainer.logger.run_id, figure, "trajectory.png")  # type: ignore[union-attr]
+            picture = file.with_name("trajectory.png")
+            figure.savefig(picture)
+            trainer.logger.experiment.log_artifact(trainer.logger.run_id, str(picture))  # type: ignore[union-attr]
 
     def _write(self, file: Path, rows: bytes) -> None:
         with file.open("ab") as out:

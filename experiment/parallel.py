@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import joblib
 
-from experiment.process import quiet, refusing
+from experiment.process import SweepError, quiet, refusing
 from tracking.store import StoreError, tracking_uri
 
 Task = TypeVar("Task")
@@ -65,4 +65,4 @@ def _numbered(uri: str, number: int, call: Callable[[Task], Result], task: Task)
         return number, call(task)
     except SystemExit as stop:
         # a Dask worker would end, and the next one that got the task too
-        raise StoreError("A run was refused: the line above, or the log of its Dask worker, says why.") from stop
+        raise SweepError("a run was refused; the line above, or the log of its Dask worker, says why") from stop

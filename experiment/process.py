@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -27,6 +28,10 @@ UNHEEDED = (
 )
 
 
+class SweepError(Exception):
+    """One of many runs could not be trained. The message says where the reason is."""
+
+
 def quiet() -> None:
     """Silence what a user of this project can do nothing about."""
     for name in QUIET_LOGGERS:
@@ -47,6 +52,11 @@ def importing() -> Iterator[None]:
 def script(command: Callable[[], Any]) -> None:
     """Run a command as a process: status 2 if nothing was started, 1 if that failed, 130 at Ctrl-C, 143 at SIGTERM."""
     quiet()
+    # where stdout is closed (`>&-`), the next file that is opened, a database, would get what is printed
+    while (place := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(place, True)
+    os.close(place)
+    sys.stdout, sys.stderr = sys.stdout or open(1, "w"), sys.stderr or open(2, "w")  # noqa: SIM115
     try:
         command()
     except KeyboardInterrupt as stop:
@@ -59,7 +69,7 @@ def script(command: Callable[[], Any]) -> None:
 
         if isinstance(error, StoreError):
             end(f"error: {error}", 2)
-        if isinstance(error, (BrokenExecutor, StorageInternalError, *FAULTS)):
+        if isinstance(error, (SweepError, BrokenExecutor, StorageInternalError, *FAULTS)):
             end(f"error: {cause(error)}. Finished work is kept: fix the problem and rerun the command.", 1)
         raise
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shlex
+import sys
 import zipfile
 from argparse import ArgumentError
 from collections.abc import Sequence
@@ -195,31 +197,38 @@ class Run(LightningCLI):
         """Fit, or evaluate; test after a fit, once, with the final weights; keep in MLflow how it ended."""
         tracker, command = self.tracker, self.line.command
         tests = command == "fit" and test and not self.config.trainer.fast_dev_run
+        ended = "FAILED"
         if tracker:
-            tracker.test_follows = tests
+            tracker.held = True
         try:
             getattr(self.trainer, command)(self.model, datamodule=self.datamodule, ckpt_path=self.line.checkpoint)
             self.metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
             if tests:
-                if tracker:
-                    tracker.test_follows = False
                 tested = self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
                 self.test_metrics = dict(tested[0]) if tested else {}
                 self.metrics |= self.test_metrics
             if found := not_finite(self.trainer):
                 raise DivergenceError(f"{command}: {found}. The weights, or the data, are at fault.")
+            ended = "FINISHED"
         except DivergenceError as error:
             self.diverged = str(error)
             if tracker:
                 tracker.experiment.set_tag(tracker.run_id, "diverged", self.diverged)
-                tracker.experiment.set_terminated(tracker.run_id, "FAILED")
         except SystemExit as stop:
             if not self.trainer.interrupted:
                 raise
-            if tracker:
-                tracker.experiment.set_terminated(tracker.run_id, "KILLED")
+            ended = "KILLED"
             # Lightning makes an exit of Ctrl-C, which callers could not tell apart
             raise KeyboardInterrupt(*["terminated"] * isinstance(stop, SIGTERMException)) from None
+        finally:
+            # here, not in Lightning's handler of exceptions, which one more exception of a callback would leave
+            if tracker:
+                tracker.end(ended)
+                alone = ended != "FINISHED" and not self.diverged and "mlflow.parentRunId" not in self.tags
+                if alone and tracker.checkpoint and tracker.checkpoint.is_file():
+                    print(
+                        f"train.py: to resume, add --ckpt_path {shlex.quote(str(tracker.checkpoint))}", file=sys.stderr
+                    )
         self.run_id = tracker.run_id if tracker else None
 
 

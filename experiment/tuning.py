@@ -25,6 +25,7 @@ from experiment.options import QUIET, arm_options
 from experiment.parallel import processes
 from experiment.process import end, refusing
 from experiment.run import train
+from tracking.buffer import whole_lines
 from tracking.runs import parent_run
 from tracking.store import StoreError, artifact_dir, client, hidden, open_experiment, tracking_uri
 
@@ -72,7 +73,7 @@ def tune(tuning: Tuning, command: str) -> tuple[optuna.Study, list[FrozenTrial],
     """
     if tuning.storage and not tuning.storage.startswith("sqlite") and tracking_uri().startswith("sqlite"):
         raise StoreError("--storage: machines that share a study need one tracking server: set MLFLOW_TRACKING_URI.")
-    storage = _storage(tuning.storage)
+    storage = tuning.storage and _database(tuning.storage)
     # the lowest and the highest values: if any value is refused, one of these is
     ends = {option: _extremes(distribution(option, values)) for option, values in tuning.space.items()}
     for number in range(max(map(len, ends.values()))):
@@ -86,6 +87,7 @@ def tune(tuning: Tuning, command: str) -> tuple[optuna.Study, list[FrozenTrial],
     alone = FileLock(artifact_dir() / f".{name.replace(' ', '-')}.lock", timeout=0)
     tags = {"optimizer": tuning.arm, "mlflow.note.content": f"{tuning.trials} trials: `{command}`"}
     with nullcontext() if tuning.storage else alone, parent_run(f"tune {tuning.arm}", name, tags) as parent:
+        storage = storage or _journal(artifact_dir() / "optuna" / f"{name}.log")
         study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
         # queue again the trials that a killed process left running
         for trial in study.get_trials(states=[TrialState.RUNNING]) if not tuning.storage else ():
@@ -137,10 +139,14 @@ def _extremes(values: BaseDistribution) -> list[Any]:
     return list(getattr(values, "choices", None) or [getattr(values, name) for name in ("low", "high")])
 
 
-def _storage(url: str | None) -> BaseStorage:
-    if url is None:
-        artifact_dir().mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(str(artifact_dir() / "optuna.log")))
+def _journal(file: Path) -> BaseStorage:
+    """Return the storage of one study, in a file of its own: what happens to the file happens to no other study."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    whole_lines(file)
+    return JournalStorage(JournalFileBackend(str(file)))
+
+
+def _database(url: str) -> BaseStorage:
     # seconds between a worker's signs of life, and after which it is taken for dead
     beats: dict[str, Any] = {
         "heartbeat_interval": 5,

@@ -1,10 +1,26 @@
 """What goes wrong, and the answer: the tests run over these tables; `python -m tests.faults` writes docs/faults.md."""
 
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import NamedTuple
 
 from experiment.options import ROOT
 from reporting.tables import markdown
+from tests import injections
+from tests.injections import (
+    database_stops,
+    file_limit,
+    full_disk,
+    full_tmpdir,
+    no_stdout,
+    read_only,
+    removed,
+    server_restarts,
+    server_silent,
+    server_stops,
+)
 
 BAD_INPUT = {
     "train.py --optimizer adamm": r"--optimizer: unknown arm 'adamm'. Did you mean adam\? Choose from: adam, ",
@@ -54,41 +70,117 @@ BAD_INPUT = {
 
 
 class Fault(NamedTuple):
-    """A pattern of the answer, and the status of the command."""
+    """A pattern of what is printed, the status of the command, what is kept, and the injection.
+
+    inject: bytes of a YAML file, the address of a store, what is typed to resume a run of `meta`, or a context of
+    `tests.injections`; None where the test does it.
+    run: the status in MLflow in the end, of the run or of the one that holds a sweep.
+    """
 
     line: str
     status: int
+    kept: str = ""
+    inject: bytes | str | list[str] | Callable[[Path], AbstractContextManager[injections.Struck]] | None = None
+    run: str = ""
 
 
+# examples of wrong options on the page
+SHOWN = 16
+STATE = "the last checkpoint, all points; FAILED"
+LATER = "everything; FINISHED once `tracking.deliver` has sent it"
 FAULTS = {
-    "the disk is full": Fault(r"error: .*(No space left on device|disk is full).*Finished work is kept", 1),
+    "the disk becomes full": Fault(
+        r"error: .*No space left on device.*Finished work is kept", 1, STATE, full_disk, "FAILED"
+    ),
+    "a file becomes larger than `ulimit -f`": Fault(
+        r"error: .*File too large.*Finished work is kept", 1, STATE, file_limit, "FAILED"
+    ),
+    "`mlruns` is removed during a run": Fault(
+        r"error: .*No such file .*Finished work is kept", 1, "the points; FAILED", removed, "FAILED"
+    ),
+    "`mlflow.db` becomes read-only during a run": Fault(
+        r"did not take everything .*readonly database.*The rest is in .*python -m tracking.deliver ",
+        0,
+        LATER,
+        read_only,
+        "FINISHED",
+    ),
+    "the tracking server stops during a run": Fault(
+        r"did not take everything .*refused.*The rest is in .*python -m tracking.deliver ",
+        0,
+        LATER,
+        server_stops,
+        "FINISHED",
+    ),
+    "the tracking server stops answering during a run": Fault(
+        r"did not take everything \(it does not answer\)\. The rest is in .*python -m tracking.deliver ",
+        0,
+        LATER,
+        server_silent,
+        "FINISHED",
+    ),
+    "the tracking server is restarted during a run": Fault(r"", 0, "everything; FINISHED", server_restarts, "FINISHED"),
+    "PostgreSQL stops during a sweep": Fault(
+        r"error: a run was refused; .*Finished work is kept", 1, "all runs that ended; FAILED", database_stops, "FAILED"
+    ),
+    "TMPDIR becomes full, and is on another disk": Fault(r"", 0, "everything; FINISHED", full_tmpdir, "FINISHED"),
+    "stdout is closed (`>&-`)": Fault(r"", 0, "everything; FINISHED", no_stdout, "FINISHED"),
+    "Optuna's journal ends in half a line": Fault(r"", 0, "all trials before it, and all other studies"),
+    "Ctrl-C in a run": Fault(r"interrupted; finished work is kept", 130, "the last checkpoint, all points; KILLED"),
+    "SIGTERM in a run": Fault(r"terminated; finished work is kept", 143, "the last checkpoint, all points; KILLED"),
+    "LANG=C, PYTHONOPTIMIZE=2, warnings are errors": Fault(r"", 0, "everything; FINISHED"),
     "`mlruns` cannot be written": Fault(r"error: The MLflow store .* cannot be used: .*Read-only file system", 2),
     "`mlruns` is a file": Fault(r"error: The MLflow store .* cannot be used: .*exists: .*mlruns", 2),
     "the store is locked": Fault(r"error: The MLflow store .* cannot be used: .*database is locked", 2),
-    "the store is in memory": Fault(r"MLFLOW_TRACKING_URI sqlite:// is in memory", 2),
-    "the store is a folder": Fault(r"The MLflow store sqlite:////tmp cannot be used: .*unable to open database", 2),
-    "PostgreSQL is down": Fault(r"The MLflow store postgresql://.* cannot be used: .*refused", 2),
-    "the address of the store means nothing": Fault(r"The MLflow store nonsense://.* cannot be used", 2),
-    "no tracking server at the start": Fault(r"The MLflow store http://me:\*\*\*@127.* cannot be used: .*refused", 2),
-    "a tracking server that does not answer": Fault(r"error: The MLflow store .* cannot be used", 2),
-    "the tracking server stops during a run": Fault(r"", 0),
-    "a YAML file of random bytes": Fault(r"--config: .*arm.yaml cannot be read: .*codec can't decode", 2),
-    "a YAML file that is empty": Fault(r"--config: .*arm.yaml is not a mapping", 2),
-    "a YAML file with a brace too few": Fault(r"--config: .*arm.yaml cannot be read: .*line", 2),
-    "a YAML file that would run code": Fault(r"--config: .*python/object/apply", 2),
-    "a checkpoint of which one bit is flipped": Fault(r"--ckpt_path: .* is damaged", 2),
-    "a checkpoint that is text": Fault(r"--ckpt_path: .* is damaged, .*File is not a zip file", 2),
-    "a checkpoint of another shape": Fault(r"--ckpt_path: .*size mismatch for network.0.weight", 2),
-    "a checkpoint of another arm": Fault(r"trained with _class_path lightning_modules.MetaModule", 2),
-    "a checkpoint of another optimizer": Fault(r"--ckpt_path: trained with optimizer ", 2),
-    "a checkpoint whose schedule.csv was changed": Fault(
-        r"error: .*schedule.csv was changed after its run wrote it", 2
+    "the store is in memory": Fault(r"MLFLOW_TRACKING_URI sqlite:// is in memory", 2, inject="sqlite://"),
+    "the store is a folder": Fault(
+        r"The MLflow store sqlite:////tmp cannot be used: .*unable to open database", 2, inject="sqlite:////tmp"
     ),
-    "Ctrl-C in a run": Fault(r"interrupted; finished work is kept", 130),
-    "SIGTERM in a run": Fault(r"terminated; finished work is kept", 143),
-    "LANG=C, PYTHONOPTIMIZE=2, warnings are errors": Fault(r"", 0),
+    "PostgreSQL is down": Fault(
+        r"The MLflow store postgresql://.* cannot be used: .*refused",
+        2,
+        inject="postgresql://me:hush-hush@127.0.0.1:1/o",
+    ),
+    "the address of the store means nothing": Fault(
+        r"The MLflow store nonsense://.* cannot be used", 2, inject="nonsense://me:hush-hush@x"
+    ),
+    "no tracking server at the start": Fault(
+        r"The MLflow store http://me:\*\*\*@127.* cannot be used: .*refused",
+        2,
+        inject="http://me:hush-hush@127.0.0.1:1",
+    ),
+    "a tracking server that does not answer": Fault(
+        r"error: The MLflow store http://.* cannot be used: .*timed out", 2
+    ),
+    "PostgreSQL that does not answer": Fault(r"error: The MLflow store postgresql://.* cannot be used: .*timeout", 2),
+    "a YAML file of random bytes": Fault(
+        r"--config: .*arm.yaml cannot be read: .*codec can't decode", 2, inject=bytes(range(255, 0, -1))
+    ),
+    "a YAML file that is empty": Fault(r"--config: .*arm.yaml is not a mapping", 2, inject=b""),
+    "a YAML file with a brace too few": Fault(
+        r"--config: .*arm.yaml cannot be read: .*line", 2, inject=b"model: {lr: 1"
+    ),
+    "a YAML file that would run code": Fault(
+        r"--config: .*python/object/apply",
+        2,
+        inject=b"seed_everything: !!python/object/apply:os.system ['touch sprung']",
+    ),
+    "a checkpoint of which one bit is flipped": Fault(r"--ckpt_path: .* is damaged", 2, inject=[]),
+    "a checkpoint that is text": Fault(r"--ckpt_path: .* is damaged, .*File is not a zip file", 2, inject=[]),
+    "a checkpoint of another shape": Fault(
+        r"--ckpt_path: .*size mismatch for network.0.weight", 2, inject=["--model.network.hidden=30"]
+    ),
+    "a checkpoint of another arm": Fault(
+        r"trained with _class_path lightning_modules.MetaModule", 2, inject=["--optimizer=adam"]
+    ),
+    "a checkpoint of another optimizer": Fault(
+        r"--ckpt_path: trained with optimizer ", 2, inject=["--model.optimizer=torch.optim.SGD"]
+    ),
+    "a checkpoint whose schedule.csv was changed": Fault(
+        r"error: .*schedule.csv was changed after its run wrote it", 2, inject=[]
+    ),
 }
-"""What a command is started into: tests/test_faults.py."""
+"""What a command is started into, or what happens to it: tests/test_faults.py."""
 
 
 def readable(pattern: str) -> str:
@@ -100,25 +192,43 @@ def readable(pattern: str) -> str:
 
 def document() -> str:
     """Return docs/faults.md."""
-    wrong = [[f"`{words}`", readable(line)] for words, line in BAD_INPUT.items()]
-    rows = [[name, readable(fault.line), str(fault.status)] for name, fault in FAULTS.items()]
+    kinds: dict[str, list[str]] = {}
+    for words, line in BAD_INPUT.items():
+        command, option = (*words.split(), "")[:2]
+        kinds.setdefault(command + option.partition(".")[0], [f"`{words}`", readable(line)])
+    during, before = [], []
+    for name, fault in FAULTS.items():
+        row = [name, readable(fault.line)]
+        if fault.kept:
+            during.append([*row, str(fault.status), fault.kept])
+        else:
+            before.append(row)
     return f"""# When things go wrong
 
 Each row is a test ([tests/faults.py](../tests/faults.py), from which `python -m tests.faults` writes this file). The
 messages are shortened: … stands for any text. Exit status 2: nothing was started; 1: a started run failed; 130: Ctrl-C;
-143: SIGTERM. Finished work is always kept.
+143: SIGTERM. Finished work is always kept, and a command that is typed again does what is missing.
 
 **A YAML file and a class path are code**: `class_path: any.thing` imports it and calls it, with the rights of whoever
 typed the command. Do not train from a file that you would not run. A checkpoint is not: it is read as tensors, numbers
 and text alone.
 
-## Tested faults
+## During a run or a sweep
 
-{markdown(["what happens", "message", "status"], rows)}
+A run that ends early prints the path of its last checkpoint. What the store did not take is in a file, and a line says
+how to send it; until then the run is marked FAILED, if the store takes that.
 
-## Wrong options, data and networks: a one-line error, status 2, no run is kept
+{markdown(["what happens", "what is printed", "status", "what is kept; the run's status in MLflow"], during)}
 
-{markdown(["command", "message"], wrong)}
+## Before a run: one line, status 2, nothing is kept
+
+{markdown(["what happens", "what is printed"], before)}
+
+## Wrong options, data and networks: the same
+
+One example of each option; all {len(BAD_INPUT)} are in [tests/faults.py](../tests/faults.py).
+
+{markdown(["command", "what is printed"], list(kinds.values())[:SHOWN])}
 """
 
 

@@ -1,7 +1,6 @@
 """Real processes: commands as they are typed, and servers on loopback, PostgreSQL and `mlflow server`."""
 
 import os
-import re
 import shutil
 import signal
 import socket
@@ -10,12 +9,12 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from experiment.options import ROOT
-from tests.faults import FAULTS
 from tests.store import heed
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
@@ -23,20 +22,15 @@ PASSWORD = "s3cret"
 OWN = ("MLFLOW_TRACKING_URI", "MLFLOW_SQLALCHEMYSTORE_POOLCLASS")  # of this process, not of a server
 
 
-def typed(*words: str, uri: str | None = None) -> "subprocess.Popen[str]":
+def typed(
+    *words: str, uri: str = "", prepare: Callable[[], object] = heed, **environment: str
+) -> "subprocess.Popen[str]":
     """Start a command of the project as its user does, in a shell of her own; `uri` is of the store."""
-    environment = os.environ | ({} if uri is None else {"MLFLOW_TRACKING_URI": uri})
+    environment |= {"MLFLOW_TRACKING_URI": uri} if uri else {}
     command, pipe = [sys.executable, str(ROOT / words[0]), *words[1:]], subprocess.PIPE
-    return subprocess.Popen(command, env=environment, text=True, preexec_fn=heed, stdout=pipe, stderr=pipe)
-
-
-def ended(process: "subprocess.Popen[str]", fault: str) -> str:
-    """Hold status and last line of a command against the table of faults; return what it printed."""
-    out, errors = process.communicate(timeout=240)
-    assert "Traceback" not in errors, errors
-    [line] = errors.splitlines()[-1:] or [""]
-    assert (process.returncode, bool(re.search(FAULTS[fault].line, line))) == (FAULTS[fault].status, True), errors
-    return out
+    return subprocess.Popen(
+        command, env=os.environ | environment, text=True, preexec_fn=prepare, stdout=pipe, stderr=pipe
+    )
 
 
 def free_port() -> int:
@@ -45,9 +39,16 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+class Cluster(str):
+    """The address of a cluster's databases, up to their names."""
+
+    start: Callable[[], None]
+    stop: Callable[[], None]
+
+
 @contextmanager
-def postgres() -> Iterator[str]:
-    """Run a new cluster, and yield the address of its databases `mlflow` and `optuna`, up to their names."""
+def postgres() -> Iterator[Cluster]:
+    """Run a new cluster, and yield the address of its databases `mlflow` and `optuna`."""
     port, user = free_port(), "postgres" if os.getuid() == 0 else None  # PostgreSQL refuses to be run by root
     folder = Path(tempfile.mkdtemp(prefix="pg"))  # not pytest's own: that user could not read it
 
@@ -63,13 +64,16 @@ def postgres() -> Iterator[str]:
     secret = f"--pwfile={folder / 'password'}"
     call("initdb", "-D", "data", "-U", "researcher", "--auth=scram-sha-256", secret, "--no-sync")
     listen = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -c fsync=off"
-    call("pg_ctl", "-D", "data", "-w", "-l", "log", "-o", listen, "start")
+    cluster = Cluster(f"postgresql://researcher:{PASSWORD}@127.0.0.1:{port}")
+    cluster.start = partial(call, "pg_ctl", "-D", "data", "-w", "-l", "log", "-o", listen, "start")
+    cluster.stop = partial(call, "pg_ctl", "-D", "data", "-w", "-m", "immediate", "stop")
+    cluster.start()
     try:
         for database in ("mlflow", "optuna"):
             call("createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "researcher", database)
-        yield f"postgresql://researcher:{PASSWORD}@127.0.0.1:{port}"
+        yield cluster
     finally:
-        call("pg_ctl", "-D", "data", "-w", "-m", "immediate", "stop")
+        cluster.stop()
         shutil.rmtree(folder)
 
 

@@ -4,27 +4,37 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
+from types import FunctionType, UnionType
 
 import pytest
 import torch
 
+import tune
 from experiment.options import ROOT
 from experiment.process import script
 from experiment.run import train
-from tests.faults import BAD_INPUT, FAULTS, document
-from tests.servers import ended, free_port, mlflow_server, typed
-from tests.store import SHORT, checkpoint_of, checkpoints, history, runs, schedule, wait
+from tests.faults import BAD_INPUT, FAULTS, STATE, document
+from tests.injections import nothing, small_disk
+from tests.servers import typed
+from tests.store import SHORT, artifacts, checkpoint_of, checkpoints, history, runs, schedule, wait
+from tracking import deliver
 from tracking.store import open_experiment
 
-LONG = ["--optimizer", "cosine", "--trainer.max_epochs=400", SHORT[1]]
+EPOCHS = 80
+LONG = ["--optimizer", "cosine", f"--trainer.max_epochs={EPOCHS}", SHORT[1]]
+
+
+def names(kind: type | UnionType) -> list[str]:
+    """The faults whose injection is of a kind."""
+    return [name for name, fault in FAULTS.items() if isinstance(fault.inject, kind)]
 
 
 def answers(file: str, *args: str) -> int:
@@ -48,50 +58,37 @@ def test_bad_input_gives_one_line_status_2_and_no_run(words: str, capsys: pytest
     assert runs() == []
 
 
-FILES = {
-    "a YAML file of random bytes": bytes(range(255, 0, -1)),
-    "a YAML file that is empty": b"",
-    "a YAML file with a brace too few": b"model: {lr: 1",
-    "a YAML file that would run code": b"seed_everything: !!python/object/apply:os.system ['touch sprung']",
-}
-STORES = {
-    "the store is in memory": "sqlite://",
-    "the store is a folder": "sqlite:////tmp",
-    "PostgreSQL is down": "postgresql://me:hush-hush@127.0.0.1:1/o",
-    "the address of the store means nothing": "nonsense://me:hush-hush@x",
-    "no tracking server at the start": "http://me:hush-hush@127.0.0.1:1",
-}
-# what is typed to resume a run of `meta`
-CHECKPOINTS = {
-    "a checkpoint of which one bit is flipped": [],
-    "a checkpoint that is text": [],
-    "a checkpoint of another shape": ["--model.network.hidden=30"],
-    "a checkpoint of another arm": ["--optimizer=adam"],
-    "a checkpoint of another optimizer": ["--model.optimizer=torch.optim.SGD"],
-    "a checkpoint whose schedule.csv was changed": [],
-}
+def ended(process: "subprocess.Popen[str]", fault: str) -> tuple[str, str]:
+    """Hold status and last line of a command against the table of faults; return what it printed."""
+    out, errors = process.communicate(timeout=240)
+    assert "Traceback" not in errors, errors
+    [line] = [line for line in errors.splitlines() if line.strip()][-1:] or [""]
+    assert (process.returncode, bool(re.search(FAULTS[fault].line, line))) == (FAULTS[fault].status, True), errors
+    return out, errors
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", [*FILES, *STORES, *CHECKPOINTS])
+@pytest.mark.parametrize(
+    "fault", [name for name, fault in FAULTS.items() if isinstance(fault.inject, bytes | str | list)]
+)
 def test_a_file_or_a_store_that_cannot_be_used(
     fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "arm.yaml"
-    file.write_bytes(FILES.get(fault, b"{}"))
+    file, inject = tmp_path / "arm.yaml", FAULTS[fault].inject
+    file.write_bytes(inject if isinstance(inject, bytes) else b"{}")
     args = ["--config", str(file)]
-    if fault in CHECKPOINTS:
+    if isinstance(inject, list):
         path = Path(checkpoint_of(train(["--optimizer", "meta", *SHORT])))
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= "flipped" in fault
         path.write_bytes(b"text" if "text" in fault else content)
         if "schedule" in fault:
             (path.parents[1] / "schedule.csv").write_text("step,lr,decay,hypergradient\n2,0.1,0.0,\n1,-0.1,0.0,\n")
-        args += [*CHECKPOINTS[fault], f"--ckpt_path={path}"]
+        args += [*inject, f"--ckpt_path={path}"]
     before = len(runs())
     begun = time.monotonic()
     with monkeypatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", STORES.get(fault, os.environ["MLFLOW_TRACKING_URI"]))
+        patch.setenv("MLFLOW_TRACKING_URI", inject if isinstance(inject, str) else os.environ["MLFLOW_TRACKING_URI"])
         assert answers("train.py", *args, *SHORT) == FAULTS[fault].status
     # MLflow alone takes 110 seconds
     assert time.monotonic() - begun < 100
@@ -103,32 +100,53 @@ def test_a_file_or_a_store_that_cannot_be_used(
 
 
 @pytest.mark.slow
-def test_a_server_that_does_not_answer() -> None:
+def test_a_server_and_a_database_that_do_not_answer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        process = typed("train.py", *SHORT, uri=f"http://127.0.0.1:{silent.getsockname()[1]}")
-        ended(process, "a tracking server that does not answer")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 3 MB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], check=False).returncode:
-        pytest.skip("only root may mount a small disk")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        server, database = (typed("train.py", *SHORT, uri=f"{kind}://{address}") for kind in ("http", "postgresql"))
+        ended(server, "a tracking server that does not answer")
+        ended(database, "PostgreSQL that does not answer")
 
 
 @pytest.mark.slow
-def test_a_full_disk_leaves_a_whole_checkpoint_and_one_that_is_read_only_nothing(small_disk: Path) -> None:
-    # its second checkpoint does not fit next to the first
-    large = typed("train.py", *LONG, "--model.network.hidden=2000", uri=f"sqlite:///{small_disk}/mlflow.db")
-    ended(large, "the disk is full")
-    for path in checkpoints(small_disk):
-        assert torch.load(path, weights_only=True)["global_step"]
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    ended(typed("train.py", *LONG, uri=f"sqlite:///{small_disk}/other/mlflow.db"), "`mlruns` cannot be written")
+@pytest.mark.parametrize("fault", names(FunctionType))
+def test_what_happens_during_a_run_is_said_and_its_status_in_mlflow_is_true(
+    fault: str, tmp_path: Path, fresh_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(fresh_database, tmp_path)
+    inject = FAULTS[fault].inject
+    assert callable(inject)
+    with inject(tmp_path) as struck:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", struck.uri)
+        words = struck.words if "--workers=1" in struck.words else ("train.py", *LONG, *struck.words)
+        process = typed(*words, uri=struck.uri, prepare=struck.prepare, **struck.environment)
+        if struck.strike is not nothing:
+            wait(process, lambda: [run for run in runs() if "val/loss" in run.data.metrics], 0.2)
+            struck.strike(process)
+        out, errors = ended(process, fault)
+        struck.lift()
+        for file in re.findall("python -m tracking.deliver (.*)", errors):
+            monkeypatch.setattr("sys.argv", ["deliver", *shlex.split(file)])
+            deliver.main()
+        first, *others = runs()
+        assert first.info.status == FAULTS[fault].run
+        assert "RUNNING" not in {run.info.status for run in others}
+        if FAULTS[fault].run == "FINISHED":
+            # no point is missing
+            assert len(history(first.info.run_id, "val/loss")) == EPOCHS
+            assert {"schedule.csv", "trajectory.png"} <= artifacts(first.info.run_id)
+            assert "test/loss" in out or "stdout" in fault
+        paths = re.findall("--ckpt_path (.*)", errors)
+        assert len(paths) == (FAULTS[fault].kept == STATE)
+        for path in paths:
+            assert torch.load(*shlex.split(path), weights_only=True)["global_step"]
+
+
+@pytest.mark.slow
+def test_a_folder_of_the_store_that_cannot_be_written(tmp_path: Path) -> None:
+    with small_disk(tmp_path, 1) as disk:
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        ended(typed("train.py", *LONG, uri=f"sqlite:///{disk}/other/mlflow.db"), "`mlruns` cannot be written")
 
 
 @pytest.mark.slow
@@ -143,13 +161,20 @@ def test_a_store_that_is_locked_or_whose_folder_is_a_file(store: Path, tmp_path:
     ended(typed("train.py", *LONG, uri=f"sqlite:///{tmp_path}/mlflow.db"), "`mlruns` is a file")
 
 
-@pytest.mark.slow
-def test_a_server_that_stops_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with mlflow_server(f"sqlite:///{tmp_path}/served.db", tmp_path, free_port()) as address:
-        process = typed("train.py", *LONG, uri=address)
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        wait(process, lambda: runs() and history(runs()[0].info.run_id, "val/loss"), 0.5)
-    assert "test/loss" in ended(process, "the tracking server stops during a run")
+def test_half_a_line_at_the_end_of_a_journal_is_dropped_and_no_other_study_has_the_journal(
+    store: Path,
+) -> None:
+    """Of a process that died while it wrote. Without an end, the next line would continue it."""
+    assert FAULTS["Optuna's journal ends in half a line"].status == 0
+    command = ["--optimizer", "adam", *SHORT, "--trials"]
+    tune.main([*command, "1"])
+    [journal] = store.glob("mlruns/optuna/*")
+    with journal.open("a") as torn:
+        torn.write('{"op_code":6,"worker_')
+    for trials in ("2", "3"):
+        assert len(tune.main([*command, trials]).trials) == int(trials)
+    tune.main([*command, "1", "--seed", "1"])
+    assert len(list(store.glob("mlruns/optuna/*"))) == 2
 
 
 SIGNALS = {"Ctrl-C in a run": signal.SIGINT, "SIGTERM in a run": signal.SIGTERM}
@@ -176,10 +201,11 @@ def test_a_run_that_was_stopped_by_a_signal_resumes_to_the_bit(fault: str, store
 def test_another_environment(variables: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in variables.split():
         monkeypatch.setenv(*variable.split("="))
-    assert "test/loss" in ended(typed("train.py", *SHORT), "LANG=C, PYTHONOPTIMIZE=2, warnings are errors")
+    assert "test/loss" in ended(typed("train.py", *SHORT), "LANG=C, PYTHONOPTIMIZE=2, warnings are errors")[0]
 
 
 def test_the_tables_of_faults_are_those_that_the_tests_run_over() -> None:
     assert (ROOT / "docs" / "faults.md").read_text(encoding="utf-8") == document()
     text = Path(__file__).read_text(encoding="utf-8")
-    assert [fault for fault in FAULTS if f'"{fault}"' not in text] == []
+    assert [name for name, fault in FAULTS.items() if fault.inject is None and f'"{name}"' not in text] == []
+    assert len(document().splitlines()) <= 90

@@ -31,9 +31,9 @@ class Site(NamedTuple):
     storage: str
     folder: Path
 
-    def start(self, name: str, *command: str) -> "subprocess.Popen[str]":
+    def start(self, name: str, *command: str, **variables: str) -> "subprocess.Popen[str]":
         """Start a process in the clone; what it trains belongs to the user of this name."""
-        environment = os.environ | {"MLFLOW_TRACKING_URI": self.tracking, "LOGNAME": name}
+        environment = os.environ | {"MLFLOW_TRACKING_URI": self.tracking, "LOGNAME": name} | variables
         with (self.folder / f"{name}.log").open("w") as log:
             return subprocess.Popen(
                 [sys.executable, *command], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, text=True
@@ -104,9 +104,9 @@ def test_two_dask_workers_share_a_comparison_and_the_run_of_a_killed_one_is_repe
 
 
 def test_two_machines_share_a_tuning_and_the_trials_are_so_many_in_all(site: Site) -> None:
-    """One of three is killed in a trial; the others do its work."""
+    """One of three, in three time zones, is killed in a trial; the others do its work."""
     command = ["tune.py", "--optimizer", "adam", "--trials", "10", "--trainer.max_epochs=20", "--storage", site.storage]
-    machines = [site.start(f"tune{number}", *command) for number in range(3)]
+    machines = [site.start(f"tune{number}", *command, PGTZ=f"Etc/GMT+{number}") for number in range(3)]
     site.wait(lambda: site.runs("attributes.status = 'RUNNING' and tags.mlflow.user = 'tune0' and params.seed = '0'"))
     machines[0].kill()
     machines[0].wait()

@@ -1,4 +1,5 @@
 import re
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -68,6 +69,31 @@ def test_only_a_finished_run_is_reused(status: str) -> None:
     again = train(options, reuse=True)
     assert again.run_id != first.run_id
     assert train(options, reuse=True).run_id == again.run_id
+
+
+def test_a_run_whose_files_were_removed_is_not_reused(store: Path) -> None:
+    """Its schedule could not be read."""
+    options = ["--optimizer", "adam", *SHORT]
+    first = train(options, reuse=True)
+    shutil.rmtree(store / "mlruns")
+    assert train(options, reuse=True).run_id != first.run_id
+
+
+class StoreAtCheckpoint(Callback):
+    """What the store has when a checkpoint is made."""
+
+    def __init__(self) -> None:
+        self.validations: dict[int, int] = {}
+
+    def on_save_checkpoint(self, trainer: Trainer, *_: Any) -> None:
+        points = history(str(trainer.logger.run_id), "val/loss")  # type: ignore[union-attr]
+        self.validations[trainer.current_epoch + 1] = len(points)
+
+
+def test_validation_points_are_in_the_store_before_a_checkpoint_that_follows_them() -> None:
+    seen = StoreAtCheckpoint()
+    train(["--optimizer", "adam", *SHORT, "--trainer.max_epochs=5"], callbacks=[seen])
+    assert seen.validations == {epoch: epoch for epoch in seen.validations} | {1: 1, 5: 5}
 
 
 @pytest.mark.parametrize("metric", ["test/loss", "val/loss"])

@@ -15,6 +15,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "12")
 os.environ.setdefault("PGCONNECT_TIMEOUT", "12")
-if os.environ.get("MLFLOW_TRACKING_URI", "sqlite").startswith("sqlite"):
-    # a connection that is kept open would write into a file that was deleted
-    os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
+# Optuna compares signs of life of all machines, in the zone of each one's connection
+os.environ["PGTZ"] = "UTC"
+# a connection that is kept open would write into a file that was deleted, or wait for a database that does not answer
+os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")

@@ -1,12 +1,15 @@
 """What a run logs waits in a file until the store has it: the store can neither stop the run nor lose a point."""
 
+import errno
 import json
+import os
 import shlex
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -20,14 +23,27 @@ from tracking.store import cause
 LARGEST = 1_000
 # seconds between two sendings, and how long the end of a run waits for a store that takes nothing
 PATIENCE = 5.0
+SILENT = "it does not answer"
+# bytes: SQLite takes 16 kB to change the status of a run
+RESERVED = 65_536
 
 Record = tuple[str, Any]
 """A "metric", "pairs" of params and tags, or another method of MLflow's client; and its content, for JSON."""
 
 
+def whole_lines(file: Path) -> list[str]:
+    """Return the lines of a file that only this process writes; one without an end, of a process that died, is cut off.
+
+    Else the next line would continue it, and neither could be read.
+    """
+    file.touch()
+    os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
+    return file.read_text().splitlines()
+
+
 def read(file: Path) -> list[Record]:
     """Return the records of such a file; none if it does not exist."""
-    return [tuple(json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
+    return [tuple(json.loads(line)) for line in whole_lines(file)] if file.exists() else []
 
 
 def send(store: MlflowClient, run_id: str, records: Sequence[Record]) -> int:
@@ -47,7 +63,8 @@ def send(store: MlflowClient, run_id: str, records: Sequence[Record]) -> int:
 class BufferedClient(MlflowClient):
     """MLflow's client for a run in progress: what it writes is kept in a file until a thread has sent it.
 
-    So a call neither waits nor fails, and what is left in the end can be sent later.
+    So a call neither waits nor fails, and what is left in the end can be sent later. What cannot be written to the file
+    is in memory alone, and is lost only if the store has not taken it when the run ends.
 
     Args:
         store: the client that sends.
@@ -58,9 +75,15 @@ class BufferedClient(MlflowClient):
     def __init__(self, store: MlflowClient, run_id: str, file: Path) -> None:
         super().__init__(store.tracking_uri)
         self.store, self.run_id, self.file, self.records = store, run_id, file, read(file)
-        self.error, self.begun, self.thread = "it does not answer", time.monotonic(), threading.Thread()
+        self.up, self.error, self.begun, self.thread = True, SILENT, time.monotonic(), threading.Thread()
         self.lock, self.sending = threading.RLock(), False
+        # what the file does not have
+        self.unwritten: list[Record] = []
         file.parent.mkdir(parents=True, exist_ok=True)
+        # room for the end of the run on a disk that becomes full
+        self.reserve = file.with_name(".reserve")
+        with suppress(OSError):
+            self.reserve.write_bytes(os.urandom(RESERVED))
 
     def wait(self) -> bool:
         """Send now, and return whether the store has everything; give up when it takes nothing for seconds."""
@@ -72,14 +95,32 @@ class BufferedClient(MlflowClient):
                 left, until = len(self.records), time.monotonic() + PATIENCE
         return not self.records
 
+    def flush(self) -> None:
+        """Send now, and wait until the store has everything, unless it failed the last time."""
+        self.up = self.up and self.wait()
+
     def _add(self, *records: Record) -> None:
         with self.lock:
             self.records += records
-            # in one piece: a process that is killed leaves no half line
-            with self.file.open("ab", buffering=0) as out:
-                out.write("".join(json.dumps(record) + "\n" for record in records).encode())
+            self.unwritten += records
+            # else in memory alone
+            with suppress(OSError):
+                self._write()
             if time.monotonic() - self.begun > PATIENCE:
                 self._start()
+
+    def _write(self) -> None:
+        """Append what the file does not have, all of it or nothing."""
+        if not self.unwritten:
+            return
+        lines = "".join(json.dumps(record) + "\n" for record in self.unwritten).encode()
+        # in one piece: a process that is killed leaves no half line
+        with self.file.open("ab", buffering=0) as out:
+            before = out.tell()
+            if out.write(lines) < len(lines):
+                out.truncate(before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.unwritten.clear()
 
     def _start(self) -> None:
         with self.lock:
@@ -89,17 +130,19 @@ class BufferedClient(MlflowClient):
                 self.thread.start()
 
     def _send(self) -> None:
+        self.error = SILENT
         try:
             while self.sending:
                 sent = send(self.store, self.run_id, self.records)
                 with self.lock:
                     del self.records[:sent]
-                    self.sending = bool(self.records)
+                    self.up, self.sending = True, bool(self.records)
                     if not self.records:
-                        self.file.unlink()
+                        self.unwritten.clear()
+                        self.file.unlink(missing_ok=True)
         # whatever a store, or a proxy in between, raises: the records stay, for another thread
         except Exception as error:
-            self.error = cause(error)
+            self.up, self.error = False, cause(error)
             time.sleep(0.1)
             self.sending = False
 
@@ -131,11 +174,32 @@ class BufferedClient(MlflowClient):
         self._add(("log_artifact", (str(path), artifact_path)))
 
     def set_terminated(self, run_id: str, status: str | None = None, end_time: int | None = None) -> None:
-        """End the run: wait a few seconds for the store, and print what to do if it has not everything."""
-        self._add(("set_terminated", (status or "FINISHED", end_time or int(1000 * time.time()))))
-        if not self.wait():
-            print(
-                f"{Path(sys.argv[0]).name}: the MLflow store did not take everything ({self.error}). The rest is in "
-                f"{self.file}. When it is back, run: python -m tracking.deliver {shlex.quote(str(self.file))}",
-                file=sys.stderr,
-            )
+        """End the run: wait a few seconds for the store.
+
+        If it has not everything then, the run is FAILED until the rest is sent; print what to do.
+        """
+        status = status or "FINISHED"
+        self._add(("set_terminated", (status, end_time or int(1000 * time.time()))))
+        done = self.wait()
+        with suppress(OSError):
+            self.reserve.unlink(missing_ok=True)
+        if done:
+            return
+        # it is over in any case
+        if (reason := self.error) != SILENT:
+            last = threading.Thread(target=self._fail, args=[status], daemon=True)
+            last.start()
+            last.join(PATIENCE)
+        kept = f"The rest is in {self.file}. When the cause is removed, run: python -m tracking.deliver "
+        kept += shlex.quote(str(self.file))
+        try:
+            self._write()
+        except OSError as error:
+            kept = f"{len(self.unwritten)} entries are lost ({cause(error)}): run it again"
+        command = Path(sys.argv[0]).name
+        print(f"{command}: the MLflow store did not take everything ({reason}). {kept}", file=sys.stderr)
+
+    def _fail(self, status: str) -> None:
+        """Mark the run as one that is over, and is not complete."""
+        with suppress(Exception):
+            self.store.set_terminated(self.run_id, "FAILED" if status == "FINISHED" else status)

@@ -40,11 +40,12 @@ class Tracker(MLFlowLogger):
         words = {name: str(value) for name, value in (tags or {}).items()}
         super().__init__(experiment_name, run_name, tracking_uri(), words, run_id=run_id)
         self.buffered: BufferedClient | None = None
-        self.checkpoint: ModelCheckpoint | None = None
+        # the last one that was written; ModelCheckpoint names it before
+        self.checkpoint: Path | None = None
         # the last step of which the run has a point, by name
         self.kept: dict[str, int] = {}
-        # then the end of `fit` is not the end of the run
-        self.test_follows = False
+        # whether the caller ends the run, not Lightning at the end of `fit`
+        self.held = False
 
     @property
     @rank_zero_experiment
@@ -61,8 +62,8 @@ class Tracker(MLFlowLogger):
                 run_id = str(self._run_id)
                 folder = artifact_dir() / self.name / run_id
                 self.lock = FileLock(folder / ".writer", timeout=0)
-                buffered = BufferedClient(store, run_id, folder / "undelivered.jsonl")
                 self.lock.acquire()
+                buffered = BufferedClient(store, run_id, folder / "undelivered.jsonl")
                 if resumes and not buffered.wait():
                     raise OSError(f"the store does not take {buffered.file}: {buffered.error}")
                 for name in store.get_run(run_id).data.metrics if resumes else ():
@@ -88,19 +89,29 @@ class Tracker(MLFlowLogger):
         self.kept |= dict.fromkeys(new, now)
         super().log_metrics(new, now)
 
+    @rank_zero_only
+    def flush(self) -> None:
+        """Let the store have what was logged, before a checkpoint that follows it is written."""
+        self.experiment.flush()
+
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        """Note the callback, whose last checkpoint becomes an artifact."""
-        self.checkpoint = checkpoint_callback
+        """Note the checkpoint: the last one becomes an artifact."""
+        self.checkpoint = Path(checkpoint_callback.best_model_path)
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
-        """End the run, unless its test follows."""
-        if self.buffered is None or (self.test_follows and status == "success"):
+        """End the run, unless its caller does."""
+        if not self.held:
+            self.end("FAILED" if status == "failed" else "FINISHED")
+
+    @rank_zero_only
+    def end(self, status: str) -> None:
+        """Keep the last checkpoint and how the run ended, if there is a run."""
+        if self.buffered is None:
             return
-        if self.checkpoint and (path := Path(self.checkpoint.best_model_path)).is_file():
-            self.experiment.log_artifact(str(self.run_id), str(path), path.stem)
-        self.checkpoint = None
-        self.experiment.set_terminated(str(self.run_id), "FAILED" if status == "failed" else "FINISHED")
+        if self.checkpoint and self.checkpoint.is_file():
+            self.buffered.log_artifact(str(self.run_id), str(self.checkpoint), self.checkpoint.stem)
+        self.buffered.set_terminated(str(self.run_id), status)
         self.lock.release()
 
     @property

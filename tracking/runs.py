@@ -1,8 +1,9 @@
 """Find runs to reuse or resume, and open the run that holds a sweep."""
 
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,23 @@ import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
-from tracking.store import client, open_experiment
+from tracking.buffer import BufferedClient
+from tracking.store import EXPERIMENT, FAULTS, artifact_dir, client, open_experiment
+
+# seconds in which another machine that found no run of a sweep has made one
+MOMENT = 0.5
 
 
 def find_run(experiment: str, config: str) -> str | None:
     """Return the newest run of this configuration (its digest) that ended, tested or diverged.
 
-    A run with another status lacks its last artifacts: it is running, or was killed.
+    A run with another status lacks its last artifacts: it is running, or was killed. So does one whose files are gone.
     """
-    for run in client().search_runs([open_experiment(experiment)], f"tags.config = '{config}'"):
+    store = client()
+    for run in store.search_runs([open_experiment(experiment)], f"tags.config = '{config}'"):
         tested = run.info.status == "FINISHED" and "test/loss" in run.data.metrics
-        if tested or (run.info.status == "FAILED" and "diverged" in run.data.tags):
+        ended = tested or (run.info.status == "FAILED" and "diverged" in run.data.tags)
+        if ended and store.list_artifacts(run.info.run_id):
             return str(run.info.run_id)
     return None
 
@@ -67,23 +74,31 @@ def _kill(experiment_id: str, query: str) -> None:
 def parent_run(name: str, sweep: str, tags: dict[str, str]) -> Iterator[str]:
     """Open the run that holds a sweep, the existing one if the sweep is continued, and end it as the work ends.
 
-    If the work breaks off, the runs in it that are still RUNNING are marked KILLED.
+    If the work breaks off, the runs in it that are still RUNNING are marked KILLED. A store that is lost does not hide
+    why the work broke off, and gets the end of the run later.
 
     sweep: what identifies the sweep.
     """
     store, experiment = client(), open_experiment()
-    query, oldest = f"tags.sweep = '{sweep}'", ["attributes.start_time"]
-    if not store.search_runs([experiment], query, max_results=1):
+
+    def found() -> list[str]:
+        return sorted(run.info.run_id for run in store.search_runs([experiment], f"tags.sweep = '{sweep}'"))
+
+    if not found():
         made = store.create_run(experiment, run_name=name, tags=resolve_tags(tags | {"sweep": sweep}))
-        # another machine may have begun at the same moment: the older one is that of both
-        if store.search_runs([experiment], query, order_by=oldest)[0].info.run_id != made.info.run_id:
+        # another machine may have begun at the same moment: it has made its run by then, and both take the same one,
+        # by its id, since their clocks may differ
+        time.sleep(MOMENT)
+        if found()[0] != made.info.run_id:
             store.delete_run(made.info.run_id)
-    run_id = str(store.search_runs([experiment], query, order_by=oldest)[0].info.run_id)
+    run_id = found()[0]
     store.update_run(run_id, "RUNNING")
+    buffered = BufferedClient(store, run_id, artifact_dir() / EXPERIMENT / run_id / "undelivered.jsonl")
     try:
         yield run_id
     except BaseException as error:
-        _kill(experiment, f"tags.mlflow.parentRunId = '{run_id}'")
-        store.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        with suppress(*FAULTS):
+            _kill(experiment, f"tags.mlflow.parentRunId = '{run_id}'")
+        buffered.set_terminated(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    store.set_terminated(run_id)
+    buffered.set_terminated(run_id)

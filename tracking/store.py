@@ -37,7 +37,9 @@ def hidden(uri: str) -> str:
 
 def cause(error: BaseException) -> str:
     """Return the line of a store's error that says what is wrong, without the store's password."""
-    [line, *_] = str(error).splitlines() or [type(error).__name__]
+    # before the reason, SQLAlchemy may say in which of its steps it occurred
+    lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a result")]
+    [line, *_] = lines or [type(error).__name__]
     uri = tracking_uri()
     line = line.replace(uri, hidden(uri)).rstrip(".")
     password = "@" in uri and make_url(uri).password

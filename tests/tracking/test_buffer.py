@@ -1,12 +1,13 @@
 import os
 import shlex
+import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,8 @@ def test_what_a_killed_process_left_is_sent_when_its_run_resumes_and_no_step_is_
     client().log_metric(run_id, "loss", 3.0, step=1)
     file = file_of(run_id)
     file.parent.mkdir(parents=True)
-    file.write_text('["metric", ["loss", 2.0, 0, 2]]\n')
+    # and half a line
+    file.write_text('["metric", ["loss", 2.0, 0, 2]]\n["metric", ["lo')
     tracker = Tracker(run_id=run_id)
     tracker.hold()
     assert client().get_run(run_id).info.status == "RUNNING"
@@ -97,6 +99,22 @@ def test_what_a_killed_process_left_is_sent_when_its_run_resumes_and_no_step_is_
     tracker.finalize()
     assert sorted(history(run_id, "loss")) == [(1, 3.0), (2, 2.0), (3, 1.0)]
     assert [step for step, _ in history(run_id, "other")] == [1, 2, 3]
+
+
+def test_what_neither_the_store_nor_the_disk_takes_is_counted(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The store alone may refuse, or the disk: nothing is lost then, and nothing is said of it."""
+    for refuses in (False, True):
+        tracker = Tracker()
+        run_id = str(tracker.run_id)
+        shutil.rmtree(artifact_dir())
+        with refusing(store) if refuses else nullcontext():
+            tracker.log_metrics({"lr": 0.1}, 1)
+            tracker.finalize()
+        assert history(run_id, "lr") == [(1, 0.1)] * (not refuses)
+        assert client().get_run(run_id).info.status == ("FAILED" if refuses else "FINISHED")
+        told = capsys.readouterr().err
+        assert ("2 entries are lost ([Errno 2] No such file" in told) == refuses
+        assert "python -m" not in told
 
 
 def test_a_store_that_goes_away_before_the_run_is_made_ends_it(store: Path) -> None:

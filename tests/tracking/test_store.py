@@ -3,7 +3,9 @@ import socket
 import subprocess
 import sys
 import time
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -121,17 +123,22 @@ def test_the_link_names_the_command_that_shows_this_store(monkeypatch: pytest.Mo
     assert how_to_see("1", "r").startswith("mlflow ui   and open http://127.0.0.1:5000/#/experiments/1/runs/r?")
 
 
-def test_of_two_machines_that_begin_at_the_same_moment_both_have_the_older_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other one makes its run between this one's search and its own."""
-    create, others = MlflowClient.create_run, []
+def test_machines_that_begin_at_the_same_moment_share_a_run_whatever_their_clocks_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All have searched before any of them makes its run; those that are later say that they are earlier."""
+    create, searched = MlflowClient.create_run, Barrier(3)
 
-    def create_two(self: MlflowClient, *args: Any, **kwargs: Any) -> Any:
-        others.append(create(self, *args, **kwargs).info.run_id)
-        time.sleep(0.01)
-        return create(self, *args, **kwargs)
+    def skewed(self: MlflowClient, *args: Any, **kwargs: Any) -> Any:
+        order = searched.wait()
+        time.sleep(0.1 * order)
+        return create(self, *args, **kwargs | {"start_time": 3_600_000 * (3 - order)})
 
-    monkeypatch.setattr(MlflowClient, "create_run", create_two)
-    with parent_run("both", "4", {}) as parent:
-        assert [parent] == others
-    runs = client().search_runs([open_experiment()], "tags.sweep = '4'")
-    assert [run.info.run_id for run in runs] == others
+    def machine(_: int) -> str:
+        with parent_run("all", "4", {}) as parent:
+            return parent
+
+    monkeypatch.setattr(MlflowClient, "create_run", skewed)
+    with ThreadPool(3) as machines:
+        [parent] = set(machines.map(machine, range(3)))
+    assert [run.info.run_id for run in client().search_runs([open_experiment()], "tags.sweep = '4'")] == [parent]
