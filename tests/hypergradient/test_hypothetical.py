@@ -130,8 +130,8 @@ def test_a_run_its_hypothetical_run_and_its_average_are_those_of_copies_bit_for_
     adapter = RateAdapter(optimizer, net, loss, VALIDATION, length=None, settings=SHORT)
     meta, rates = adapter.meta, set()
     meta.given = False
-    for step in range(20):
-        copies.longest = 0.002 if step < 6 else 2.0
+    for step in range(48):
+        copies.longest = 0.002 if step < 12 else 2.0
         meta.settings = replace(meta.settings, longest=copies.longest)
         torch.manual_seed(step)
         looks = meta.looks

@@ -89,10 +89,10 @@ def coin(step: int) -> Any:
 
 def test_a_rate_that_moves_by_noise_alone_is_told_after_a_third_of_the_run_and_one_with_a_reason_is_not() -> None:
     """Of labels without a pattern, and of others."""
-    assert said(NOISE, adam(0.0086), data=coin, steps=240) == 1
-    assert said(NOISE, adam(0.0086), data=coin, steps=240, rate=False) == 0
-    assert said(NOISE, adam(0.0086), data=coin, steps=240, length=None) == 0
-    assert said(NOISE, adam(0.0086), steps=240) == 0
+    assert said(NOISE, adam(0.006), data=coin, steps=300) == 1
+    assert said(NOISE, adam(0.006), data=coin, steps=300, rate=False) == 0
+    assert said(NOISE, adam(0.006), data=coin, steps=300, length=None) == 0
+    assert said(NOISE, adam(0.006), steps=300) == 0
 
 
 @pytest.mark.parametrize(("window", "lr"), [(1.0, 3e-3), (0.1, 0.02)])

@@ -95,15 +95,16 @@ def test_a_rate_that_wins_its_races_has_every_bit_of_the_users_own_run_up_to_the
     assert (adapter.position, adapter.meta.looks, adapter.meta.moved_at) == (8 * races, 0, RACE * races)
 
 
-def decide(monkeypatch: pytest.MonkeyPatch, *lost: bool) -> None:
-    """Let the races end so, one after the other, when their batches are compared."""
+def decide(monkeypatch: pytest.MonkeyPatch, *lost: bool | None) -> None:
+    """Let the races end so, one after the other, when their batches are compared; None: within noise."""
     left = iter(lost)
 
     def compared(guard: Guard) -> tuple[float, float] | None:
         if len(guard.differences) < guard.BATCHES:
             return None
         guard.differences = []
-        return (1.0 if next(left) else -1.0), 0.0
+        end = next(left, False)
+        return (0.0, 1.0) if end is None else (1.0 if end else -1.0, 0.0)
 
     monkeypatch.setattr(Guard, "compared", compared)
 
@@ -142,6 +143,23 @@ def test_races_climb_by_four_until_the_run_wins_one_and_each_winner_ran_at_its_r
     assert found == rates
     assert not adapter.meta.trusted
     assert (adapter.meta.raced, adapter.meta.moved_at, adapter.meta.looks) == (16 * lr, 3 * RACE, 0)
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_race_that_ends_within_noise_is_run_again_when_the_run_is_twice_as_old(
+    last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decide(monkeypatch, None, None, last, False)
+    _, optimizer, adapter = run(ARMS["Adam"], own_start(ARMS["Adam"], network()))
+    races, rates = [], []
+    for step in range(512):
+        train(optimizer, adapter, range(step, step + 1))
+        races += [step] if adapter.meta.rival else []
+        rates.append(adapter.meta.rate)
+    again = 2 * RACE if last else RACE
+    assert races == [*range(RACE), *range(64, 64 + RACE), *range(192, 192 + again)]
+    assert rates[192 + RACE] == rates[191] * (4 if last else 1)
+    assert adapter.meta.raced == rates[192 + RACE]
 
 
 @pytest.mark.parametrize(("stop", "rate", "rewound"), [(3, 1.0, 0), (RACE + 3, 2.0, 1)])

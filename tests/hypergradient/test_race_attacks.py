@@ -26,12 +26,12 @@ def started(lr: float, net: nn.Module | None = None, of: Any = loss, batches: An
 @pytest.mark.parametrize("batches", [[*LARGE[:4], NO_NUMBER], [NO_NUMBER]], ids=["one", "all"])
 def test_validation_batches_without_a_number_do_not_cost_a_good_rate_its_race(batches: list[Any]) -> None:
     _, optimizer, adapter = started(0.012, batches=batches)
-    train(optimizer, adapter, range(45))
+    train(optimizer, adapter, range(50))
     # the next one
     assert adapter.meta.rival == 4 * 0.012
     assert adapter.meta.trusted
     if len(batches) == 1:
-        train(optimizer, adapter, range(45, 80))
+        train(optimizer, adapter, range(50, 92))
         assert not adapter.meta.racing
         assert adapter.last["lr"] == 0.012
 

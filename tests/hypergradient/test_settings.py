@@ -25,9 +25,9 @@ def run(name: str = "meta_lr", value: float = BASE.meta_lr) -> Any:
         net, optimizer, adapter = adapted(settings=replace(BASE, **{name: value}))  # type: ignore[arg-type]
         for group in optimizer.param_groups:
             group["lr"] *= times
-        for step in range(100):
+        for step in range(160):
             optimizer.zero_grad()
-            (adapter.loss(batch(step, 48)) * (-1 if 30 < step < 46 or step > 60 else 1)).backward()
+            (adapter.loss(batch(step, 48)) * (-1 if 40 < step < 70 or step > 100 else 1)).backward()
             with pytest.MonkeyPatch.context() as patch:
                 if times == 1:
                     win_races(patch)

@@ -78,6 +78,6 @@ def test_in_a_race_no_step_is_measured_but_the_hypothetical_one(
 ) -> None:
     monkeypatch.setattr("hypergradient.race.LIKELY", 1e9)
     waits = Waits(monkeypatch)
-    fit(MetaModule(MLP(), race=8), tmp_path, batch_size=125, max_epochs=1, callbacks=[waits, TailAverage()])
+    fit(MetaModule(MLP(), race=12), tmp_path, batch_size=125, max_epochs=1, callbacks=[waits, TailAverage()])
     # eight comparisons, of which the last ends it
-    assert waits.steps[1:9] == [2, 2, 2, 2, 3, 3, 3, 4]
+    assert waits.steps[1:13] == [2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 4]
