@@ -224,11 +224,9 @@ class Run(LightningCLI):
             # here, not in Lightning's handler of exceptions, which one more exception of a callback would leave
             if tracker:
                 tracker.end(ended)
-                alone = ended != "FINISHED" and not self.diverged and "mlflow.parentRunId" not in self.tags
-                if alone and tracker.checkpoint and tracker.checkpoint.is_file():
-                    print(
-                        f"train.py: to resume, add --ckpt_path {shlex.quote(str(tracker.checkpoint))}", file=sys.stderr
-                    )
+                path, alone = tracker.checkpoint, "mlflow.parentRunId" not in self.tags
+                if alone and ended != "FINISHED" and not self.diverged and path and path.is_file():
+                    print(f"train.py: to resume, add --ckpt_path {shlex.quote(str(path))}", file=sys.stderr)
         self.run_id = tracker.run_id if tracker else None
 
 

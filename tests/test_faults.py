@@ -28,7 +28,7 @@ from tests.store import SHORT, artifacts, checkpoint_of, checkpoints, history, r
 from tracking import deliver
 from tracking.store import open_experiment
 
-EPOCHS = 80
+EPOCHS = 200
 LONG = ["--optimizer", "cosine", f"--trainer.max_epochs={EPOCHS}", SHORT[1]]
 
 

@@ -23,7 +23,6 @@ from tracking.store import cause
 LARGEST = 1_000
 # seconds between two sendings, and how long the end of a run waits for a store that takes nothing
 PATIENCE = 5.0
-SILENT = "it does not answer"
 # bytes: SQLite takes 16 kB to change the status of a run
 RESERVED = 65_536
 
@@ -75,7 +74,7 @@ class BufferedClient(MlflowClient):
     def __init__(self, store: MlflowClient, run_id: str, file: Path) -> None:
         super().__init__(store.tracking_uri)
         self.store, self.run_id, self.file, self.records = store, run_id, file, read(file)
-        self.up, self.error, self.begun, self.thread = True, SILENT, time.monotonic(), threading.Thread()
+        self.up, self.error, self.begun, self.thread = True, "", time.monotonic(), threading.Thread()
         self.lock, self.sending = threading.RLock(), False
         # what the file does not have
         self.unwritten: list[Record] = []
@@ -94,6 +93,12 @@ class BufferedClient(MlflowClient):
             if len(self.records) < left:
                 left, until = len(self.records), time.monotonic() + PATIENCE
         return not self.records
+
+    @property
+    def reason(self) -> str:
+        """Why the store does not have everything."""
+        silent = self.sending and time.monotonic() - self.begun > PATIENCE / 2
+        return "it does not answer" if silent or not self.error else self.error
 
     def flush(self) -> None:
         """Send now, and wait until the store has everything, unless it failed the last time."""
@@ -130,7 +135,6 @@ class BufferedClient(MlflowClient):
                 self.thread.start()
 
     def _send(self) -> None:
-        self.error = SILENT
         try:
             while self.sending:
                 sent = send(self.store, self.run_id, self.records)
@@ -185,8 +189,9 @@ class BufferedClient(MlflowClient):
             self.reserve.unlink(missing_ok=True)
         if done:
             return
+        reason = self.reason
         # it is over in any case
-        if (reason := self.error) != SILENT:
+        if reason == self.error:
             last = threading.Thread(target=self._fail, args=[status], daemon=True)
             last.start()
             last.join(PATIENCE)

@@ -65,7 +65,7 @@ class Tracker(MLFlowLogger):
                 self.lock.acquire()
                 buffered = BufferedClient(store, run_id, folder / "undelivered.jsonl")
                 if resumes and not buffered.wait():
-                    raise OSError(f"the store does not take {buffered.file}: {buffered.error}")
+                    raise OSError(f"the store does not take {buffered.file}: {buffered.reason}")
                 for name in store.get_run(run_id).data.metrics if resumes else ():
                     self.kept[name] = max(point.step for point in store.get_metric_history(run_id, name))
                 store.update_run(run_id, "RUNNING")

@@ -139,6 +139,7 @@ def test_machines_that_begin_at_the_same_moment_share_a_run_whatever_their_clock
             return parent
 
     monkeypatch.setattr(MlflowClient, "create_run", skewed)
+    monkeypatch.setattr("tracking.runs.MOMENT", 2.0)
     with ThreadPool(3) as machines:
         [parent] = set(machines.map(machine, range(3)))
     assert [run.info.run_id for run in client().search_runs([open_experiment()], "tags.sweep = '4'")] == [parent]
