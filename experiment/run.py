@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import zipfile
+import math
 from argparse import ArgumentError
 from collections.abc import Sequence
 from typing import Any
@@ -10,11 +10,12 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import PositiveInt, restricted_number_type
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.seed import isolate_rng
@@ -23,15 +24,20 @@ from callbacks import DivergenceError, LogInputs, not_finite
 from data.tensors import TensorDataModule
 from experiment import options
 from experiment.command_line import Line, read
-from experiment.process import refusing
+from experiment.process import end, refusing
+from experiment.resume import SHOWS_OR_STORES, differences, rehearse, unfinished
 from lightning_modules import SupervisedModule
 from reporting.machine import machine
 from tracking.logger import Tracker
 from tracking.runs import close_broken_off, find_run, run_of
-from tracking.store import StoreError
+from tracking.store import EXPERIMENT, StoreError
 
-SHOWS_OR_STORES = ("logger", "enable_progress_bar", "enable_model_summary", "default_root_dir")
-"""Options of the Trainer that do not change what a run computes."""
+POSITIVE = (
+    *("max_epochs", "max_steps", "min_epochs", "min_steps", "accumulate_grad_batches", "gradient_clip_val"),
+    *("limit_train_batches", "check_val_every_n_epoch", "val_check_interval"),
+)
+"""Options of the Trainer that must be positive and finite if they are numbers; `max_...` may be -1, for no limit."""
+SEED = restricted_number_type(None, int, [(">=", 0), ("<", 2**32)])
 
 
 def train(
@@ -98,6 +104,10 @@ class Run(LightningCLI):
             args=line.options,
         )
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the seed; Lightning's would take true for a random one, and false for none."""
+        parser.add_argument("--seed_everything", type=SEED, default=0, help="of weights and of the order of samples")
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what is not Lightning's: the names of arm and task, which `read` put first, and the threads."""
         parser.add_argument("--optimizer", help=f"the arm, by default meta: {', '.join(options.ARMS)}")
@@ -109,6 +119,12 @@ class Run(LightningCLI):
         self.config = parser.parse_args(args)
 
     @property
+    def experiment(self) -> str:
+        """MLflow's experiment for the data: a user's own have one of their own."""
+        package, _, name = self.config.data.class_path.rpartition(".")
+        return EXPERIMENT if package.split(".")[0] == "data" else name
+
+    @property
     def tracker(self) -> Tracker | None:
         """The logger, if it is MLflow's."""
         logger = self.trainer.logger
@@ -118,11 +134,22 @@ class Run(LightningCLI):
         """Identify the run, name it after its arm, and tag it."""
         config, line = self.config, self.line
         torch.set_num_threads(config.threads)
+        for option in POSITIVE:
+            value = config.trainer[option]
+            unlimited = value == -1 and option.startswith("max_")
+            if isinstance(value, int | float) and not 0 < value < math.inf and not unlimited:
+                raise ValueError(f"--trainer.{option} must be a positive finite number, got {value}.")
+        if config.trainer.precision in ("16-true", 16):
+            raise ValueError("--trainer.precision 16-true: Adam's eps of 1e-8 is 0 in float16. Use bf16-true.")
+        callbacks = config.trainer.callbacks
+        if callbacks is None or any(callback.class_path == "pytorch_lightning.Callback" for callback in callbacks):
+            raise ValueError("--trainer.callbacks: null, or an empty entry, would replace the arm's. Name a class.")
         # a module that optimizes by hand does itself what the Trainer refuses to do for it
         for option, default in (("gradient_clip_val", None), ("accumulate_grad_batches", 1)):
             if option in config.model.init_args and config.trainer[option] != default:
                 config.model.init_args[option], config.trainer[option] = config.trainer[option], default
         self.dump = yaml.safe_load(self.parser.dump(config, skip_none=False))
+        self.save_config_kwargs = {"given": self.dump}
         self.digest, name = digest(self.dump), line.arm
         # neither an evaluation nor a run with weights of another configuration is the training that `find_run` seeks
         if line.command != "fit":
@@ -133,9 +160,10 @@ class Run(LightningCLI):
         logger = config.trainer.logger
         if not isinstance(logger, Namespace) or logger.class_path != "tracking.logger.Tracker":
             return
+        logger.init_args.experiment_name = logger.init_args.experiment_name or self.experiment
         tags = {
             "optimizer": line.arm,
-            "task": line.task,
+            "task": line.task if self.experiment == EXPERIMENT else self.experiment,
             "seed": str(config.seed_everything),
             "data_seed": str(config.data.init_args.get("seed", 0)),
             "config": self.digest,
@@ -169,24 +197,31 @@ class Run(LightningCLI):
             loss = self.model.loss(batch)
         for module, mode in modes.items():
             module.training = mode
+        if any(isinstance(found, Timer) and found.time_remaining() == 0 for found in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise ValueError("--trainer.max_time must be positive.")
         if trains and (loss.dim() or not loss.requires_grad):
             raise ValueError("the loss must be a scalar that depends on weights: is it detached, or all are frozen?")
-        if path := self.line.checkpoint:
-            with refusing(f"--ckpt_path: {path} is damaged, or of another network or version: "):
-                # torch does not look at the checksums
-                with zipfile.ZipFile(path) as archive:
-                    if damaged := archive.testzip():
-                        raise zipfile.BadZipFile(f"its part {damaged} is damaged")
-                saved = torch.load(path, map_location="cpu", weights_only=True)
-                self.model.load_state_dict(saved["state_dict"])
-                then = saved["hyper_parameters"]
-            now = {"_class_path": self.dump["model"]["class_path"], **self.dump["model"]["init_args"]}
-            for name in ("_class_path", "optimizer", "schedule"):
-                if then.get(name) != now.get(name):
-                    said = f"trained with {name} {then.get(name)}, the command line says {now.get(name)}"
-                    raise ValueError(f"--ckpt_path: {said}.")
+        if self.line.saved:
+            self._check_checkpoint(str(self.line.checkpoint), self.line.saved)
         if self.tracker and self.resumes:
             self.tracker.hold()
+
+    def _check_checkpoint(self, path: str, saved: dict[str, Any]) -> None:
+        """Refuse one of another run, or one that copies of all parts cannot load and take a step from."""
+        any_length = not self.model.depends_on_length and self.config.trainer.max_steps == -1
+        refused, listed = differences(saved["config"], self.dump, self.line.command, any_length)
+        if refused:
+            advice = "leave out --optimizer, --task and what differs to continue as it was configured"
+            raise ValueError(f"--ckpt_path: the run was another one; {advice}: {', '.join(refused)}.")
+        if listed and self.trainer.is_global_zero:
+            print(f"other than in the run of the checkpoint: {', '.join(listed)}")
+        alone = {"logger": False, "devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": False}
+        with isolate_rng(), refusing(f"--ckpt_path: {path} has a configuration that cannot be used: "):
+            config = self.parser.parse_object(saved["config"] | {"trainer": saved["config"]["trainer"] | alone})
+            made = self.parser.instantiate_classes(config)
+            trainer = self.trainer_class(**made.trainer.as_dict())
+        with isolate_rng():
+            rehearse(trainer, made.model, made.data, path, saved)
 
     def execute(self, test: bool) -> None:
         """Fit, or evaluate; test after a fit, once, with the final weights; keep in MLflow how it ended."""
@@ -196,6 +231,10 @@ class Run(LightningCLI):
             tracker.test_follows = tests
         try:
             getattr(self.trainer, command)(self.model, datamodule=self.datamodule, ckpt_path=self.line.checkpoint)
+            if command == "fit" and (reason := unfinished(self.trainer)):
+                if tracker:
+                    tracker.experiment.set_terminated(tracker.run_id, "FAILED")
+                end(f"error: {reason}, so it is not tested", 1)
             self.metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
             if tests:
                 if tracker:

@@ -1,16 +1,13 @@
 """Find runs to reuse or resume, and open the run that holds a sweep."""
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
-from tracking.store import client, open_experiment
+from tracking.store import EXPERIMENT, client, open_experiment
 
 
 def find_run(experiment: str, config: str) -> str | None:
@@ -37,18 +34,6 @@ def run_of(checkpoint: str, config: str) -> str | None:
     return str(run.info.run_id) if resumes else None
 
 
-def config_of(checkpoint: str) -> dict[str, Any]:
-    """Return the configuration of the run that wrote the checkpoint; empty where the store does not have it."""
-    run_id = Path(checkpoint).resolve().parents[1].name
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(client().download_artifacts(run_id, "config.yaml", folder))
-            found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-            return found | {"arm": client().get_run(run_id).data.tags.get("optimizer", "")}
-    except (MlflowException, OSError):
-        return {}
-
-
 def close_broken_off(experiment: str, config: str) -> None:
     """Mark the runs of this configuration that were killed, and are RUNNING in the store, as KILLED.
 
@@ -64,14 +49,14 @@ def _kill(experiment_id: str, query: str) -> None:
 
 
 @contextmanager
-def parent_run(name: str, sweep: str, tags: dict[str, str]) -> Iterator[str]:
+def parent_run(name: str, sweep: str, tags: dict[str, str], experiment_name: str = EXPERIMENT) -> Iterator[str]:
     """Open the run that holds a sweep, the existing one if the sweep is continued, and end it as the work ends.
 
     If the work breaks off, the runs in it that are still RUNNING are marked KILLED.
 
     sweep: what identifies the sweep.
     """
-    store, experiment = client(), open_experiment()
+    store, experiment = client(), open_experiment(experiment_name)
     query, oldest = f"tags.sweep = '{sweep}'", ["attributes.start_time"]
     if not store.search_runs([experiment], query, max_results=1):
         made = store.create_run(experiment, run_name=name, tags=resolve_tags(tags | {"sweep": sweep}))
