@@ -49,6 +49,7 @@ EXAMPLES = """
   python train.py                                      the same as --optimizer meta
   python train.py --optimizer adam --model.lr 0.01     another arm, at another rate
   python train.py --optimizer meta --print_config      what an arm is made of
+  python train.py --ckpt_path CHECKPOINT               continue a run that was stopped
   python train.py test --ckpt_path CHECKPOINT          test a run again
   python train.py fit --help                           every option, of Lightning's Trainer too
   python train.py --model.help MetaModule              the options of a module

@@ -3,7 +3,9 @@
 import math
 import tempfile
 import zipfile
+from collections.abc import Callable
 from contextlib import suppress
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -87,19 +89,32 @@ class Rehearsal(Callback):
     def __init__(self, saved: dict[str, Any]) -> None:
         self.saved = saved
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare the kinds of values with those of copies that have loaded nothing but weights."""
+        self._compare(trainer, lambda saved, fresh: alike(fresh, saved))
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare."""
+        """Compare the structure with that of copies that have loaded all."""
+        self._compare(trainer, lambda saved, loaded: structure(loaded) == structure(saved))
+        self.states = self._states(trainer)
+
+    def _compare(self, trainer: Trainer, fits: Callable[[Any, Any], bool]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "copy.ckpt")
             trainer.save_checkpoint(file)
             own = torch.load(file, map_location="cpu", weights_only=True)
         for name in sorted((self.saved.keys() | own.keys()) - NOT_COMPARED):
-            if structure(self.saved.get(name)) != structure(own.get(name)):
+            if not fits(self.saved.get(name), own.get(name)):
                 raise ValueError(f"its {name} lacks something, or is of another network, optimizer or version")
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        """End the fit."""
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """End the fit, unless the optimizer had to begin a state again."""
+        if self._states(trainer) != self.states:
+            raise ValueError("its optimizer_states lack something")
         raise StepTakenError
+
+    def _states(self, trainer: Trainer) -> list[Any]:
+        return [structure(optimizer.state_dict()["state"]) for optimizer in trainer.optimizers]
 
 
 def structure(value: Any) -> Any:
@@ -109,6 +124,15 @@ def structure(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [structure(part) for part in value]
     return (value.shape, value.dtype) if isinstance(value, Tensor) else None
+
+
+def alike(fresh: Any, saved: Any) -> bool:
+    """Return whether the values that both have are of one kind."""
+    if isinstance(fresh, dict) and isinstance(saved, dict):
+        return all(alike(fresh[key], saved[key]) for key in fresh.keys() & saved.keys())
+    if isinstance(fresh, (list, tuple)) and isinstance(saved, (list, tuple)):
+        return all(map(alike, fresh, saved))
+    return fresh is None or type(fresh) is type(saved) or (isinstance(fresh, Real) and isinstance(saved, Real))
 
 
 def unfinished(trainer: Trainer) -> str | None:

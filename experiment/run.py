@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from argparse import ArgumentError
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import Namespace
-from jsonargparse.typing import PositiveInt, restricted_number_type
+from jsonargparse.typing import PositiveInt
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
@@ -23,6 +22,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from callbacks import DivergenceError, LogInputs, not_finite
 from data.tensors import TensorDataModule
 from experiment import options
+from experiment.bounds import SEED, refuse_out_of_range
 from experiment.command_line import Line, read
 from experiment.process import end, refusing
 from experiment.resume import SHOWS_OR_STORES, differences, rehearse, unfinished
@@ -31,13 +31,6 @@ from reporting.machine import machine
 from tracking.logger import Tracker
 from tracking.runs import close_broken_off, find_run, run_of
 from tracking.store import EXPERIMENT, StoreError
-
-POSITIVE = (
-    *("max_epochs", "max_steps", "min_epochs", "min_steps", "accumulate_grad_batches", "gradient_clip_val"),
-    *("limit_train_batches", "check_val_every_n_epoch", "val_check_interval"),
-)
-"""Options of the Trainer that must be positive and finite if they are numbers; `max_...` may be -1, for no limit."""
-SEED = restricted_number_type(None, int, [(">=", 0), ("<", 2**32)])
 
 
 def train(
@@ -61,7 +54,7 @@ def train(
     """
     line = read(args)
     described = {"mlflow.note.content": f"`{options.typed('train.py', args)}`"} | (tags or {})
-    with refusing("", (ArgumentError, ValueError, StoreError, MisconfigurationException)):
+    with refusing("", (ArgumentError, ValueError, StoreError, MisconfigurationException, ModuleNotFoundError)):
         run = Run(line, described, callbacks)
         tracker = run.tracker
         if tracker and reuse and (found := find_run(tracker.name, run.digest)):
@@ -134,16 +127,7 @@ class Run(LightningCLI):
         """Identify the run, name it after its arm, and tag it."""
         config, line = self.config, self.line
         torch.set_num_threads(config.threads)
-        for option in POSITIVE:
-            value = config.trainer[option]
-            unlimited = value == -1 and option.startswith("max_")
-            if isinstance(value, int | float) and not 0 < value < math.inf and not unlimited:
-                raise ValueError(f"--trainer.{option} must be a positive finite number, got {value}.")
-        if config.trainer.precision in ("16-true", 16):
-            raise ValueError("--trainer.precision 16-true: Adam's eps of 1e-8 is 0 in float16. Use bf16-true.")
-        callbacks = config.trainer.callbacks
-        if callbacks is None or any(callback.class_path == "pytorch_lightning.Callback" for callback in callbacks):
-            raise ValueError("--trainer.callbacks: null, or an empty entry, would replace the arm's. Name a class.")
+        refuse_out_of_range(config.trainer)
         # a module that optimizes by hand does itself what the Trainer refuses to do for it
         for option, default in (("gradient_clip_val", None), ("accumulate_grad_batches", 1)):
             if option in config.model.init_args and config.trainer[option] != default:

@@ -9,9 +9,10 @@ import yaml
 
 import data
 from compare import main as compare_main
+from experiment.bounds import POSITIVE
 from experiment.command_line import read
 from experiment.options import BASE, CONFIGS, DEFAULT_ARM
-from experiment.run import POSITIVE, Run, train
+from experiment.run import Run, train
 from tests.store import SHORT, checkpoint_of, runs
 from tracking.store import client
 from train import main as train_main
@@ -171,6 +172,8 @@ def test_own_data_have_an_experiment_of_their_own_name() -> None:
     found = client().get_run(str(trained.run_id))
     assert client().get_experiment(found.info.experiment_id).name == "Broken"
     assert found.data.tags["task"] == "Broken"
+    # its own default
+    assert trained.datamodule.batch_size == 10
     resumed = train(["test", "--ckpt_path", checkpoint_of(trained)])
     assert resumed.tracker is not None
     assert resumed.tracker.name == "Broken"
