@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from argparse import ArgumentError
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,8 +53,10 @@ def train(
     """
     line = read(args)
     described = {"mlflow.note.content": f"`{options.typed('train.py', args)}`"} | (tags or {})
-    with refusing("", (ArgumentError, ValueError, StoreError, MisconfigurationException, ModuleNotFoundError)):
+    # whatever refuses what was typed: a parser, the Trainer, a module, or a user's own class
+    with refusing(""):
         run = Run(line, described, callbacks)
+    with refusing("", (ValueError, StoreError)):
         tracker = run.tracker
         if tracker and reuse and (found := find_run(tracker.name, run.digest)):
             run.run_id = found

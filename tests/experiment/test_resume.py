@@ -187,11 +187,11 @@ def spoil(saved: dict[str, Any], path: tuple[Any, ...], how: str) -> None:
 def test_a_checkpoint_with_a_part_spoilt_is_refused_or_is_not_changed_by_it(
     arm: str, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each of sixty parts, in three ways: a refusal in one line, or a run with the same end."""
+    """Each of 23 parts, in three ways: a refusal in one line, or a run with the same end."""
     path = broken_off(store, "--optimizer", arm, "--model.lr=0.01")
     whole, good = train([f"--ckpt_path={path}", "--trainer.logger=false"]), torch.load(path, weights_only=True)
     chosen = [
-        *random.Random(0).sample(list(parts(good)), 60),
+        *random.Random(arm).sample(list(parts(good)), 20),
         ("optimizer_states",),
         ("lr_schedulers",),
         ("state_dict",),
