@@ -26,12 +26,13 @@ def main(args: list[str] | None = None) -> None:
         from experiment.grid import Scale
         from experiment.publish import compare
         from tracking.links import how_to_compare, how_to_see
-        from tracking.store import open_experiment
+        from tracking.store import client
 
     scale = Scale(own.seeds, own.data_seeds, workers=own.workers, cluster=own.cluster, output=own.output)
     table, parent = compare(own.optimizers, own.initial_lrs, rest, scale, options.typed("compare.py", args))
-    print(f"{table}\nwritten to  {own.output}\nsee it      {how_to_see(open_experiment(), parent)}")
-    print(f"charts      {how_to_compare(open_experiment(), parent)}")
+    experiment = client().get_run(parent).info.experiment_id
+    print(f"{table}\nwritten to  {own.output}\nsee it      {how_to_see(experiment, parent)}")
+    print(f"charts      {how_to_compare(experiment, parent)}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def main(args: list[str] | None = None) -> "optuna.Study":
     with importing():
         from experiment.tuning import Tuning, tune
         from tracking.links import how_to_see
-        from tracking.store import open_experiment
+        from tracking.store import client
 
     search = own.search and dict(word.partition("=")[::2] for word in own.search)
     tuning = Tuning(own.optimizer, tuple(rest), search, own.trials, own.seed, own.workers, own.storage)
@@ -36,7 +36,7 @@ def main(args: list[str] | None = None) -> "optuna.Study":
     if file:
         file.write_text(text, encoding="utf-8")
     print(f"written to  {file}" if file else "not written: not the study that an arm reads its values from (--output)")
-    print(f"see it      {how_to_see(open_experiment(), run_id)}")
+    print(f"see it      {how_to_see(client().get_run(run_id).info.experiment_id, run_id)}")
     return study
 
 

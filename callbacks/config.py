@@ -1,6 +1,7 @@
 """The configuration of a run and a digest of its data, logged with the run."""
 
 import hashlib
+from typing import Any
 
 from jsonargparse import Namespace
 from pytorch_lightning import LightningModule, Trainer
@@ -9,11 +10,19 @@ from pytorch_lightning.loggers import MLFlowLogger
 
 
 class LogInputs(SaveConfigCallback):
-    """Log the configuration as `config.yaml`, what defines the run as MLflow params, and the data's digest as a tag."""
+    """Log the configuration as `config.yaml`, what defines the run as MLflow params, and the data's digest as a tag.
 
-    def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
+    given: the configuration before the run was named and tagged, which its checkpoints hold as `config`.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, given: dict[str, Any] | None = None) -> None:
         # with MLflow on SQL there is no such directory
         super().__init__(parser, config, save_to_log_dir=False)
+        self.given = given
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the configuration, so that a checkpoint alone can be resumed and tested."""
+        checkpoint["config"] = self.given
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Send them to MLflow; another logger gets nothing."""

@@ -165,8 +165,9 @@ def read_run(run_id: str, courses: bool = True) -> dict[str, Any]:
     """
     run = client().get_run(run_id)
     metrics, info = run.data.metrics, run.info
-    seen: dict[str, list[float]] = {}
-    if courses:
+    # a run that failed before its first step has no schedule
+    seen: dict[str, list[float]] = {"lrs": [math.nan], "hypergradients": [], "decays": []} if courses else {}
+    if courses and any(artifact.path == "schedule.csv" for artifact in client().list_artifacts(run_id)):
         with tempfile.TemporaryDirectory() as folder:
             seen = read_schedule(Path(client().download_artifacts(run_id, "schedule.csv", folder)))
     return {

@@ -32,12 +32,24 @@ REFUSED = {
     "--ckpt_path": "each run starts at its own first step",
 }
 """Options of one run that the commands of many runs do not take, and why."""
+MEANT = {
+    "lr": "--model.lr",
+    "learning_rate": "--model.lr",
+    "epochs": "--trainer.max_epochs",
+    "max_epochs": "--trainer.max_epochs",
+    "batch_size": "--data.batch_size",
+    "seed": "--seed_everything",
+}
+"""Options of other programs, and what they are called here."""
+WORDS = ["none", "null", "nan", "na", "inf", "infinity", "true", "false", "yes", "no", "on", "off", "y", "n"]
+"""Names that YAML, pandas or MLflow would take for a value."""
 EVERY_RUN = "Options not listed here apply to every run: see train.py --help."
 USAGE = "python train.py [fit | validate | test] [options]"
 EXAMPLES = """
   python train.py                                      the same as --optimizer meta
   python train.py --optimizer adam --model.lr 0.01     another arm, at another rate
   python train.py --optimizer meta --print_config      what an arm is made of
+  python train.py --ckpt_path CHECKPOINT               continue a run that was stopped
   python train.py test --ckpt_path CHECKPOINT          test a run again
   python train.py fit --help                           every option, of Lightning's Trainer too
   python train.py --model.help MetaModule              the options of a module
@@ -72,13 +84,33 @@ def one_run() -> Parser:
     return parser
 
 
+def label(name: str) -> str:
+    """Return the name of an arm if store, tables and figures show it as it is; else raise ArgumentTypeError."""
+    if re.fullmatch(r"[^\W\d_][\w .+-]*", name) and name.lower() not in WORDS:
+        return name
+    raise argparse.ArgumentTypeError(
+        f"{name!r} cannot be the name of an arm: rename the file. A name begins with a letter, has letters, digits, "
+        "blanks and _ . + - alone, and is not a word like None or true."
+    )
+
+
+def better(before: str, word: str) -> str | None:
+    """Return what was meant by a word that is not an option here, or None. before: the word before it."""
+    if word.startswith("--"):
+        return MEANT.get(word[2:].split("=")[0].replace("-", "_"))
+    value_of_an_option = before.startswith("--") and "=" not in before
+    return f"--config {word}" if word.endswith((".yaml", ".yml")) and not value_of_an_option else None
+
+
 def one_of(names: Sequence[str], kind: str) -> Callable[[str], str]:
     """Return a reader of one of the names, or of an existing YAML file if `kind` says so; an error has the nearest."""
 
     def read(text: str) -> str:
-        if text in names or ("file" in kind and text.endswith((".yaml", ".yml")) and Path(text).is_file()):
+        file = text.endswith((".yaml", ".yml"))
+        if text in names or ("file" in kind and file and Path(text).is_file() and label(Path(text).stem)):
             return text
         near = "".join(f" Did you mean {name}?" for name in get_close_matches(text, names, 1))
+        near = f" A file is given as --config {text}." if file and "file" not in kind else near
         raise argparse.ArgumentTypeError(f"unknown {kind} {text!r}.{near} Choose from: {', '.join(names)}.")
 
     return read

@@ -42,9 +42,15 @@ def quiet() -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import late, for the help does not wait; without collecting garbage, which takes a quarter of a start's time."""
+    """Import late, for the help does not wait; without collecting garbage, which takes a quarter of a start's time.
+
+    Where a package is missing, the command ends with status 2.
+    """
     gc.disable()
-    yield
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        end(f"error: the package {error.name} is not installed here: run `make train`, or activate .venv.", 2)
     gc.freeze()
     gc.enable()
 

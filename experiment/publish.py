@@ -42,16 +42,16 @@ def compare(
             end("error: a file or an option gives a data seed; in a comparison, use --data-seeds.", 2)
         facts.append(run.digest)
     sweep = f"compare {hashlib.sha256(' '.join(facts).encode()).hexdigest()[:12]}"
-    open_experiment()
+    open_experiment(run.experiment)
     scale.output.mkdir(parents=True, exist_ok=True)
     first = "meta" if "meta" in rows else next(iter(rows))
     base = ", ".join(filter(None, [first, next(iter(starts))]))
     print(f"{len(runs_of(grid, scale))} runs of {', '.join(rows)}, less what MLflow has already")
-    with parent_run("compare", sweep, {"mlflow.note.content": f"`{command}`"}) as parent:
+    with parent_run("compare", sweep, {"mlflow.note.content": f"`{command}`"}, run.experiment) as parent:
         runs = run_grid(grid, scale, parent)
         shown = paired_table(runs, base)
         text = f"{shown}\n\n{conditions(runs, command)}{legend(shown)}\n"
-        _keep(runs, list(rows), text, scale.output, parent, f"{' '.join(arguments) or 'mnist1d'}; ")
+        _keep(runs, list(rows), text, scale.output, parent, f"{' '.join(arguments) or run.experiment}; ")
     return text, parent
 
 

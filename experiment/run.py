@@ -4,8 +4,6 @@ import hashlib
 import json
 import shlex
 import sys
-import zipfile
-from argparse import ArgumentError
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +15,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.seed import isolate_rng
@@ -25,16 +24,15 @@ from callbacks import DivergenceError, LogInputs, not_finite
 from callbacks.trajectory import schedule_until
 from data.tensors import TensorDataModule
 from experiment import options
+from experiment.bounds import SEED, refuse_out_of_range
 from experiment.command_line import Line, read
-from experiment.process import refusing
+from experiment.process import end, refusing
+from experiment.resume import SHOWS_OR_STORES, differences, rehearse, unfinished
 from lightning_modules import SupervisedModule
 from reporting.machine import machine
 from tracking.logger import Tracker
 from tracking.runs import close_broken_off, find_run, run_of
-from tracking.store import StoreError
-
-SHOWS_OR_STORES = ("logger", "enable_progress_bar", "enable_model_summary", "default_root_dir")
-"""Options of the Trainer that do not change what a run computes."""
+from tracking.store import EXPERIMENT, StoreError
 
 
 def train(
@@ -58,8 +56,10 @@ def train(
     """
     line = read(args)
     described = {"mlflow.note.content": f"`{options.typed('train.py', args)}`"} | (tags or {})
-    with refusing("", (ArgumentError, ValueError, StoreError, MisconfigurationException)):
+    # whatever refuses what was typed: a parser, the Trainer, a module, or a user's own class
+    with refusing(""):
         run = Run(line, described, callbacks)
+    with refusing("", (ValueError, StoreError)):
         tracker = run.tracker
         if tracker and reuse and (found := find_run(tracker.name, run.digest)):
             run.run_id = found
@@ -101,6 +101,10 @@ class Run(LightningCLI):
             args=line.options,
         )
 
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the seed; Lightning's would take true for a random one, and false for none."""
+        parser.add_argument("--seed_everything", type=SEED, default=0, help="of weights and of the order of samples")
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what is not Lightning's: the names of arm and task, which `read` put first, and the threads."""
         parser.add_argument("--optimizer", help=f"the arm, by default meta: {', '.join(options.ARMS)}")
@@ -112,6 +116,12 @@ class Run(LightningCLI):
         self.config = parser.parse_args(args)
 
     @property
+    def experiment(self) -> str:
+        """MLflow's experiment for the data: a user's own have one of their own."""
+        package, _, name = self.config.data.class_path.rpartition(".")
+        return EXPERIMENT if package.split(".")[0] == "data" else name
+
+    @property
     def tracker(self) -> Tracker | None:
         """The logger, if it is MLflow's."""
         logger = self.trainer.logger
@@ -121,11 +131,13 @@ class Run(LightningCLI):
         """Identify the run, name it after its arm, and tag it."""
         config, line = self.config, self.line
         torch.set_num_threads(config.threads)
+        refuse_out_of_range(config.trainer)
         # a module that optimizes by hand does itself what the Trainer refuses to do for it
         for option, default in (("gradient_clip_val", None), ("accumulate_grad_batches", 1)):
             if option in config.model.init_args and config.trainer[option] != default:
                 config.model.init_args[option], config.trainer[option] = config.trainer[option], default
         self.dump = yaml.safe_load(self.parser.dump(config, skip_none=False))
+        self.save_config_kwargs = {"given": self.dump}
         self.digest, name = digest(self.dump), line.arm
         # neither an evaluation nor a run with weights of another configuration is the training that `find_run` seeks
         if line.command != "fit":
@@ -136,9 +148,10 @@ class Run(LightningCLI):
         logger = config.trainer.logger
         if not isinstance(logger, Namespace) or logger.class_path != "tracking.logger.Tracker":
             return
+        logger.init_args.experiment_name = logger.init_args.experiment_name or self.experiment
         tags = {
             "optimizer": line.arm,
-            "task": line.task,
+            "task": line.task if self.experiment == EXPERIMENT else self.experiment,
             "seed": str(config.seed_everything),
             "data_seed": str(config.data.init_args.get("seed", 0)),
             "config": self.digest,
@@ -172,26 +185,34 @@ class Run(LightningCLI):
             loss = self.model.loss(batch)
         for module, mode in modes.items():
             module.training = mode
+        if any(isinstance(found, Timer) and found.time_remaining() == 0 for found in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise ValueError("--trainer.max_time must be positive.")
         if trains and (loss.dim() or not loss.requires_grad):
             raise ValueError("the loss must be a scalar that depends on weights: is it detached, or all are frozen?")
-        if path := self.line.checkpoint:
-            with refusing(f"--ckpt_path: {path} is damaged, or of another network or version: "):
-                # torch does not look at the checksums
-                with zipfile.ZipFile(path) as archive:
-                    if damaged := archive.testzip():
-                        raise zipfile.BadZipFile(f"its part {damaged} is damaged")
-                saved = torch.load(path, map_location="cpu", weights_only=True)
-                self.model.load_state_dict(saved["state_dict"])
-                then = saved["hyper_parameters"]
-            now = {"_class_path": self.dump["model"]["class_path"], **self.dump["model"]["init_args"]}
-            for name in ("_class_path", "optimizer", "schedule"):
-                if then.get(name) != now.get(name):
-                    said = f"trained with {name} {then.get(name)}, the command line says {now.get(name)}"
-                    raise ValueError(f"--ckpt_path: {said}.")
+        if saved := self.line.saved:
+            path = str(self.line.checkpoint)
+            self._check_checkpoint(path, saved)
             if trains:
                 schedule_until(path, saved["callbacks"].get("Trajectory", {}))
         if self.tracker and self.resumes:
             self.tracker.hold()
+
+    def _check_checkpoint(self, path: str, saved: dict[str, Any]) -> None:
+        """Refuse one of another run, or one that copies of all parts cannot load and take a step from."""
+        any_length = not self.model.depends_on_length and self.config.trainer.max_steps == -1
+        refused, listed = differences(saved["config"], self.dump, self.line.command, any_length)
+        if refused:
+            advice = "leave out --optimizer, --task and what differs to continue as it was configured"
+            raise ValueError(f"--ckpt_path: the run was another one; {advice}: {', '.join(refused)}.")
+        if listed and self.trainer.is_global_zero:
+            print(f"other than in the run of the checkpoint: {', '.join(listed)}")
+        alone = {"logger": False, "devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": False}
+        with isolate_rng(), refusing(f"--ckpt_path: {path} has a configuration that cannot be used: "):
+            config = self.parser.parse_object(saved["config"] | {"trainer": saved["config"]["trainer"] | alone})
+            made = self.parser.instantiate_classes(config)
+            trainer = self.trainer_class(**made.trainer.as_dict())
+        with isolate_rng():
+            rehearse(trainer, made.model, made.data, path, saved)
 
     def execute(self, test: bool) -> None:
         """Fit, or evaluate; test after a fit, once, with the final weights; keep in MLflow how it ended."""
@@ -202,6 +223,8 @@ class Run(LightningCLI):
             tracker.held = True
         try:
             getattr(self.trainer, command)(self.model, datamodule=self.datamodule, ckpt_path=self.line.checkpoint)
+            if command == "fit" and (reason := unfinished(self.trainer)):
+                end(f"error: {reason}, so it is not tested", 1)
             self.metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
             if tests:
                 tested = self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)

@@ -79,14 +79,17 @@ def tune(tuning: Tuning, command: str) -> tuple[optuna.Study, list[FrozenTrial],
     for number in range(max(map(len, ends.values()))):
         values = options({option: end[number % len(end)] for option, end in ends.items()})
         fast = "--trainer.fast_dev_run=true"
-        digest = train([*arm_options(tuning.optimizer), *tuning.arguments, *values, QUIET, fast]).digest
-    facts = sha256(f"{digest} {tuning.space} {tuning.seed}".encode()).hexdigest()[:12]
+        run = train([*arm_options(tuning.optimizer), *tuning.arguments, *values, QUIET, fast])
+    facts = sha256(f"{run.digest} {tuning.space} {tuning.seed}".encode()).hexdigest()[:12]
     name = f"tune {tuning.arm.replace(chr(39), '')} {facts}"
-    open_experiment()
+    open_experiment(run.experiment)
     # two commands that share a journal would take each other's trials for dead
     alone = FileLock(artifact_dir() / f".{name.replace(' ', '-')}.lock", timeout=0)
     tags = {"optimizer": tuning.arm, "mlflow.note.content": f"{tuning.trials} trials: `{command}`"}
-    with nullcontext() if tuning.storage else alone, parent_run(f"tune {tuning.arm}", name, tags) as parent:
+    with (
+        nullcontext() if tuning.storage else alone,
+        parent_run(f"tune {tuning.arm}", name, tags, run.experiment) as parent,
+    ):
         storage = storage or _journal(artifact_dir() / "optuna" / f"{name}.log")
         study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
         # queue again the trials that a killed process left running

@@ -58,6 +58,11 @@ class MetaModule(SupervisedModule):
         return optimizer
 
     @property
+    def depends_on_length(self) -> bool:
+        """The weight decay moves on the scale of the whole run."""
+        return True
+
+    @property
     def average(self) -> Average | None:
         """The averaged weights; None where there is no window."""
         self.meta.prepare()

@@ -36,6 +36,8 @@ class MLP(nn.Sequential):
         for name, value, least in (("hidden", hidden, 1), ("layers", layers, 0), ("classes", classes, 1)):
             if value < least:
                 raise ValueError(f"--model.network.{name} must be {least} or more, got {value}.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"--model.network.dropout must be 0 or more and below 1, got {dropout}.")
         parts: list[nn.Module] = []
         for layer in range(layers):
             parts.append(nn.Linear(hidden if layer else inputs, hidden))

@@ -72,6 +72,11 @@ class SupervisedModule(LightningModule):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val/loss"}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether a step depends on the number of steps in the run, which then cannot be made longer."""
+        return self.make_schedule is not None
+
     def inner_optimizer(self) -> Optimizer:
         """Build the optimizer that moves the network."""
         return self.make_optimizer(self.network.parameters(), self.lr)

@@ -18,6 +18,7 @@ class Broken(TensorDataModule):
         """Spoil them."""
         x, y = torch.randn(200, 40, generator=torch.Generator().manual_seed(0)), torch.arange(200) % 10
         spoilt = {
+            "none": (x, y),
             "empty": (x[:0], y[:0]),
             "mismatch": (x, y[:-1]),
             "float64-targets": (x, y.double()),
@@ -53,3 +54,11 @@ class Unreduced(SupervisedModule):
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Forget the mean."""
         return super().loss(batch).repeat(2)
+
+
+class Lazy(SupervisedModule):
+    """Leaves out the second half of each epoch."""
+
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> int:
+        """End the epoch, by -1."""
+        return -1 if 2 * batch_idx >= self.trainer.num_training_batches else 0

@@ -33,6 +33,8 @@ BAD_INPUT = {
     "train.py --data.batch_size 4001": r"--data.batch_size must lie between 1 and 4000 here, got 4001",
     "train.py --data.seed -1": r"--data.seed must lie between 0 and 1000 here, got -1",
     "train.py --optimizer meta_onestep --trainer.gradient_clip_val 1": r"gradient clipping is not supported",
+    "train.py --lr 0.1": r"unknown option --lr. Did you mean --model.lr\?",
+    "train.py --trainer.accumulate_grad_batches -1": r"batches must be a positive finite number, got -1",
     "train.py --ckpt_path last": r"--ckpt_path: no file last",
     "train.py test": r"test needs --ckpt_path",
     "train.py predict": r"unrecognized arguments: predict",
@@ -168,13 +170,13 @@ FAULTS = {
     "a checkpoint of which one bit is flipped": Fault(r"--ckpt_path: .* is damaged", 2, inject=[]),
     "a checkpoint that is text": Fault(r"--ckpt_path: .* is damaged, .*File is not a zip file", 2, inject=[]),
     "a checkpoint of another shape": Fault(
-        r"--ckpt_path: .*size mismatch for network.0.weight", 2, inject=["--model.network.hidden=30"]
+        r"the run was another one; .*: model.network.hidden 100 → 30", 2, inject=["--model.network.hidden=30"]
     ),
     "a checkpoint of another arm": Fault(
-        r"trained with _class_path lightning_modules.MetaModule", 2, inject=["--optimizer=adam"]
+        r"model lightning_modules.MetaModule → lightning_modules.SupervisedModule", 2, inject=["--optimizer=adam"]
     ),
     "a checkpoint of another optimizer": Fault(
-        r"--ckpt_path: trained with optimizer ", 2, inject=["--model.optimizer=torch.optim.SGD"]
+        r"model.optimizer torch.optim.Adam → torch.optim.SGD", 2, inject=["--model.optimizer=torch.optim.SGD"]
     ),
     "a checkpoint whose schedule.csv was changed": Fault(
         r"error: .*schedule.csv was changed after its run wrote it", 2, inject=[]

@@ -95,7 +95,7 @@ def test_a_killed_run_resumes_to_the_bit_and_its_checkpoint_is_what_was_tested(
 
 @pytest.mark.slow
 def test_a_finished_run_continues_in_a_new_one() -> None:
-    options = ["--optimizer", "meta", *OPTIONS]
+    options = ["--optimizer", "adam", *OPTIONS]
     first = train(options)
     resume = f"--ckpt_path={checkpoint_of(first)}"
     assert train([*options, resume]).run_id != first.run_id

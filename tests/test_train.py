@@ -12,7 +12,7 @@ import yaml
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from experiment.grid import read_run
-from experiment.options import ARMS, BASE, CONFIGS, ROOT, TASKS
+from experiment.options import ARMS, CONFIGS, ROOT, TASKS
 from experiment.run import train
 from tests.store import SHORT, artifacts, history, runs, schedule
 from tracking.store import client
@@ -135,10 +135,9 @@ def test_what_a_task_does_not_say_is_its_classes_own_default(task: str, capsys: 
     """Once the GRU had the 100 units of the MLP that it replaced, and the Transformers its one layer."""
     said = yaml.safe_load((CONFIGS / "tasks" / f"{task}.yaml").read_text())
     found = printed_config("--task", task, capsys=capsys)
-    base = yaml.safe_load(BASE.read_text())["data"]
     for part, given in (
         (found["model"]["init_args"]["network"], said["model"]["network"].get("init_args", {})),
-        (found["data"], base["init_args"] | said.get("data", {}).get("init_args", {})),
+        (found["data"], said.get("data", {}).get("init_args", {})),
     ):
         assert part.get("init_args", {}) == own_defaults(part["class_path"]) | given
 
@@ -202,3 +201,15 @@ def test_the_help_is_one_screen_and_does_not_wait_for_torch(capsys: pytest.Captu
         code = f"import sys, {command}; sys.argv[1:] = ['--help']\ntry: {command}.main()\nfinally: print(*sys.modules)"
         done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         assert {"torch", "mlflow", "numpy", "optuna", "yaml"}.isdisjoint(done.stdout.split())
+
+
+@pytest.mark.parametrize("command", ["train", "tune", "compare", "results"])
+def test_without_the_environment_a_command_names_make(command: str) -> None:
+    typed = {"tune": ["--optimizer=adam"], "results": ["--redraw"]}.get(command, [])
+    # -S: without site-packages
+    call = [sys.executable, "-S", f"{command}.py", *typed]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(
+        rf"{command}.py: error: the package \w+ is not installed here: run `make train`.*\n", done.stderr
+    )

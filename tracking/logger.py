@@ -19,7 +19,7 @@ class Tracker(MLFlowLogger):
     """Lightning's MLFlowLogger on the store of this project; what it logs is buffered (`tracking.buffer`).
 
     Args:
-        experiment_name: made where it does not exist.
+        experiment_name: made where it does not exist; default: that of the tasks of this project.
         run_name: of the run.
         tags: of the run.
         run_id: an existing run, to be resumed: the points that it has already are not logged again.
@@ -30,11 +30,12 @@ class Tracker(MLFlowLogger):
 
     def __init__(
         self,
-        experiment_name: str = EXPERIMENT,
+        experiment_name: str | None = None,
         run_name: str | None = None,
         tags: dict[str, Any] | None = None,
         run_id: str | None = None,
     ) -> None:
+        experiment_name = experiment_name or EXPERIMENT
         open_experiment(experiment_name)
         # jsonargparse made a number of "0"
         words = {name: str(value) for name, value in (tags or {}).items()}

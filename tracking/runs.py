@@ -1,13 +1,10 @@
 """Find runs to reuse or resume, and open the run that holds a sweep."""
 
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 
@@ -44,18 +41,6 @@ def run_of(checkpoint: str, config: str) -> str | None:
     return str(run.info.run_id) if resumes else None
 
 
-def config_of(checkpoint: str) -> dict[str, Any]:
-    """Return the configuration of the run that wrote the checkpoint; empty where the store does not have it."""
-    run_id = Path(checkpoint).resolve().parents[1].name
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(client().download_artifacts(run_id, "config.yaml", folder))
-            found: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
-            return found | {"arm": client().get_run(run_id).data.tags.get("optimizer", "")}
-    except (MlflowException, OSError):
-        return {}
-
-
 def close_broken_off(experiment: str, config: str) -> None:
     """Mark the runs of this configuration that were killed, and are RUNNING in the store, as KILLED.
 
@@ -71,7 +56,7 @@ def _kill(experiment_id: str, query: str) -> None:
 
 
 @contextmanager
-def parent_run(name: str, sweep: str, tags: dict[str, str]) -> Iterator[str]:
+def parent_run(name: str, sweep: str, tags: dict[str, str], experiment_name: str = EXPERIMENT) -> Iterator[str]:
     """Open the run that holds a sweep, the existing one if the sweep is continued, and end it as the work ends.
 
     If the work breaks off, the runs in it that are still RUNNING are marked KILLED. A store that is lost does not hide
@@ -79,7 +64,7 @@ def parent_run(name: str, sweep: str, tags: dict[str, str]) -> Iterator[str]:
 
     sweep: what identifies the sweep.
     """
-    store, experiment = client(), open_experiment()
+    store, experiment = client(), open_experiment(experiment_name)
 
     def found() -> list[str]:
         return sorted(run.info.run_id for run in store.search_runs([experiment], f"tags.sweep = '{sweep}'"))
@@ -93,7 +78,7 @@ def parent_run(name: str, sweep: str, tags: dict[str, str]) -> Iterator[str]:
             store.delete_run(made.info.run_id)
     run_id = found()[0]
     store.update_run(run_id, "RUNNING")
-    buffered = BufferedClient(store, run_id, artifact_dir() / EXPERIMENT / run_id / "undelivered.jsonl")
+    buffered = BufferedClient(store, run_id, artifact_dir() / experiment_name / run_id / "undelivered.jsonl")
     try:
         yield run_id
     except BaseException as error:

@@ -68,6 +68,11 @@ def open_experiment(name: str = EXPERIMENT) -> str:
     uri = tracking_uri()
     if uri in ("sqlite://", "sqlite:///:memory:"):
         raise StoreError(f"MLFLOW_TRACKING_URI {uri} is in memory: no run is kept. Name a file: sqlite:////path.")
+    if odd := {character for character in str(artifact_dir()) if character in "?#%"}:
+        raise StoreError(
+            f"The folder {artifact_dir().parent} has {' '.join(odd)} in its name, which MLflow would not find again: "
+            "rename it."
+        )
     served = uri.startswith("http")
     try:
         artifact_dir().mkdir(parents=True, exist_ok=True)

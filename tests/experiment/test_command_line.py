@@ -1,16 +1,22 @@
 """What is typed is what is trained, and what it is called."""
 
+from inspect import signature
 from itertools import permutations
 from pathlib import Path
 
 import pytest
 import yaml
 
+import data
+from compare import main as compare_main
+from experiment.bounds import POSITIVE
 from experiment.command_line import read
-from experiment.options import BASE, CONFIGS
-from experiment.run import train
+from experiment.options import BASE, CONFIGS, DEFAULT_ARM
+from experiment.run import Run, train
 from tests.store import SHORT, checkpoint_of, runs
 from tracking.store import client
+from train import main as train_main
+from tune import main as tune_main
 
 MODULE = {"model": {"class_path": "lightning_modules.SupervisedModule"}}
 
@@ -83,4 +89,117 @@ def test_a_checkpoint_is_not_tested_under_the_name_of_another_arm(capsys: pytest
     path = checkpoint_of(train(["--optimizer", "adam", *SHORT]))
     with pytest.raises(SystemExit, match="2"):
         train(["test", "--optimizer", "cosine", "--ckpt_path", path, *SHORT])
-    assert "cosine and adam are two arms" in capsys.readouterr().err
+    assert "model.schedule None → torch.optim.lr_scheduler.CosineAnnealingLR" in capsys.readouterr().err
+
+
+OUT_OF_RANGE = [
+    *[f"--trainer.{name}={value}" for name in POSITIVE for value in ("0", "-2", ".nan", ".inf", "[1]")],
+    *[f"--seed_everything={value}" for value in ("-1", "4294967296", "true", "false", "[1]", "1.5")],
+    *["--trainer.max_time=00:00:00:00", "--trainer.precision=16-true", "--trainer.callbacks=null"],
+    *["--trainer.callbacks+=null", "--trainer.callbacks+=[{}]", "--model.lr=.nan", "--model.lr=0", "--model.lr=[1]"],
+    *["--data.batch_size=0", "--data.val_batch_size=-1", "--model.network.hidden=0", "--model.network.dropout=1"],
+]
+
+
+@pytest.mark.parametrize("option", OUT_OF_RANGE)
+def test_a_value_out_of_range_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train(["--optimizer=adam", *SHORT[1:], option])
+    assert option.split("=")[0].rsplit(".", 1)[-1].strip("-+") in capsys.readouterr().err
+    assert runs() == []
+
+
+@pytest.mark.parametrize("arm", ["meta", "adam"])
+def test_accumulation_that_would_climb_the_loss_is_refused(arm: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train(["--optimizer", arm, "--trainer.accumulate_grad_batches=-1", *SHORT])
+    assert "--trainer.accumulate_grad_batches must be a positive finite number, got -1" in capsys.readouterr().err
+
+
+def test_a_file_without_a_model_is_read_over_the_arm_and_the_task_that_it_names(tmp_path: Path) -> None:
+    short = {"max_epochs": 3}
+    run = train(["--config", file(tmp_path, "short", trainer=short), "--trainer.fast_dev_run=true"])
+    assert (run.line.arm, type(run.model).__name__, run.config.trainer.max_epochs) == (DEFAULT_ARM, "MetaModule", 3)
+    named = file(tmp_path, "named", optimizer="adamw", task="digits", trainer=short)
+    run = train(["--config", named, "--trainer.fast_dev_run=true"])
+    assert (run.line.arm, run.line.task, run.config.trainer.max_epochs) == ("adamw", "digits", 3)
+    assert (run.config.data.class_path, run.model.lr) == ("data.DigitsDataModule", read_lr("adamw"))
+    for word in ({"optimizer": "adamm"}, {"task": "digit"}):
+        with pytest.raises(SystemExit, match="2"):
+            read(["--config", file(tmp_path, "wrong", **word)])
+
+
+def read_lr(arm: str) -> float:
+    return float(yaml.safe_load((CONFIGS / "tuned" / f"{arm}.yaml").read_text())["model"]["init_args"]["lr"])
+
+
+@pytest.mark.parametrize("name", [name for name in data.__all__ if name.endswith("Module")])
+def test_a_data_module_keeps_its_own_defaults(name: str) -> None:
+    kind = getattr(data, name)
+    parameters = signature(kind).parameters.values()
+    config = Run(read([f"--data=data.{name}", "--trainer.logger=false"]), {}, ()).config
+    assert config.data.init_args.as_dict() == {parameter.name: parameter.default for parameter in parameters}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["trainer:\n  max_epochs: 1\ntrainer: {}", "model: {lr: 1, lr: 2}", "trainer: {callbacks: [{a: 1, a: 2}]}"],
+)
+def test_a_key_that_stands_twice_is_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "twice.yaml").write_text(text)
+    nested = file(tmp_path, "outer", config="twice.yaml", **MODULE)
+    for words in (["--config", str(tmp_path / "twice.yaml")], ["--config", nested]):
+        with pytest.raises(SystemExit, match="2"):
+            train([*words, *SHORT])
+        assert "stands twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["1e5", "None", "true", "nan", "_x", "a$b$c", "a|b", "a,b", "-a", "a'b", " a", "a\nb"])
+def test_a_name_that_store_table_or_figure_would_change_is_refused_by_every_command(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = file(tmp_path, name, **MODULE)
+    calls = (train_main, ["--config", path]), (tune_main, ["--optimizer", path]), (compare_main, ["--optimizers", path])
+    for command, words in calls:
+        with pytest.raises(SystemExit, match="2"):
+            command(words)
+        assert "cannot be the name of an arm: rename the file" in capsys.readouterr().err
+
+
+def test_own_data_have_an_experiment_of_their_own_name() -> None:
+    own = ["--data=tests.broken.Broken", "--data.fault=none", "--trainer.max_epochs=1", SHORT[1]]
+    trained = train(["--optimizer=adam", *own])
+    found = client().get_run(str(trained.run_id))
+    assert client().get_experiment(found.info.experiment_id).name == "Broken"
+    assert found.data.tags["task"] == "Broken"
+    # its own default
+    assert trained.datamodule.batch_size == 10
+    resumed = train(["test", "--ckpt_path", checkpoint_of(trained)])
+    assert resumed.tracker is not None
+    assert resumed.tracker.name == "Broken"
+    assert train(["--optimizer=adam", *own], reuse=True).run_id == trained.run_id
+    assert runs() == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--lr=0.1", "--model.lr"),
+        ("--lr 0.1", "--model.lr"),
+        ("--learning-rate 0.1", "--model.lr"),
+        ("--epochs 3", "--trainer.max_epochs"),
+        ("--max_epochs=3", "--trainer.max_epochs"),
+        ("--batch_size 3", "--data.batch_size"),
+        ("--batch-size 3", "--data.batch_size"),
+        ("--seed 3", "--seed_everything"),
+        ("adam.yaml", "--config adam.yaml"),
+        ("--optimizer adam.yaml", "--config adam.yaml"),
+        ("--optimizer adam adam.yaml", "--config adam.yaml"),
+    ],
+)
+def test_an_option_of_another_program_is_refused_with_what_it_is_called_here(
+    typed: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train(typed.split())
+    assert meant in capsys.readouterr().err

@@ -1,4 +1,5 @@
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -46,6 +47,16 @@ def test_a_server_that_never_answers_is_refused_in_time(monkeypatch: pytest.Monk
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:s3hush@127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(StoreError, match=r"http://me:\*\*\*@127.* cannot be used: .*timed out"):
             open_experiment()
+
+
+@pytest.mark.parametrize("odd", ["?", "#", "%"])
+def test_a_folder_whose_name_is_not_one_in_an_address_is_refused(
+    odd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/a{odd}b/mlflow.db")
+    with pytest.raises(StoreError, match=rf"has {re.escape(odd)} in its name, .*rename it"):
+        open_experiment()
+    assert not (tmp_path / f"a{odd}b").exists()
 
 
 # address -> as it is printed
