@@ -33,6 +33,7 @@ REFUSED = {
 }
 """Options of one run that the commands of many runs do not take, and why."""
 EVERY_RUN = "Options not listed here apply to every run: see train.py --help."
+RETRAIN = "train all again: by default, runs of the same configuration, code and data are taken from the store"
 USAGE = "python train.py [fit | validate | test] [options]"
 EXAMPLES = """
   python train.py                                      the same as --optimizer meta

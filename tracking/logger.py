@@ -36,15 +36,20 @@ class Tracker(MLFlowLogger):
         run_id: str | None = None,
     ) -> None:
         open_experiment(experiment_name)
+        super().__init__(experiment_name, run_name, tracking_uri(), run_id=run_id)
         # jsonargparse made a number of "0"
-        words = {name: str(value) for name, value in (tags or {}).items()}
-        super().__init__(experiment_name, run_name, tracking_uri(), words, run_id=run_id)
+        self.tags: dict[str, str] = {name: str(value) for name, value in (tags or {}).items()}
         self.buffered: BufferedClient | None = None
         self.checkpoint: ModelCheckpoint | None = None
         # the last step of which the run has a point, by name
         self.kept: dict[str, int] = {}
         # then the end of `fit` is not the end of the run
         self.test_follows = False
+
+    def describe(self, name: str, tags: dict[str, str], run_id: str | None) -> None:
+        """Name and tag the run before it is made, or resume an existing one; a name that was typed stays."""
+        self._run_name, self._run_id = self._run_name or name, run_id
+        self.tags |= tags
 
     @property
     @rank_zero_experiment
