@@ -109,8 +109,8 @@ def _skeleton(node: Any) -> Any:
     Unlike those of `ast.dump` and `ast.unparse`, they are the same in Python 3.11 to 3.13: empty fields are left out.
     """
     if isinstance(node, list):
-        texts = [part for part in node if isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)]
-        return [_skeleton(part) for part in node if part not in texts]
+        effective = (part for part in node if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)))
+        return [_skeleton(part) for part in effective]
     if not isinstance(node, ast.AST):
         return node
     fields = ((name, _skeleton(value)) for name, value in ast.iter_fields(node) if value not in (None, []))

@@ -120,6 +120,20 @@ def test_an_edit_of_code_is_another_run_of_the_arms_that_use_it(
     assert {arm for arm in after if after[arm] != before[arm]} == changed
 
 
+@pytest.mark.slow
+def test_other_versions_of_python_find_the_same_code() -> None:
+    files = [str(file) for package in PROJECT for file in sorted((options.ROOT / package).glob("*.py"))]
+    program = f"from experiment.identity import _read\nprint([_read(file, 'a.b') for file in {files}])"
+    found = [shutil.which(f"python3.{minor}") for minor in range(11, 15)]
+    # none of them needs torch
+    pythons = [sys.executable, *(path for path in found if path)]
+    said = {
+        subprocess.run([python, "-c", program], cwd=options.ROOT, capture_output=True, check=True).stdout
+        for python in pythons
+    }
+    assert len(said) == 1
+
+
 OWN = {
     "mine.py": "import lab.nets\nfrom near import scale\n\ndef late():\n    from lab import deep\n",
     "near.py": "def scale():\n    '''Say two.'''\n    return 2\n",
