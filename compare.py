@@ -19,6 +19,7 @@ def main(args: list[str] | None = None) -> None:
     add("--workers", type=options.positive, default=options.CORES, help="processes (default: the cores)")
     add("--cluster", metavar="tcp://HOST:PORT", help="a Dask scheduler, whose workers train: docs/scale.md")
     add("--output", type=Path, default=options.RESULTS / "compare", help="folder (results/compare)")
+    add("--retrain", action="store_true", help=options.RETRAIN)
     own, rest = options.parse_many(parser, args, OWN)
     if len({Path(arm).stem for arm in own.optimizers}) < len(own.optimizers):
         parser.error("--optimizers: two of one name would be one row of the table")
@@ -28,7 +29,9 @@ def main(args: list[str] | None = None) -> None:
         from tracking.links import how_to_compare, how_to_see
         from tracking.store import client
 
-    scale = Scale(own.seeds, own.data_seeds, workers=own.workers, cluster=own.cluster, output=own.output)
+    scale = Scale(
+        own.seeds, own.data_seeds, workers=own.workers, cluster=own.cluster, output=own.output, retrain=own.retrain
+    )
     table, parent = compare(own.optimizers, own.initial_lrs, rest, scale, options.typed("compare.py", args))
     experiment = client().get_run(parent).info.experiment_id
     print(f"{table}\nwritten to  {own.output}\nsee it      {how_to_see(experiment, parent)}")

@@ -17,13 +17,14 @@ def main(args: list[str] | None = None) -> None:
     add("--workers", type=options.positive, default=options.CORES, help="processes (default: the cores)")
     add("--cluster", metavar="tcp://HOST:PORT", help="a Dask scheduler, whose workers train: docs/scale.md")
     add("--output", type=Path, default=options.RESULTS, help="folder (default: results)")
+    add("--retrain", action="store_true", help=options.RETRAIN)
     add("--redraw", action="store_true", help="only draw the figures again, from the files in the folder")
     own = parser.parse_args(args)
     with importing():
         from experiment.grid import Scale
         from experiment.publish import ABOUT, draw, publish_stage
 
-    scale = Scale(own.seeds, own.data_seeds, own.trials, own.workers, own.cluster, own.output)
+    scale = Scale(own.seeds, own.data_seeds, own.trials, own.workers, own.cluster, own.output, own.retrain)
     for name in own.stages:
         if own.redraw:
             draw(own.output / name, ABOUT)

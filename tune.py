@@ -22,6 +22,7 @@ def main(args: list[str] | None = None) -> "optuna.Study":
     add("--workers", type=options.positive, default=1, help="trials at once (default: 1, which finds most)")
     add("--storage", metavar="URL", help="a database that several machines share: docs/scale.md")
     add("--output", type=Path, help="default: configs/tuned/ARM.yaml, if the study is the arm's own")
+    add("--retrain", action="store_true", help=f"{options.RETRAIN}; on several machines, give it to the first alone")
     own, rest = options.parse_many(parser, args, {})
     with importing():
         from experiment.tuning import Tuning, tune
@@ -30,14 +31,14 @@ def main(args: list[str] | None = None) -> "optuna.Study":
 
     search = own.search and dict(word.partition("=")[::2] for word in own.search)
     tuning = Tuning(own.optimizer, tuple(rest), search, own.trials, own.seed, own.workers, own.storage)
-    study, _, text, run_id = tune(tuning, options.typed("tune.py", args))
-    print(text, end="")
+    found = tune(tuning, options.typed("tune.py", args), own.retrain)
+    print(found.text, end="")
     file = own.output or (None if search or rest or own.seed else options.TUNED.get(own.optimizer))
     if file:
-        file.write_text(text, encoding="utf-8")
+        file.write_text(found.text, encoding="utf-8")
     print(f"written to  {file}" if file else "not written: not the study that an arm reads its values from (--output)")
-    print(f"see it      {how_to_see(client().get_run(run_id).info.experiment_id, run_id)}")
-    return study
+    print(f"see it      {how_to_see(client().get_run(found.run_id).info.experiment_id, found.run_id)}")
+    return found.study
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""The configuration of a run and a digest of its data, logged with the run."""
+"""The configuration of a run, logged with the run."""
 
-import hashlib
 from typing import Any
 
 from jsonargparse import Namespace
@@ -10,7 +9,7 @@ from pytorch_lightning.loggers import MLFlowLogger
 
 
 class LogInputs(SaveConfigCallback):
-    """Log the configuration as `config.yaml`, what defines the run as MLflow params, and the data's digest as a tag.
+    """Log the configuration as `config.yaml`, and what defines the run as MLflow params.
 
     given: the configuration before the run was named and tagged, which its checkpoints hold as `config`.
     """
@@ -38,6 +37,3 @@ class LogInputs(SaveConfigCallback):
         }
         lengths = {"seed": self.config.seed_everything, "max_epochs": self.config.trainer.max_epochs}
         trainer.logger.log_hyperparams(named | lengths)
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        samples = b"".join(tensor.numpy().tobytes() for part in (data.train, data.val, data.test) for tensor in part)
-        client.set_tag(run_id, "data_digest", f"sha256:{hashlib.sha256(samples).hexdigest()[:16]}")

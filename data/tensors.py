@@ -1,5 +1,6 @@
 """A LightningDataModule over whole tensors: what all tasks have in common."""
 
+import hashlib
 from typing import Any
 
 import torch
@@ -47,11 +48,13 @@ class TensorDataModule(LightningDataModule):
         return (a, d), (b, e), (c, f)
 
     def setup(self, stage: str) -> None:
-        """Make the samples, generated or read from a package, and check all of them.
+        """Make the samples, once, so that those that identify a run are those that are trained; check all of them.
 
         Raises:
             ValueError: a set cannot be trained or evaluated; the message says which one and why.
         """
+        if hasattr(self, "train"):
+            return
         self.train, self.val, self.test = self.samples()
         for name in ("train", "val", "test"):
             if found := fault(getattr(self, name), self.train):
@@ -68,6 +71,14 @@ class TensorDataModule(LightningDataModule):
                 rows += [(x[row], y[row]) for row in (part.amin(1).argmin(), part.amax(1).argmax())]
         inputs, targets = map(torch.stack, zip(*rows, strict=True))
         return inputs, targets
+
+    def digest(self) -> str:
+        """Identify the samples that were set up, in their order."""
+        found = hashlib.sha256()
+        for tensor in (*self.train, *self.val, *self.test):
+            found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        return f"sha256:{found.hexdigest()[:16]}"
 
     def train_dataloader(self) -> CombinedLoader:
         """Return pairs of a training and a validation batch; their order follows from `seed_everything`."""

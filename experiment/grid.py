@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from experiment.options import QUIET, RESULTS, TUNED, arm_options
 from experiment.parallel import processes
-from experiment.run import train
-from experiment.tuning import Tuning, loss, options, tune
+from experiment.run import look_up, train
+from experiment.tuning import Tuned, Tuning, loss, options, say, tune
 from reporting.curves import read_schedule
 from tracking.store import StoreError, client, tracking_uri
 
@@ -26,7 +26,10 @@ Grid = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything, and on what: numbers of seeds, data seeds and trials; processes, or a Dask cluster."""
+    """How much of everything, and on what: numbers of seeds, data seeds and trials; processes, or a Dask cluster.
+
+    retrain: train what the store has, too.
+    """
 
     seeds: int
     data_seeds: int
@@ -34,6 +37,7 @@ class Scale:
     workers: int = 1
     cluster: str | None = None
     output: Path = RESULTS
+    retrain: bool = False
 
     def __post_init__(self) -> None:
         """Refuse machines that share runs and not their store."""
@@ -105,27 +109,40 @@ def _both(row: Any, column: Any, names: dict[str, Any], sgd: Sequence[str]) -> d
 
 
 def run_grid(grid: Grid, scale: Scale, parent: str, courses: bool = True) -> pd.DataFrame:
-    """Tune, train what MLflow does not have yet, and return a row a run with what MLflow holds.
+    """Tune, train what MLflow does not have yet, and return a row a run with what MLflow holds. Print how many that is.
 
     courses: with what happened in each step, which takes five times as long to read.
     """
     runs = runs_of(grid, scale)
     # by their text: a Tuning holds a dictionary, and cannot be a key
     studies = {str(run.study): run.study for run in runs if run.study}
-    found = dict(zip(studies, _all(_tune, list(studies.values()), scale, "study"), strict=True))
-    for study, (_, text) in zip(studies.values(), found.values(), strict=True):
+    tasks = [(study, scale.retrain) for study in studies.values()]
+    tuned: dict[str, Tuned] = dict(zip(studies, _all(_tune, tasks, scale, "study"), strict=True))
+    for name, study in studies.items():
         file = TUNED.get(study.optimizer)
         if file and scale.output == RESULTS and study == Tuning(study.optimizer, trials=study.trials):
-            file.write_text(text, encoding="utf-8")
-    best = {study: trials for study, (trials, _) in found.items()}
-    ids = _all(_train, [(run, best.get(str(run.study), []), parent) for run in runs], scale, "run")
+            file.write_text(tuned[name].text, encoding="utf-8")
+    if studies:
+        say("trials", sum(study.trials for study in studies.values()), sum(found.kept for found in tuned.values()))
+    lines, samples = [_line(run, tuned[str(run.study)].trials if run.study else []) for run in runs], dict[str, str]()
+    known = [look_up(line, samples) for line in tqdm(lines, desc="look up", unit="run", leave=False)]
+    # by their tags: of equal runs one is trained
+    keys = [str(tags) for tags, _ in known]
+    ids = {key: run_id for key, (_, run_id) in zip(keys, known, strict=True) if run_id and not scale.retrain}
+    missing = {
+        key: (line, tags["code"], parent, scale.retrain)
+        for key, line, (tags, _) in zip(keys, lines, known, strict=True)
+        if key not in ids
+    }
+    say("runs", len(set(keys)), len(ids))
+    ids |= zip(missing, _all(_train, list(missing.values()), scale, "run"), strict=True)
     return pd.DataFrame(
         {
             **{"arm": run.label, "row": run.row, "column": run.column, "seed": run.seed, "data_seed": run.data_seed},
             **{"method": run.method, "rate": run.rate, "start_lr": run.lr, "run_id": run_id},
             **read_run(run_id, courses),
         }
-        for run, run_id in zip(runs, ids, strict=True)
+        for run, run_id in zip(runs, map(ids.__getitem__, keys), strict=True)
     )
 
 
@@ -137,25 +154,30 @@ def _all(call: Any, tasks: Sequence[Any], scale: Scale, unit: str) -> list[Any]:
     return [done[number] for number in range(len(tasks))]
 
 
-def _tune(study: Tuning) -> tuple[list[FrozenTrial], str]:
+def _tune(task: tuple[Tuning, bool]) -> Tuned:
+    study, retrain = task
     seed = ["--seed", str(study.seed)] if study.seed else []
     search = ["--search", *(f"{option}={values}" for option, values in study.search.items())] if study.search else []
     words = ["--optimizer", study.optimizer, "--trials", str(study.trials), *seed, *study.arguments, *search]
-    _, trials, text, _ = tune(study, f"python tune.py {shlex.join(words)}")
-    return trials, text
+    return tune(study, f"python tune.py {shlex.join(words)}", retrain)
 
 
-def _train(task: tuple[Run, list[FrozenTrial], str]) -> str:
-    run, trials, parent = task
+def _line(run: Run, trials: list[FrozenTrial]) -> list[str]:
+    """Return the command line of a run; `trials`: of its study."""
     tuned = options(min(trials[: run.of], key=loss).params) if trials else ()
     lr = [] if run.lr is None else [f"--model.lr={run.lr}"]
     seeds = [f"--data.seed={run.data_seed}"] * (run.data_seed > 0) + [f"--seed_everything={run.seed}"]
     name = f"--trainer.logger.run_name={run.label} seed {run.seed}"
     given = [*run.options, *(word for word in tuned if run.part in word), *lr, *seeds, name, QUIET]
-    run_id = train([*arm_options(run.arm), *given], {"mlflow.parentRunId": parent}, reuse=True).run_id
-    if run_id is None:
-        raise StoreError(f"{run.label}, seed {run.seed}, left no run: does a file say fast_dev_run, or another logger?")
-    return run_id
+    return [*arm_options(run.arm), *given]
+
+
+def _train(task: tuple[list[str], str, str, bool]) -> str:
+    line, code, parent, retrain = task
+    run = train(line, {"mlflow.parentRunId": parent}, reuse=not retrain, code=code)
+    if run.run_id is None:
+        raise StoreError(f"{shlex.join(line)} left no run: does a file say fast_dev_run, or another logger?")
+    return run.run_id
 
 
 def read_run(run_id: str, courses: bool = True) -> dict[str, Any]:
@@ -165,6 +187,7 @@ def read_run(run_id: str, courses: bool = True) -> dict[str, Any]:
     """
     run = client().get_run(run_id)
     metrics, info = run.data.metrics, run.info
+    dirty = " with uncommitted changes" if run.data.tags.get("mlflow.source.git.dirty") == "true" else ""
     # a run that failed before its first step has no schedule
     seen: dict[str, list[float]] = {"lrs": [math.nan], "hypergradients": [], "decays": []} if courses else {}
     if courses and any(artifact.path == "schedule.csv" for artifact in client().list_artifacts(run_id)):
@@ -178,7 +201,8 @@ def read_run(run_id: str, courses: bool = True) -> dict[str, Any]:
         "passes": float(run.data.tags.get("passes", math.nan)),
         "seconds": (info.end_time - info.start_time) / 1000,
         "trained_on": run.data.tags.get("trained_on", "a machine that was not noted"),
-        "commit": run.data.tags.get("mlflow.source.git.commit", "")[:7],
+        "commit": run.data.tags.get("mlflow.source.git.commit", "unknown")[:7] + dirty,
+        "code": run.data.tags.get("code", ""),
         "val_losses": [point.value for point in client().get_metric_history(run_id, "val/loss")],
     } | seen
 

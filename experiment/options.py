@@ -44,6 +44,7 @@ MEANT = {
 WORDS = ["none", "null", "nan", "na", "inf", "infinity", "true", "false", "yes", "no", "on", "off", "y", "n"]
 """Names that YAML, pandas or MLflow would take for a value."""
 EVERY_RUN = "Options not listed here apply to every run: see train.py --help."
+RETRAIN = "train all again: by default, runs of the same configuration, code and data are taken from the store"
 USAGE = "python train.py [fit | validate | test] [options]"
 EXAMPLES = """
   python train.py                                      the same as --optimizer meta

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from experiment.grid import Grid, Scale, run_grid, runs_of
+from experiment.grid import Grid, Scale, run_grid
 from experiment.options import QUIET, RESULTS, ROOT, arm_options
 from experiment.process import end
 from experiment.run import train
@@ -40,13 +40,12 @@ def compare(
         run = train([*arm_options(arm), *arguments, QUIET, "--trainer.fast_dev_run=true"])
         if run.config.data.init_args.get("seed", 0):
             end("error: a file or an option gives a data seed; in a comparison, use --data-seeds.", 2)
-        facts.append(run.digest)
+        facts.append(str(run.identity))
     sweep = f"compare {hashlib.sha256(' '.join(facts).encode()).hexdigest()[:12]}"
     open_experiment(run.experiment)
     scale.output.mkdir(parents=True, exist_ok=True)
     first = "meta" if "meta" in rows else next(iter(rows))
     base = ", ".join(filter(None, [first, next(iter(starts))]))
-    print(f"{len(runs_of(grid, scale))} runs of {', '.join(rows)}, less what MLflow has already")
     with parent_run("compare", sweep, {"mlflow.note.content": f"`{command}`"}, run.experiment) as parent:
         runs = run_grid(grid, scale, parent)
         shown = paired_table(runs, base)

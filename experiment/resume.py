@@ -13,10 +13,9 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from experiment.identity import SHOWS_OR_STORES
 from experiment.process import refusing
 
-SHOWS_OR_STORES = ("logger", "enable_progress_bar", "enable_model_summary", "default_root_dir")
-"""Options of the Trainer that do not change what a run computes."""
 NOT_COMPARED = {"config", "hyper_parameters", "random"}
 """Parts of a checkpoint that continuing a run does not need, or that depend on the machine."""
 

@@ -1,6 +1,5 @@
 """One run: named, tagged, checked, reused or resumed, trained, and tested once."""
 
-import hashlib
 import json
 import shlex
 import sys
@@ -26,8 +25,9 @@ from data.tensors import TensorDataModule
 from experiment import options
 from experiment.bounds import SEED, refuse_out_of_range
 from experiment.command_line import Line, read
+from experiment.identity import identity, uncommitted
 from experiment.process import end, refusing
-from experiment.resume import SHOWS_OR_STORES, differences, rehearse, unfinished
+from experiment.resume import differences, rehearse, unfinished
 from lightning_modules import SupervisedModule
 from reporting.machine import machine
 from tracking.logger import Tracker
@@ -40,6 +40,7 @@ def train(
     tags: dict[str, str] | None = None,
     test: bool = True,
     reuse: bool = False,
+    code: str | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> "Run":
     """Run the command line `args` of `train.py`.
@@ -48,7 +49,8 @@ def train(
         args: the words that were typed.
         tags: additional tags of the MLflow run.
         test: whether `fit` ends with a test.
-        reuse: whether a finished run of the same configuration may be returned instead of training.
+        reuse: whether a finished run of the same configuration, code and data may be returned instead of training.
+        code: the digest of the code that the run must have, if it is one of many.
         callbacks: additional callbacks.
 
     Raises:
@@ -61,11 +63,13 @@ def train(
         run = Run(line, described, callbacks)
     with refusing("", (ValueError, StoreError)):
         tracker = run.tracker
-        if tracker and reuse and (found := find_run(tracker.name, run.digest)):
+        if code and run.identity["code"] != code:
+            raise StoreError("The code changed while the command ran, or differs on this machine. Rerun the command.")
+        if tracker and reuse and (found := find_run(tracker.name, run.identity)):
             run.run_id = found
             return run
         if tracker and "mlflow.parentRunId" in described:
-            close_broken_off(tracker.name, run.digest)
+            close_broken_off(tracker.name, run.identity["config"])
         run.check()
     # what Lightning refuses before it trains; any other error while it trains is one to look into
     with refusing("", (StoreError, MisconfigurationException)):
@@ -73,15 +77,30 @@ def train(
     return run
 
 
-class Run(LightningCLI):
-    """What a command line builds, and what came out of it.
+def look_up(args: Sequence[str], samples: dict[str, str]) -> tuple[dict[str, str], str | None]:
+    """Return the tags that identify the run of a command line, and the finished run that has them, if there is one.
 
-    `run_id` is the MLflow run, `digest` identifies what the run computes, `diverged` is the message of a diverged run,
-    `metrics` holds what the last validation and the test found, and `test_metrics` the latter alone.
+    samples: digests of samples, by the configuration of the data; a missing one is added, by setting the data up.
+    """
+    line = read(args)
+    with refusing(""):
+        run = Run(line, {}, (), build=False)
+        data = json.dumps(run.dump["data"], sort_keys=True)
+        if data not in samples:
+            samples[data] = Run(line, {}, ()).identity["data_digest"]
+        tags = run.identity | {"data_digest": samples[data]}
+        return tags, find_run(run.config.get("trainer.logger.init_args.experiment_name", EXPERIMENT), tags)
+
+
+class Run(LightningCLI):
+    """What a command line builds, and what came out of it; with `build=False`, only what it says.
+
+    `run_id` is the MLflow run, `identity` are its tags that identify what it computes, `diverged` is the message of a
+    diverged run, `metrics` holds what the last validation and the test found, and `test_metrics` the latter alone.
     """
 
-    def __init__(self, line: Line, tags: dict[str, str], callbacks: Sequence[Callback]) -> None:
-        self.line, self.tags, self.callbacks = line, tags, callbacks
+    def __init__(self, line: Line, tags: dict[str, str], callbacks: Sequence[Callback], build: bool = True) -> None:
+        self.line, self.tags, self.callbacks, self.build = line, tags, callbacks, build
         self.run_id: str | None = None
         self.resumes: str | None = None
         self.diverged: str | None = None
@@ -128,8 +147,8 @@ class Run(LightningCLI):
         return logger if isinstance(logger, Tracker) else None
 
     def before_instantiate_classes(self) -> None:
-        """Identify the run, name it after its arm, and tag it."""
-        config, line = self.config, self.line
+        """Identify what is typed."""
+        config = self.config
         torch.set_num_threads(config.threads)
         refuse_out_of_range(config.trainer)
         # a module that optimizes by hand does itself what the Trainer refuses to do for it
@@ -138,37 +157,45 @@ class Run(LightningCLI):
                 config.model.init_args[option], config.trainer[option] = config.trainer[option], default
         self.dump = yaml.safe_load(self.parser.dump(config, skip_none=False))
         self.save_config_kwargs = {"given": self.dump}
-        self.digest, name = digest(self.dump), line.arm
+        self.identity = identity(self.dump)
+        logger = config.trainer.logger
+        if isinstance(logger, Namespace) and logger.class_path == "tracking.logger.Tracker":
+            logger.init_args.experiment_name = logger.init_args.experiment_name or self.experiment
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer."""
+        if self.build:
+            super().instantiate_classes()
+
+    def after_instantiate_classes(self) -> None:
+        """Set up the data, name the run after its arm, tag it, and put the configuration into its checkpoints."""
+        if not self.build:
+            return
+        config, line = self.config, self.line
+        self.trainer.callbacks += self.callbacks  # type: ignore[attr-defined]
+        self.datamodule.setup("fit")
+        self.identity["data_digest"] = self.datamodule.digest()
+        name = line.arm
         # neither an evaluation nor a run with weights of another configuration is the training that `find_run` seeks
         if line.command != "fit":
-            self.digest, name = f"{self.digest} {line.command}", f"{line.command} {line.arm}"
+            name = f"{line.command} {line.arm}"
+            self.identity["config"] += f" {line.command}"
         elif line.checkpoint:
-            self.resumes = run_of(line.checkpoint, self.digest)
-            self.digest += "" if self.resumes else " from a checkpoint"
-        logger = config.trainer.logger
-        if not isinstance(logger, Namespace) or logger.class_path != "tracking.logger.Tracker":
-            return
-        logger.init_args.experiment_name = logger.init_args.experiment_name or self.experiment
+            self.resumes = run_of(line.checkpoint, self.identity)
+            self.identity["config"] += "" if self.resumes else " from a checkpoint"
+        # one colour an arm in MLflow's charts
+        place = options.ARMS.index(line.arm) if line.arm in options.ARMS else len(options.ARMS)
         tags = {
             "optimizer": line.arm,
             "task": line.task if self.experiment == EXPERIMENT else self.experiment,
             "seed": str(config.seed_everything),
             "data_seed": str(config.data.init_args.get("seed", 0)),
-            "config": self.digest,
             "trained_on": machine(),
+            "mlflow.source.git.dirty": str(uncommitted()).lower(),
+            "mlflow.runColor": to_hex(colormaps["tab20"](place)),
         }
-        logger.init_args.run_name = logger.init_args.run_name or name
-        logger.init_args.tags = (logger.init_args.tags or {}) | tags | self.tags
-        logger.init_args.run_id = self.resumes
-
-    def after_instantiate_classes(self) -> None:
-        """Put the module's configuration into its checkpoints."""
-        self.trainer.callbacks += self.callbacks  # type: ignore[attr-defined]
-        if self.tracker and self.tracker.tags is not None:
-            # one colour an arm in MLflow's charts; not among the options, where YAML takes #0072b2 for a comment
-            arms = options.ARMS
-            place = arms.index(self.line.arm) if self.line.arm in arms else len(arms)
-            self.tracker.tags["mlflow.runColor"] = to_hex(colormaps["tab20"](place))
+        if self.tracker:
+            self.tracker.describe(name, tags | self.identity | self.tags, self.resumes)
         model = self.dump["model"]
         origin = {"_class_path": model["class_path"], "_instantiator": "pytorch_lightning.cli.instantiate_module"}
         self.model.save_hyperparameters(origin | model["init_args"], logger=False)
@@ -176,7 +203,6 @@ class Run(LightningCLI):
     def check(self) -> None:
         """Refuse what cannot be trained or resumed, before a run is stored."""
         trains = self.line.command == "fit"
-        self.datamodule.setup("fit")
         x, y = batch = self.datamodule.extremes()
         modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
@@ -251,11 +277,3 @@ class Run(LightningCLI):
                 if alone and ended != "FINISHED" and not self.diverged and path and path.is_file():
                     print(f"train.py: to resume, add --ckpt_path {shlex.quote(str(path))}", file=sys.stderr)
         self.run_id = tracker.run_id if tracker else None
-
-
-def digest(config: dict[str, Any]) -> str:
-    """Identify what a run computes: its configuration without what only shows or stores it."""
-    facts = {name: config[name] for name in ("seed_everything", "threads", "model", "data")}
-    facts["trainer"] = {name: value for name, value in config["trainer"].items() if name not in SHOWS_OR_STORES}
-    # with a prefix: as an option, 885e201949542093 would be read as a number
-    return f"sha256:{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]}"

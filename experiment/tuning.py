@@ -8,7 +8,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import optuna
 import yaml
@@ -26,7 +26,7 @@ from experiment.parallel import processes
 from experiment.process import end, refusing
 from experiment.run import train
 from tracking.buffer import whole_lines
-from tracking.runs import parent_run
+from tracking.runs import children, parent_run
 from tracking.store import StoreError, artifact_dir, client, hidden, open_experiment, tracking_uri
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -61,10 +61,20 @@ class Tuning:
         return Path(self.optimizer).stem
 
 
-def tune(tuning: Tuning, command: str) -> tuple[optuna.Study, list[FrozenTrial], str, str]:
+class Tuned(NamedTuple):
+    """A study, its trials that count, the best values as a file, its MLflow run, and the number of trials it had."""
+
+    study: optuna.Study
+    trials: list[FrozenTrial]
+    text: str
+    run_id: str
+    kept: int
+
+
+def tune(tuning: Tuning, command: str, retrain: bool = False) -> Tuned:
     """Run the missing trials and keep them in MLflow; `command` is what the file says that it was made by.
 
-    Returns the study, its trials that count, the best values as a configuration file, and the id of the MLflow run.
+    The study is that of one MLflow run, of one configuration, code and data. retrain: begin another one.
 
     Raises:
         SystemExit: status 2 where an option is wrong, before anything is kept; 1 where every trial diverged.
@@ -80,24 +90,25 @@ def tune(tuning: Tuning, command: str) -> tuple[optuna.Study, list[FrozenTrial],
         values = options({option: end[number % len(end)] for option, end in ends.items()})
         fast = "--trainer.fast_dev_run=true"
         run = train([*arm_options(tuning.optimizer), *tuning.arguments, *values, QUIET, fast])
-    facts = sha256(f"{run.digest} {tuning.space} {tuning.seed}".encode()).hexdigest()[:12]
+    facts = sha256(f"{run.identity} {tuning.space} {tuning.seed}".encode()).hexdigest()[:12]
     name = f"tune {tuning.arm.replace(chr(39), '')} {facts}"
     open_experiment(run.experiment)
     # two commands that share a journal would take each other's trials for dead
     alone = FileLock(artifact_dir() / f".{name.replace(' ', '-')}.lock", timeout=0)
-    tags = {"optimizer": tuning.arm, "mlflow.note.content": f"{tuning.trials} trials: `{command}`"}
-    with (
-        nullcontext() if tuning.storage else alone,
-        parent_run(f"tune {tuning.arm}", name, tags, run.experiment) as parent,
-    ):
-        storage = storage or _journal(artifact_dir() / "optuna" / f"{name}.log")
-        study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+    about = {"optimizer": tuning.arm, "mlflow.note.content": f"{tuning.trials} trials: `{command}`"}
+    again = parent_run(f"tune {tuning.arm}", name, about, run.experiment, retrain)
+    with nullcontext() if tuning.storage else alone, again as parent:
+        storage = storage or _journal(artifact_dir() / "optuna" / f"{parent}.log")
+        # of the MLflow run: where that was deleted, the study begins again
+        study = optuna.create_study(storage=storage, study_name=parent, load_if_exists=True)
         # queue again the trials that a killed process left running
         for trial in study.get_trials(states=[TrialState.RUNNING]) if not tuning.storage else ():
             study.tell(trial.number, state=TrialState.FAIL)
             if trial.params:
                 study.enqueue_trial(trial.params)
-        _run_trials(study, tuning, parent)
+        kept = min(len(_complete(study)), tuning.trials)
+        say("trials", tuning.trials, kept)
+        _run_trials(study, tuning, parent, run.identity["code"])
         counted = _complete(study)[: tuning.trials]
         best = min(counted, key=loss)
         if loss(best) == math.inf:
@@ -107,7 +118,12 @@ def tune(tuning: Tuning, command: str) -> tuple[optuna.Study, list[FrozenTrial],
         client().log_metric(parent, "best_val_loss", loss(best))
         for option, value in best.params.items():
             client().set_tag(parent, f"best {option}", value)
-    return study, counted, text, parent
+    return Tuned(study, counted, text, parent, kept)
+
+
+def say(kind: str, number: int, kept: int) -> None:
+    """Print how many are not trained again."""
+    print(f"{number} {kind}: {kept} found in the store, {number - kept} to train")
 
 
 def options(params: Mapping[str, Any]) -> tuple[str, ...]:
@@ -166,21 +182,22 @@ def _database(url: str) -> BaseStorage:
         return RDBStorage(url, **beats)
 
 
-def _run_trials(study: optuna.Study, tuning: Tuning, parent: str) -> None:
+def _run_trials(study: optuna.Study, tuning: Tuning, parent: str, code: str) -> None:
     """Run trials until so many are complete, on all machines together."""
     done = len(_complete(study))
     several = tuning.workers > 1 or tuning.storage
     # after a resume another seed: the same one would propose the first points again. A quarter of 20 trials at random:
     # the half that is the default is too much
-    study.sampler = TPESampler(seed=None if several else tuning.seed + done, n_startup_trials=5)
-    tasks = [(study, tuning, parent)] * (tuning.trials - done)
+    seed = None if several else tuning.seed + len(study.get_trials(deepcopy=False))
+    study.sampler = TPESampler(seed=seed, n_startup_trials=5)
+    tasks = [(study, tuning, parent, code)] * (tuning.trials - done)
     with tqdm(total=tuning.trials, initial=done, desc=f"tune {tuning.arm}", unit="trial") as bar:
         for _ in processes(_next_trial, tasks, tuning.workers):
             bar.update(len(_complete(study)) - bar.n)
 
 
-def _next_trial(task: tuple[optuna.Study, Tuning, str]) -> None:
-    study, tuning, parent = task
+def _next_trial(task: tuple[optuna.Study, Tuning, str, str]) -> None:
+    study, tuning, parent, code = task
     if len(_complete(study)) >= tuning.trials:
         return
 
@@ -188,7 +205,9 @@ def _next_trial(task: tuple[optuna.Study, Tuning, str]) -> None:
         values = {option: suggest(trial, option, typed) for option, typed in tuning.space.items()}
         name = f"--trainer.logger.run_name={tuning.arm} trial {trial.number}"
         args = [*arm_options(tuning.optimizer), *tuning.arguments, *options(values), name, QUIET]
-        run = train(args, {"mlflow.parentRunId": parent}, test=False)
+        run = train(args, {"mlflow.parentRunId": parent}, test=False, code=code)
+        if run.run_id is None:
+            end("error: a trial left no run in MLflow: does a file say fast_dev_run, or another logger?", 2)
         trial.set_user_attr("run_id", run.run_id)
         if "val/loss" not in run.metrics and not run.diverged:
             end("error: no validation took place, so the trials cannot be compared", 2)
@@ -210,8 +229,9 @@ def suggest(trial: optuna.Trial, option: str, values: str) -> Any:
 
 
 def _complete(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that count, in the order of their numbers."""
-    return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    """Return the trials that count, in the order of their numbers: complete, and their runs were not deleted."""
+    complete, runs = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]), children(study.study_name)
+    return [trial for trial in complete if trial.user_attrs.get("run_id") in runs]
 
 
 def _describe(best: FrozenTrial, count: int, tuning: Tuning, command: str) -> str:

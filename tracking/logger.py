@@ -37,9 +37,9 @@ class Tracker(MLFlowLogger):
     ) -> None:
         experiment_name = experiment_name or EXPERIMENT
         open_experiment(experiment_name)
+        super().__init__(experiment_name, run_name, tracking_uri(), run_id=run_id)
         # jsonargparse made a number of "0"
-        words = {name: str(value) for name, value in (tags or {}).items()}
-        super().__init__(experiment_name, run_name, tracking_uri(), words, run_id=run_id)
+        self.tags: dict[str, str] = {name: str(value) for name, value in (tags or {}).items()}
         self.buffered: BufferedClient | None = None
         # the last one that was written; ModelCheckpoint names it before
         self.checkpoint: Path | None = None
@@ -47,6 +47,11 @@ class Tracker(MLFlowLogger):
         self.kept: dict[str, int] = {}
         # whether the caller ends the run, not Lightning at the end of `fit`
         self.held = False
+
+    def describe(self, name: str, tags: dict[str, str], run_id: str | None) -> None:
+        """Name and tag the run before it is made, or resume an existing one; a name that was typed stays."""
+        self._run_name, self._run_id = self._run_name or name, run_id
+        self.tags |= tags
 
     @property
     @rank_zero_experiment

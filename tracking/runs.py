@@ -1,7 +1,7 @@
 """Find runs to reuse or resume, and open the run that holds a sweep."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from tracking.store import EXPERIMENT, FAULTS, artifact_dir, client, open_experi
 MOMENT = 0.5
 
 
-def find_run(experiment: str, config: str) -> str | None:
-    """Return the newest run of this configuration (its digest) that ended, tested or diverged.
+def find_run(experiment: str, identity: Mapping[str, str]) -> str | None:
+    """Return the newest run with these tags that ended, tested or diverged, and was not deleted.
 
     A run with another status lacks its last artifacts: it is running, or was killed. So does one whose files are gone.
     """
-    store = client()
-    for run in store.search_runs([open_experiment(experiment)], f"tags.config = '{config}'"):
+    store, query = client(), " and ".join(f"tags.{name} = '{value}'" for name, value in identity.items())
+    for run in store.search_runs([open_experiment(experiment)], query):
         tested = run.info.status == "FINISHED" and "test/loss" in run.data.metrics
         ended = tested or (run.info.status == "FAILED" and "diverged" in run.data.tags)
         if ended and store.list_artifacts(run.info.run_id):
@@ -29,16 +29,24 @@ def find_run(experiment: str, config: str) -> str | None:
     return None
 
 
-def run_of(checkpoint: str, config: str) -> str | None:
-    """Return the unfinished run that wrote the checkpoint, if it has this configuration (its digest)."""
+def run_of(checkpoint: str, identity: Mapping[str, str]) -> str | None:
+    """Return the unfinished run that wrote the checkpoint, if its configuration, code and data are these."""
     try:
         # .../RUN/checkpoints/FILE
         run = client().get_run(Path(checkpoint).resolve().parents[1].name)
     except MlflowException:
         # from another store, or moved
         return None
-    resumes = run.data.tags.get("config", "").startswith(config) and run.info.status != "FINISHED"
-    return str(run.info.run_id) if resumes else None
+    # the configuration may be followed by "from a checkpoint"
+    same = all(run.data.tags.get(name, "").startswith(value) for name, value in identity.items())
+    return str(run.info.run_id) if same and run.info.status != "FINISHED" else None
+
+
+def children(parent: str) -> set[str]:
+    """Return the ids of the runs of a sweep that were not deleted."""
+    store, query = client(), f"tags.mlflow.parentRunId = '{parent}'"
+    found = store.search_runs([store.get_run(parent).info.experiment_id], query, max_results=50_000)
+    return {str(run.info.run_id) for run in found}
 
 
 def close_broken_off(experiment: str, config: str) -> None:
@@ -56,19 +64,23 @@ def _kill(experiment_id: str, query: str) -> None:
 
 
 @contextmanager
-def parent_run(name: str, sweep: str, tags: dict[str, str], experiment_name: str = EXPERIMENT) -> Iterator[str]:
+def parent_run(
+    name: str, sweep: str, tags: dict[str, str], experiment_name: str = EXPERIMENT, again: bool = False
+) -> Iterator[str]:
     """Open the run that holds a sweep, the existing one if the sweep is continued, and end it as the work ends.
 
     If the work breaks off, the runs in it that are still RUNNING are marked KILLED. A store that is lost does not hide
     why the work broke off, and gets the end of the run later.
 
-    sweep: what identifies the sweep.
+    sweep: what identifies the sweep. again: begin it again, in another run.
     """
     store, experiment = client(), open_experiment(experiment_name)
 
     def found() -> list[str]:
         return sorted(run.info.run_id for run in store.search_runs([experiment], f"tags.sweep = '{sweep}'"))
 
+    for run_id in found() if again else ():
+        store.set_tag(run_id, "sweep", f"replaced: {sweep}")
     if not found():
         made = store.create_run(experiment, run_name=name, tags=resolve_tags(tags | {"sweep": sweep}))
         # another machine may have begun at the same moment: it has made its run by then, and both take the same one,

@@ -28,12 +28,10 @@ def fit(*options: str) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:The number of training batches")
-def test_a_run_has_its_configuration_and_a_digest_that_is_that_of_its_data() -> None:
-    first, again, other = fit(), fit("--model.lr=0.1"), fit("--data.seed=1")
+def test_a_run_has_its_configuration() -> None:
+    first, again = fit(), fit("--model.lr=0.1")
     assert (
         first.data.params.items()
         >= {"model.network": "lightning_modules.MLP", "model.lr": "0.001", "seed": "1"}.items()
     )
     assert again.data.params["model.lr"] == "0.1"
-    digests = [run.data.tags["data_digest"] for run in (first, again, other)]
-    assert digests[0] == digests[1] != digests[2]

@@ -69,7 +69,7 @@ def test_a_run_repeats_from_the_configuration_it_kept_under_its_name() -> None:
     first = train(["--optimizer", "meta", "--task", "digits", *SHORT])
     config = Path(runs()[0].info.artifact_uri) / "config.yaml"
     again = train(["--config", str(config), *SHORT])
-    assert (first.digest, first.test_metrics) == (again.digest, again.test_metrics)
+    assert (first.identity, first.test_metrics) == (again.identity, again.test_metrics)
     assert [(run.info.run_name, run.data.tags["task"]) for run in runs()] == [("meta", "digits")] * 2
 
 

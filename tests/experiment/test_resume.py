@@ -72,7 +72,7 @@ def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     before = len(runs())
     with pytest.raises(SystemExit, match="2"):
         train(args)
-    [line] = capsys.readouterr().err.splitlines()
+    *_, line = capsys.readouterr().err.splitlines()
     assert len(runs()) == before
     return str(line)
 
