@@ -161,6 +161,7 @@ def test_a_store_that_is_locked_or_whose_folder_is_a_file(store: Path, tmp_path:
     ended(typed("train.py", *LONG, uri=f"sqlite:///{tmp_path}/mlflow.db"), "`mlruns` is a file")
 
 
+@pytest.mark.slow
 def test_half_a_line_at_the_end_of_a_journal_is_dropped_and_no_other_study_has_the_journal(
     store: Path,
 ) -> None:
