@@ -47,7 +47,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a grid; `study`: the tuning that its options come from, `of` so many trials, `part` of its options.
+    """One run of a grid; `study`: the tuning that its options come from, `part` of its options.
 
     `method`: the column, or the ladder that it belongs to; `rate`: where on that ladder, before a row multiplies it.
     """
@@ -63,7 +63,6 @@ class Run:
     lr: float | None = None
     options: tuple[str, ...] = ()
     study: Tuning | None = None
-    of: int | None = None
     part: str = ""
 
 
@@ -73,15 +72,13 @@ def runs_of(grid: Grid, scale: Scale) -> list[Run]:
     seeds = range(1, 1 + min(scale.seeds, grid.get("seeds", scale.seeds)))
     rows, columns, runs = grid["rows"], columns_of(grid), []
     for data_seed, seed, row, column in product(data_seeds, seeds, rows, columns):
-        if column not in rows[row].get("only", columns):
-            continue
         said, study = _both(rows[row], columns[column], {"arm": row, "method": column}, grid.get("sgd", ())), None
         if tunes := said.get("tune"):
             given = (*[f"--data.seed={data_seed}"] * (data_seed > 0), *said["options"])
             search = dict(word.partition("=")[::2] for word in said["search"]) if "search" in said else None
             arm = said["arm"] if tunes is True else tunes
-            study = Tuning(arm, given, search, said.get("trials", scale.trials), said.get("seed", 0))
-        fields = {name: said[name] for name in ("arm", "method", "rate", "lr", "options", "of", "part") if name in said}
+            study = Tuning(arm, given, search, scale.trials)
+        fields = {name: said[name] for name in ("arm", "method", "rate", "lr", "options", "part") if name in said}
         # a colon would make a mapping of it on the command line
         label = f"{row}, {column}" if column else row
         runs.append(Run(label, row, column, data_seed, seed, study=study, **fields))
@@ -164,7 +161,7 @@ def _tune(task: tuple[Tuning, bool]) -> Tuned:
 
 def _line(run: Run, trials: list[FrozenTrial]) -> list[str]:
     """Return the command line of a run; `trials`: of its study."""
-    tuned = options(min(trials[: run.of], key=loss).params) if trials else ()
+    tuned = options(min(trials, key=loss).params) if trials else ()
     lr = [] if run.lr is None else [f"--model.lr={run.lr}"]
     seeds = [f"--data.seed={run.data_seed}"] * (run.data_seed > 0) + [f"--seed_everything={run.seed}"]
     name = f"--trainer.logger.run_name={run.label} seed {run.seed}"
