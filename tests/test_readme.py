@@ -14,8 +14,9 @@ from reporting.tables import markdown
 from tests.hypergradient.lightning_cases import CASES
 
 ROOT = Path(__file__).resolve().parents[1]
-README, YOUR_OWN, METHOD = (
-    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/lightning.md", "docs/method.md")
+README, YOUR_OWN, SUPPORTED, METHOD = (
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "docs/lightning.md", "docs/support.md", "docs/method.md")
 )
 
 
@@ -61,7 +62,7 @@ def test_the_table_of_cases_is_the_list_that_the_tests_run_over() -> None:
     half = -(-len(CASES) // 2)
     names = [*CASES, *[""] * (2 * half - len(CASES))]
     table = markdown(["", ""], [list(pair) for pair in zip(names[:half], names[half:], strict=True)]) + "\n"
-    assert YOUR_OWN.split("<!-- cases: begin -->\n")[1].split("<!-- cases: end -->\n")[0] == table
+    assert SUPPORTED.split("<!-- cases: begin -->\n")[1].split("<!-- cases: end -->\n")[0] == table
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Training loops that others wrote, each with the lines that adapt its rate: one list, shown in docs/lightning.md.
+"""Training loops that others wrote, each with the lines that adapt its rate: one list, shown in docs/support.md.
 
 A client trains a `LanguageModel` on `rows()` for 40 steps of 8 rows, and returns it and the adapter. With `adapt` None
 it trains as its users do, at the rate `lr`.

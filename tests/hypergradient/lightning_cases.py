@@ -1,4 +1,4 @@
-"""What the Lightning callback is tested under: one list, shown in docs/lightning.md; and how a case is fitted."""
+"""What the Lightning callback is tested under: one list, shown in docs/support.md; and how a case is fitted."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

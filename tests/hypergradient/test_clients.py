@@ -119,6 +119,6 @@ def test_a_hugging_face_step_of_fewer_batches_has_a_loss_of_the_same_size(model:
 
 
 def test_the_table_of_clients_in_the_documents_is_this_list() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "lightning.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "support.md").read_text(encoding="utf-8")
     for name, client in CLIENTS.items():
         assert f"| {name} | {client.package} {version(client.package).split('+')[0]} | {client.lines} |" in page
