@@ -86,10 +86,9 @@ lint: .venv/tests  ## run the linters, type checks and import rules
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
 
-wheel: .tools/build .tools/twine  ## build the package into dist/, check its metadata, and import it from an empty folder
+wheel: .venv/installed .tools/build  ## build the package into dist/, and import the wheel from an empty folder
 	rm -rf dist
 	.tools/build/bin/python -m build
-	.tools/twine/bin/twine check --strict dist/*
 	$(BIN)/python .ci/wheel.py
 
 check: test lint  ## the tests and `make lint`
