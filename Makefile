@@ -1,9 +1,12 @@
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# the first that starts: a shim of pyenv exists for versions that are not active
+PYTHON ?= $(or $(shell for name in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$name -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done), \
+	$(error Python 3.11 or later with venv was not found on PATH. Install it, or name it: make PYTHON=/path/to/python))
 BIN := .venv/bin
 # of `make ui`
 PORT = 5000
 
-.PHONY: docs figures help train tune compare results original bench bench-gpu ui test test-all lint check lock audit
+.PHONY: docs wheel figures help train tune compare results original bench bench-gpu ui test test-all lint check lock audit
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s:
@@ -82,5 +85,10 @@ lint: .venv/tests  ## run the linters, type checks and import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
+
+wheel: .venv/installed .tools/build  ## build the package into dist/, and import the wheel from an empty folder
+	rm -rf dist
+	.tools/build/bin/python -m build
+	$(BIN)/python .ci/wheel.py
 
 check: test lint  ## the tests and `make lint`

@@ -1,7 +1,9 @@
 """Targets of the Makefile, without setting up the environment."""
 
+import os
 import socket
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +37,20 @@ def test_the_published_experiment_is_repeated_outside_of_what_git_tracks() -> No
 def test_the_audit_fails_for_a_package_that_cannot_be_audited(option: str) -> None:
     """Which pip-audit, without the option, only lists."""
     assert option in make("-n", "audit").stdout
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.12", "3.13"])
+def test_make_uses_the_supported_python_that_is_there_or_says_what_is_missing(version: str, tmp_path: Path) -> None:
+    """Names that fail, as pyenv's shims of versions that are not active, are skipped."""
+    for name in ("python3", "python3.11", "python3.12", "python3.13", "python3.14"):
+        supported = name == f"python{version}" and version != "3.10"
+        (tmp_path / name).write_text(f"#!/bin/sh\nexit {int(not supported)}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["make", "-n", "-W", "requirements.lock", ".venv/installed"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    if version == "3.10":
+        assert done.returncode
+        assert "Python 3.11 or later with venv was not found on PATH. Install it" in done.stderr
+    else:
+        assert f"python{version} -m venv .venv" in done.stdout
