@@ -13,9 +13,6 @@ from hypergradient.settings import Settings
 class Guard:
     """Follows the losses of an adapted run, keeps its last good average, and judges comparisons."""
 
-    # validation batches of a comparison
-    BATCHES = 8
-
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.steps, self.smooth, self.at_move = 0, 0.0, [math.inf, math.inf]
@@ -45,10 +42,10 @@ class Guard:
 
     def compared(self) -> tuple[float, float] | None:
         """Return by how much the run's loss is above that of the other, and the standard error, of enough batches."""
-        if len(self.differences) < self.BATCHES:
+        if len(self.differences) < self.settings.batches:
             return None
         found, self.differences = torch.tensor(self.differences, dtype=torch.float64, device="cpu"), []
-        return float(found.mean()), float(found.std()) / math.sqrt(self.BATCHES)
+        return float(found.mean()), float(found.std()) / math.sqrt(self.settings.batches)
 
     @property
     def gained(self) -> float:

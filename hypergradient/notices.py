@@ -52,7 +52,7 @@ class Notices:
     def conclude(self, run: RacedRun, draw: Draw) -> None:
         """Compare, at the end of a run, the average with the last weights, and with the run's beginning."""
         sets = [[p.detach() for p in run.params], run.average.weights]
-        found = [torch.stack(run.losses(draw(), *sets)) for _ in range(run.guard.BATCHES)]
+        found = [torch.stack(run.losses(draw(), *sets)) for _ in range(run.settings.batches)]
         last, average = torch.stack(found).double().unbind(1)
         more = average - last
         error = float(more.std()) / math.sqrt(len(more))

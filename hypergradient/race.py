@@ -86,7 +86,7 @@ class RacedRun(AdaptedRun):
                     self.guard.keep(self.average)
         elif self.rival < self.rate and not self._size() <= GROWTH * self.size:
             self._end_race(True)
-        elif self.steps - self.moved_at > self.settings.race - self.guard.BATCHES:
+        elif self.steps - self.moved_at > self.settings.race - self.settings.batches:
             self._add(draw(), self.hypothetical_average())
             if found := self.guard.compared():
                 mean, error = found
@@ -94,7 +94,7 @@ class RacedRun(AdaptedRun):
                 if self.settings.rewinds:
                     # the next race, or the first moves, may need a way back
                     self.guard.keep(self.average)
-            elif self.steps - self.moved_at > self.settings.race + self.guard.BATCHES:
+            elif self.steps - self.moved_at > self.settings.race + self.settings.batches:
                 self._end_race(False)
 
     def recover(self) -> None:

@@ -14,6 +14,7 @@ class Settings:
         meta_lr: κ, how far the logarithm of the rate moves while the number of steps grows e-fold; 0 holds the rate.
         start: c, the length of the first step over that of the weights, at the method's own start.
         race: steps in which a rate is compared with another one.
+        batches: validation batches on which two runs are compared.
         weight_decay: λ at the start, in units of rms(Δ(1)) / rms(θ); 0 for none.
         factor: the hypothetical rate over the real one.
         pull: the fraction of the way that the hypothetical run is pulled back to the real one after each step.
@@ -37,6 +38,7 @@ class Settings:
     meta_lr: float = 2.0
     start: float = 0.03
     race: int = 32
+    batches: int = 8
     weight_decay: float = 0.005
     factor: float = 2.0
     pull: float = 0.1
@@ -54,10 +56,14 @@ class Settings:
     rewinds: int = 5
 
     def __post_init__(self) -> None:
-        counts, fractions = ("least", "every", "memory", "smoothing", "race"), ("pull", "window", "part")
+        counts, fractions = ("least", "every", "memory", "smoothing", "race", "batches"), ("pull", "window", "part")
         positive = ("start", "factor", "part", "spacing", "cut", "longest")
         for name, value in vars(self).items():
-            low, high = int(name in counts), 1 if name in fractions else sys.float_info.max
+            # two are the fewest that have a standard error
+            low, high = (
+                (2 if name == "batches" else int(name in counts)),
+                1 if name in fractions else sys.float_info.max,
+            )
             valid = low <= value <= high and (value > 0 or name not in positive)
             if not valid or (name == "factor" and value == 1):
                 lowest = f"above {low}" if name in positive else f"{low} or more"

@@ -201,6 +201,7 @@ def test_a_checkpoint_with_a_part_spoilt_is_refused_or_is_not_changed_by_it(
         spoil(saved, spoilt, ("removed", "text", "empty")[number % 3])
         file = path.with_name("spoilt.ckpt")
         torch.save(saved, file)
+        capsys.readouterr()
         try:
             run = train([f"--ckpt_path={file}", "--trainer.logger=false"])
         except SystemExit as stop:

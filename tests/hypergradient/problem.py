@@ -15,7 +15,7 @@ from tests.hypergradient.optimizers import SUPPORTED, Factory
 Batch = tuple[Tensor, Tensor]
 HELD = Settings(meta_lr=0.0, weight_decay=0.0, race=1)
 # runs of few steps: each race has four
-SHORT = Settings(race=4)
+SHORT = Settings(race=4, batches=4)
 
 
 def network() -> nn.Sequential:

@@ -10,7 +10,7 @@ from hypergradient.start import weights_per_step
 from tests.hypergradient.problem import VALIDATION, backward, batch, loss, network
 
 Seen = list[dict[str, float]]
-SHORT = Settings(race=4)
+SHORT = Settings(race=4, batches=4)
 
 
 def adapt(

@@ -100,7 +100,7 @@ def decide(monkeypatch: pytest.MonkeyPatch, *lost: bool | None) -> None:
     left = iter(lost)
 
     def compared(guard: Guard) -> tuple[float, float] | None:
-        if len(guard.differences) < guard.BATCHES:
+        if len(guard.differences) < guard.settings.batches:
             return None
         guard.differences = []
         end = next(left, False)

@@ -9,6 +9,7 @@ from tests.hypergradient.conftest import win_races
 from tests.hypergradient.problem import adapted, batch, equal
 
 WRONG = {"factor": (0.0, 1.0), "pull": (1.5,), "window": (1.5,), "part": (0.0, 1.5), "start": (0.0,), "every": (0.5,)}
+WRONG |= {"batches": (1,)}
 
 
 # so few steps are enough for each constant to matter
