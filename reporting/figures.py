@@ -27,20 +27,20 @@ AXES: dict[str, dict[str, Any]] = {
 
 
 def draw_courses(lines: Lines, runs: pd.DataFrame, folder: Path, about: str = "") -> None:
-    """Draw `comparison.png`, the validation loss and the test accuracy, and `lr_evolution.png`, the rate by step.
+    """Draw `comparison.png`, the validation loss and the test loss, and `lr_evolution.png`, the rate by step.
 
-    lines: of `courses`, by what `runs.arm` says. runs: a row a run, with test_accuracy and seed. about: a title.
+    lines: of `courses`, by what `runs.arm` says. runs: a row a run, with test_loss and seed. about: a title.
     """
     order, title = list(dict.fromkeys(lines.label)), f"{about}{_averaged(runs)}"
     figure, (left, right) = _figure(title, columns=2)
     _draw(left, lines[lines.quantity == "val_loss"], order, xlabel="epoch", ylabel="validation loss")
-    quality = runs.groupby("arm").test_accuracy.agg(list)
-    ranked = sorted(order, key=lambda label: np.mean(quality[label]))
+    losses = runs.test_loss.clip(upper=CEILING).groupby(runs.arm).agg(list)
+    ranked = sorted(order, key=lambda label: -np.mean(losses[label]))
     for height, label in enumerate(ranked):
-        mean, half = mean_and_half_interval(quality[label])
+        mean, half = mean_and_half_interval(losses[label])
         right.errorbar(mean, height, xerr=half, fmt="o", capsize=3, color=COLORS[order.index(label) % len(COLORS)])
     right.set_yticks(range(len(ranked)), ranked)
-    right.set(xlabel="test accuracy after the last epoch (axis cut)", ylim=(-0.5, len(ranked) - 0.5))
+    right.set(xlabel=f"test loss after the last epoch, at most {CEILING:g} (axis cut)", ylim=(-0.5, len(ranked) - 0.5))
     figure.savefig(folder / "comparison.png")
     evolution(lines, title).savefig(folder / "lr_evolution.png")
 
@@ -73,7 +73,7 @@ def _figure(title: str, rows: int = 1, columns: int = 1) -> tuple[Figure, list[A
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7 if columns == 1 else 11, 1.6 + 2.8 * rows), layout="constrained", dpi=150)
         axes = figure.subplots(rows, columns, squeeze=False, sharex=columns == 1)
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     return figure, list(axes.flat)
 
 
