@@ -11,7 +11,7 @@ from typing import Any
 from mlflow.entities import Run
 
 from experiment.options import QUIET
-from tracking.store import client, open_experiment
+from tracking.store import client
 
 SHORT = ["--trainer.max_epochs=1", QUIET, "--data.batch_size=1000"]
 
@@ -28,8 +28,9 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def runs() -> list[Run]:
-    """All runs of the experiment, oldest first."""
-    return list(client().search_runs([open_experiment()], order_by=["attributes.start_time"]))
+    """All runs of the store, oldest first."""
+    every = [experiment.experiment_id for experiment in client().search_experiments()]
+    return list(client().search_runs(every, order_by=["attributes.start_time"]))
 
 
 def history(run_id: str, metric: str) -> list[tuple[int, float]]:
