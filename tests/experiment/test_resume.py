@@ -69,10 +69,10 @@ def broken_off(store: Path, *options: str) -> Path:
 
 def refused(args: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Return the one line of a refusal."""
-    before = len(runs())
+    before, _ = len(runs()), capsys.readouterr()
     with pytest.raises(SystemExit, match="2"):
         train(args)
-    *_, line = capsys.readouterr().err.splitlines()
+    [line] = capsys.readouterr().err.splitlines()
     assert len(runs()) == before
     return str(line)
 

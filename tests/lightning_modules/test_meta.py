@@ -40,14 +40,14 @@ def test_with_the_rate_held_a_run_is_the_plain_run_bit_for_bit(tmp_path: Path) -
 
 
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
-    stop, whole, rates, rest = 8, MetaModule(mlp(), lr=1e-5, race=4), Rates(), Rates()
+    stop, whole, rates, rest = 8, MetaModule(mlp(), lr=1e-5, race=4, batches=4), Rates(), Rates()
     resumed, path = copy.deepcopy(whole), tmp_path / f"step={stop}.ckpt"
     saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=stop, save_top_k=-1)
     fit(whole, tmp_path, max_epochs=9, callbacks=[rates, TailAverage(), saver])
     fit(resumed, tmp_path, path, max_epochs=9, callbacks=[rest, TailAverage()])
     assert same(whole, resumed)
     assert rates.seen[stop:] == rest.seen
-    assert len(set(rates.seen)) > 6
+    assert len(set(rates.seen)) > 10
     assert torch.load(path, weights_only=True)["optimizer_states"][0]["meta"]["steps"] == stop
 
 
