@@ -11,6 +11,7 @@ import torch
 from mlflow import MlflowClient
 
 from experiment.process import quiet
+from tests.servers import end_all
 
 torch.set_warn_always(True)  # or a warning fails only the test that happens to be the first of its process
 
@@ -34,4 +35,5 @@ def store(fresh_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)  # without a logger, Lightning saves where the command was typed
     quiet()
     yield folder
+    end_all()
     gc.unfreeze()  # what a command froze when it had imported: pytest's plugins ask for referrers

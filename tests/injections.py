@@ -26,7 +26,10 @@ def nothing(_: Process) -> None:
 
 @dataclass
 class Struck:
-    """How a command is started; what strikes it once the store has a validation loss; what ends the fault."""
+    """How a command is started; what strikes it once the store has a validation loss; what ends the fault.
+
+    The process is stopped while it is struck: it writes nothing in between, and does not end before.
+    """
 
     uri: str
     words: tuple[str, ...] = ()
@@ -159,14 +162,11 @@ def server_stops(folder: Path) -> Iterator[Struck]:
 
 @contextmanager
 def server_restarts(folder: Path) -> Iterator[Struck]:
-    """The run waits in the meantime, or it might be over."""
     with running(folder) as server:
 
-        def strike(process: Process) -> None:
+        def strike(_: Process) -> None:
             server.running.close()
-            process.send_signal(signal.SIGSTOP)
             server.start()
-            process.send_signal(signal.SIGCONT)
 
         yield Struck(server.uri, strike=strike)
 

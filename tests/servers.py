@@ -19,6 +19,8 @@ from tests.store import heed
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 PASSWORD = "s3cret"
+STARTED: list["subprocess.Popen[str]"] = []
+"""What this test started as its user does: after the test, nothing of it runs (`end_all`)."""
 OWN = ("MLFLOW_TRACKING_URI", "MLFLOW_SQLALCHEMYSTORE_POOLCLASS")  # of this process, not of a server
 
 
@@ -28,9 +30,19 @@ def typed(
     """Start a command of the project as its user does, in a shell of her own; `uri` is of the store."""
     environment |= {"MLFLOW_TRACKING_URI": uri} if uri else {}
     command, pipe = [sys.executable, str(ROOT / words[0]), *words[1:]], subprocess.PIPE
-    return subprocess.Popen(
-        command, env=os.environ | environment, text=True, preexec_fn=prepare, stdout=pipe, stderr=pipe
+    STARTED.append(
+        subprocess.Popen(
+            command, env=os.environ | environment, text=True, preexec_fn=prepare, stdout=pipe, stderr=pipe
+        )
     )
+    return STARTED[-1]
+
+
+def end_all() -> None:
+    """End what a test that failed left running, which would fail tests after it."""
+    while STARTED:
+        with STARTED.pop() as process:
+            process.kill()
 
 
 def free_port() -> int:

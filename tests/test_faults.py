@@ -122,7 +122,9 @@ def test_what_happens_during_a_run_is_said_and_its_status_in_mlflow_is_true(
         process = typed(*words, uri=struck.uri, prepare=struck.prepare, **struck.environment)
         if struck.strike is not nothing:
             wait(process, lambda: [run for run in runs() if "val/loss" in run.data.metrics], 0.2)
+            process.send_signal(signal.SIGSTOP)
             struck.strike(process)
+            process.send_signal(signal.SIGCONT)
         out, errors = ended(process, fault)
         struck.lift()
         for file in re.findall("python -m tracking.deliver (.*)", errors):
