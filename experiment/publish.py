@@ -13,7 +13,8 @@ from experiment.process import end
 from experiment.run import train
 from reporting.curves import COURSES, by_start, courses
 from reporting.figures import CEILING, draw_courses, draw_sensitivity
-from reporting.suite import draw_suite, headline, suite_table
+from reporting.suite import headline, suite_table
+from reporting.suite_figures import draw_suite
 from reporting.tables import conditions, legend, paired_table, write_between_markers
 from reporting.tables import grid as grid_table
 from tracking.runs import parent_run

@@ -49,11 +49,12 @@ def courses(runs: pd.DataFrame) -> Lines:
 
 
 def by_start(runs: pd.DataFrame, ceiling: float) -> Lines:
-    """Return the test loss against the starting rate, at most the ceiling, of each arm."""
+    """Return the test loss against the starting rate, at most the ceiling, of each arm; `clipped`: of some run."""
     lines = []
     for label, own in runs.groupby("arm", sort=False):
-        losses = own.pivot(index=["data_seed", "seed"], columns="start_lr", values="test_loss").clip(upper=ceiling)
-        lines.append(line(str(label), "test_loss", list(losses.columns), losses.to_numpy()))
+        losses = own.pivot(index=["data_seed", "seed"], columns="start_lr", values="test_loss")
+        drawn = line(str(label), "test_loss", list(losses.columns), losses.clip(upper=ceiling).to_numpy())
+        lines.append(drawn.assign(clipped=(losses > ceiling).any().to_numpy()))
     return pd.concat(lines, ignore_index=True)
 
 

@@ -31,16 +31,21 @@ def draw_courses(lines: Lines, runs: pd.DataFrame, folder: Path, about: str = ""
 
     lines: of `courses`, by what `runs.arm` says. runs: a row a run, with test_loss and seed. about: a title.
     """
-    order, title = list(dict.fromkeys(lines.label)), f"{about}{_averaged(runs)}"
-    figure, (left, right) = _figure(title, columns=2)
+    order, title, clipped = list(dict.fromkeys(lines.label)), f"{about}{_averaged(runs)}", runs.test_loss > CEILING
+    note = "Runs with the same seed have the same initial weights and batches: arms differ by what they do with them."
+    figure, (left, right) = _figure(title, note, columns=2)
     _draw(left, lines[lines.quantity == "val_loss"], order, xlabel="epoch", ylabel="validation loss")
     losses = runs.test_loss.clip(upper=CEILING).groupby(runs.arm).agg(list)
     ranked = sorted(order, key=lambda label: -np.mean(losses[label]))
     for height, label in enumerate(ranked):
         mean, half = mean_and_half_interval(losses[label])
-        right.errorbar(mean, height, xerr=half, fmt="o", capsize=3, color=COLORS[order.index(label) % len(COLORS)])
+        color, marker = COLORS[order.index(label) % len(COLORS)], ">" if clipped[runs.arm == label].any() else "o"
+        right.errorbar(mean, height, xerr=half, fmt=marker, capsize=3, color=color)
     right.set_yticks(range(len(ranked)), ranked)
-    right.set(xlabel=f"test loss after the last epoch, at most {CEILING:g} (axis cut)", ylim=(-0.5, len(ranked) - 0.5))
+    label = (
+        "test loss after the last epoch" + bool(clipped.any()) * f" (→: with runs above {CEILING:g}, counted as that)"
+    )
+    right.set(xlabel=label, ylim=(-0.5, len(ranked) - 0.5))
     figure.savefig(folder / "comparison.png")
     evolution(lines, title).savefig(folder / "lr_evolution.png")
 
@@ -48,7 +53,8 @@ def draw_courses(lines: Lines, runs: pd.DataFrame, folder: Path, about: str = ""
 def evolution(lines: Lines, title: str = "") -> Figure:
     """Draw the learning rate against the step; below it hypergradient and weight decay, where runs have them."""
     shown = [quantity for quantity in AXES if quantity in set(lines.quantity)]
-    figure, places = _figure(title, rows=len(shown))
+    note = "On logarithmic axes the mean is geometric, and the interval is that of the logarithm." if title else ""
+    figure, places = _figure(title, note, rows=len(shown))
     for axes, quantity in zip(places, shown, strict=True):
         _draw(axes, lines[lines.quantity == quantity], list(dict.fromkeys(lines.label)), **AXES[quantity])
     places[-1].set_xlabel("step")
@@ -60,20 +66,22 @@ def draw_sensitivity(losses: Lines, rates: Lines, runs: pd.DataFrame, folder: Pa
 
     losses: of `by_start`. rates: of `courses`, a label a start. runs: all of them.
     """
-    figure, (left, right) = _figure(f"{about}{_averaged(runs)}", columns=2)
+    clipped = bool(losses.clipped.any()) * f"▲: with runs above {CEILING:g}, counted as that. "
+    note = f"{clipped}Right: the mean is geometric, and the interval is that of the logarithm."
+    figure, (left, right) = _figure(f"{about}{_averaged(runs)}", note, columns=2)
     order, starts = list(dict.fromkeys(losses.label)), list(dict.fromkeys(rates.label))
-    label = f"test loss, at most {CEILING:g}"
-    _draw(left, losses, order, marker="o", xlabel="learning rate at the start", ylabel=label, xscale="log")
+    _draw(left, losses, order, marker="o", xlabel="learning rate at the start", ylabel="test loss", xscale="log")
     _draw(right, rates[rates.quantity == "lr"], starts, xlabel="step", **AXES["lr"])
     right.set_title(f"learning rate of {order[0]}")
     figure.savefig(folder / "lr_sensitivity.png")
 
 
-def _figure(title: str, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+def _figure(title: str, note: str, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7 if columns == 1 else 11, 1.6 + 2.8 * rows), layout="constrained", dpi=150)
         axes = figure.subplots(rows, columns, squeeze=False, sharex=columns == 1)
-    figure.suptitle(title, wrap=True)
+    figure.suptitle(title, wrap=True, fontsize=10 if columns == 1 else 12)
+    figure.supxlabel(note, fontsize=8)
     return figure, list(axes.flat)
 
 
@@ -83,6 +91,9 @@ def _draw(axes: Axes, lines: Lines, order: list[str], marker: str = "", **settin
         place = order.index(label)
         color, dashes = COLORS[place % len(COLORS)], DASHES[place % len(DASHES)]
         axes.plot(own.x, own["mean"], marker=marker, label=label, linewidth=1.8, color=color, linestyle=dashes)
+        if marker:
+            clipped = own[own.clipped]
+            axes.plot(clipped.x, clipped["mean"], "^", markersize=11, color=color)
         axes.fill_between(own.x, own.low, own.high, color=color, alpha=0.2, linewidth=0)
     # four decades: a rate annealed to 0 would squeeze the rest
     if settings.get("yscale") == "log":

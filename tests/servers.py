@@ -31,9 +31,7 @@ def typed(
     environment |= {"MLFLOW_TRACKING_URI": uri} if uri else {}
     command, pipe = [sys.executable, str(ROOT / words[0]), *words[1:]], subprocess.PIPE
     STARTED.append(
-        subprocess.Popen(
-            command, env=os.environ | environment, text=True, preexec_fn=prepare, stdout=pipe, stderr=pipe
-        )
+        subprocess.Popen(command, env=os.environ | environment, text=True, preexec_fn=prepare, stdout=pipe, stderr=pipe)
     )
     return STARTED[-1]
 

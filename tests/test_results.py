@@ -107,7 +107,7 @@ def test_the_stage_suite_keeps_numbers_tables_and_both_figures(tmp_path: Path, m
     table = publish.publish_stage("suite", Scale(1, 1, output=tmp_path), "a command")
     assert "| meta | 1.00 (1.00 … 1.00) | 1.00 (mlp) | 15 of 15 |" in table
     [parent] = runs()
-    kept = {"results.csv", "table.md", "suite.png", "suite_profile.png"}
+    kept = {"results.csv", "table.md", "suite.png", "suite_profile.png", "suite_cost.png"}
     assert artifacts(parent.info.run_id) == kept == {file.name for file in (tmp_path / "suite").iterdir()}
     (tmp_path / "suite" / "suite.png").unlink()
     results.main(["--stages", "suite", "--redraw", "--output", str(tmp_path)])

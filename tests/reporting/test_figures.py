@@ -7,7 +7,7 @@ import pytest
 from matplotlib.image import imread
 
 from experiment.publish import draw
-from reporting.curves import COURSES, courses, line, read_schedule
+from reporting.curves import COURSES, by_start, courses, line, read_schedule
 from reporting.figures import COLORS, evolution
 from reporting.statistics import mean_and_half_interval
 
@@ -57,6 +57,13 @@ def test_a_schedule_is_read_with_or_without_looks(tmp_path: Path) -> None:
     assert read_schedule(file) == {"lrs": [0.1, 0.2], "decays": [0.0, 0.5], "hypergradients": [3.0, 3.0]}
     file.write_text("step,lr,decay,hypergradient\n1,0.1,0.0,\n")
     assert read_schedule(file)["hypergradients"] == []
+
+
+def test_a_mean_that_contains_runs_above_the_axis_is_marked() -> None:
+    runs = pd.DataFrame([one_run("adam", start_lr=lr, test_loss=loss) for lr, loss in ((0.1, 1.0), (1.0, 99.0))])
+    lines = by_start(runs, 3.0)
+    assert list(lines["mean"]) == [1.0, 3.0]
+    assert list(lines.clipped) == [False, True]
 
 
 def test_figures_are_drawn_again_from_their_folder_alone(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.image import imread
 
 from experiment.publish import draw
-from reporting.suite import BASE, WORST, profile, scored, scores, suite_table
+from reporting.suite import BASE, WORST, costs, profile, scored, scores, suite_table
 
 RATES = [1e-3, 1e-2]
 
@@ -129,11 +129,20 @@ def test_the_profile_counts_rows_within_a_factor_of_the_best_and_never_a_failure
     assert (lines.index[0], lines.index[-1]) == (1, pytest.approx(WORST))
 
 
-def test_both_figures_are_drawn_again_from_the_numbers_alone(tmp_path: Path) -> None:
+def test_the_cost_of_a_ladder_counts_the_rates_that_are_tried() -> None:
+    """At rates of 1 and 2 a choice of one is sqrt(2) on average, of both it is the best of the table."""
+    runs = suite({"a": 0.5, "b": 0.5})
+    lines = costs(runs).set_index(["method", "passes"]).score
+    for name in ("cosine", "constant + average"):
+        assert dict(lines[name]) == pytest.approx({1.5: math.sqrt(2), 3.0: 1.0})
+    assert dict(lines["meta"]) == pytest.approx({1.5: 0.5})
+
+
+def test_all_figures_are_drawn_again_from_the_numbers_alone(tmp_path: Path) -> None:
     runs = suite({"a": 0.5, "b": math.inf, "c": 1.0}).assign(arm="", start_lr=np.nan)
     runs.to_csv(tmp_path / "results.csv", index=False)
-    assert draw(tmp_path, "a title; ") == ["suite.png", "suite_profile.png"]
-    for name in ("suite.png", "suite_profile.png"):
+    assert draw(tmp_path, "a title; ") == ["suite.png", "suite_profile.png", "suite_cost.png"]
+    for name in ("suite.png", "suite_profile.png", "suite_cost.png"):
         assert imread(tmp_path / name).std() > 0.01
 
 
