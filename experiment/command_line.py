@@ -73,8 +73,13 @@ def read(args: Sequence[str]) -> Line:
             parser.error(f"--config: {file} is not a mapping with `model:`, `data:` or `trainer:`")
         model, name = said.get("model"), said.get("optimizer")
         with refusing(f"--config: {file}: "):
-            if isinstance(model, str) or (isinstance(model, dict) and "class_path" in model):
-                arms[options.label(name or Path(file).stem)] = ["--config", file]
+            module = model.get("class_path") if isinstance(model, dict) else model
+            if module:
+                # of a known arm, all is kept that the file does not replace; with another class it is another arm
+                base = CONFIGS / f"{name}.yaml" if name in options.ARMS else None
+                known = base is None or load(base.read_text(encoding="utf-8"))["model"]["class_path"] == module
+                below = ["--config", str(base)] if base else []
+                arms[options.label((name if known else None) or Path(file).stem)] = [*below, "--config", file]
             else:
                 over += ["--config", file]
                 arms |= {name: ["--config", str(CONFIGS / f"{options.arm(name)}.yaml")]} if name else {}

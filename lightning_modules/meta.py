@@ -28,9 +28,13 @@ class MetaModule(SupervisedModule):
             the module; on the command line, the Trainer's options go here.
         settings: the constants of the method: the fields of `hypergradient.Settings`.
 
+    A subclass with `rule = Variant` trains with a variant of the rule, a subclass of `hypergradient.Meta`.
+
     Raises:
         ValueError: an argument is out of range, or the optimizer's step is not proportional to its rate.
     """
+
+    rule: type[Meta] = Meta
 
     def __init__(
         self,
@@ -47,13 +51,13 @@ class MetaModule(SupervisedModule):
         self.settings, self.given = Settings(**settings), lr is not None
         self.gradient_clip_val, self.accumulate_grad_batches = gradient_clip_val, accumulate_grad_batches
         self.parts: list[Batch] = []  # of the batches whose gradients make the step
-        self.meta = Meta(self.network, self.inner_optimizer(), self.settings, self.given)
+        self.meta = self.rule(self.network, self.inner_optimizer(), self.settings, self.given)
         self.automatic_optimization = False
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer, which keeps the rule's state in its own."""
         optimizer = self.inner_optimizer()
-        self.meta = Meta(self.network, optimizer, self.settings, self.given)
+        self.meta = self.rule(self.network, optimizer, self.settings, self.given)
         keep_state(optimizer, NAME, self.meta, self.meta, required=True)
         return optimizer
 

@@ -65,6 +65,20 @@ def test_a_file_without_a_class_is_read_over_an_arm_and_one_with_a_class_is_the_
     assert [run.info.run_name for run in runs()] == ["adam", "my arm"]
 
 
+def test_a_file_that_names_an_arm_and_another_class_is_that_arm_with_this_class_under_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "variant.py").write_text("from lightning_modules import MetaModule\nclass Mine(MetaModule): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for model in ("variant.Mine", {"class_path": "variant.Mine", "init_args": {"pull": 0.2}}):
+        run = train(["--config", file(tmp_path, "mine", optimizer="meta", model=model), "--trainer.fast_dev_run=true"])
+        base = train(["--optimizer", "meta", "--trainer.fast_dev_run=true"])
+        assert (run.line.arm, type(run.model).__name__, run.model.given) == ("mine", "Mine", False)
+        assert run.model.settings.pull == (0.1 if model == "variant.Mine" else 0.2)
+        callbacks = [[type(callback) for callback in each.trainer.callbacks] for each in (run, base)]
+        assert callbacks[0] == callbacks[1]
+
+
 def test_a_run_repeats_from_the_configuration_it_kept_under_its_name() -> None:
     first = train(["--optimizer", "meta", "--task", "digits", *SHORT])
     config = Path(runs()[0].info.artifact_uri) / "config.yaml"
