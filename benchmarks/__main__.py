@@ -1,4 +1,4 @@
-"""Measure, and write benchmarks/results.json and the tables of docs/performance.md: `python -m benchmarks`."""
+"""Measure, and write results.json and the tables of docs/performance.md and more.md: `python -m benchmarks`."""
 
 import argparse
 import gc
@@ -55,7 +55,8 @@ def publish(section: str, found: Any, text: str) -> None:
     """Write a section's numbers and its table; those of other sections stay."""
     file = ROOT / "benchmarks" / "results.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {section: found}, indent=1) + "\n", encoding="utf-8")
-    tables = {"docs/performance.md": (section, text)}
+    page = "benchmarks/more.md" if section in ("tracking", "growth") else "docs/performance.md"
+    tables = {page: (section, text)}
     if section == "steps":
         tables["README.md"] = ("cost", f"{cost_table(found)}\n")
     for page, (name, table) in tables.items():

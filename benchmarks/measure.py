@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mlflow.utils.git_utils import get_git_commit
 from torch.profiler import ProfilerActivity, profile
 
 from reporting.machine import processor
@@ -98,4 +99,5 @@ def machine() -> str:
     """Return what the numbers depend on."""
     packages = (f"{name} {version(name)}" for name in ("torch", "pytorch-lightning", "mlflow"))
     facts = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, Python {platform.python_version()}"
-    return ", ".join([processor(), facts, *packages])
+    commit = (get_git_commit(str(ROOT)) or "unknown")[:7]
+    return ", ".join([f"commit {commit}", processor(), facts, *packages])

@@ -1,10 +1,12 @@
-"""Which optimizers can be adapted: `python -m benchmarks.optimizers` writes docs/optimizers.md."""
+"""Which optimizers can be adapted: `python -m benchmarks.optimizers` writes docs/optimizers.md and optimizers.csv."""
 
+import csv
 import math
+import textwrap
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_optimizer
 import torch
@@ -15,7 +17,15 @@ from benchmarks.measure import ROOT
 from hypergradient import check_supported, hypergradient, lookahead
 from reporting.tables import markdown
 
-PAGE = ROOT / "docs" / "optimizers.md"
+PAGE, NUMBERS = ROOT / "docs" / "optimizers.md", ROOT / "benchmarks" / "optimizers.csv"
+LIBRARIES = "torch.optim", "pytorch_optimizer"
+# a part of the message of `check_supported`, and what the page says
+REASONS = {
+    "multiplied its step": "a step is not proportional to the learning rate",
+    "times as far": "a run of 25 steps at twice the learning rate does not go twice as far: it adapts the rate itself",
+    "along their gradient": "moves weights along their gradient",
+    "closure failed": "a step with plain gradients and no closure fails",
+}
 # where the name begins so; all others at RATE
 RATE, USUAL = 1e-3, {"prodigy": 1.0, "dadapt": 1.0}
 # which take no biases
@@ -41,17 +51,27 @@ def problem(name: str, make: Callable[..., Any], rate: float) -> tuple[Any, Call
     return optimizer, lambda: cross_entropy(net(x_val), y_val)
 
 
-def row(name: str, make: Callable[..., Any]) -> list[str]:
-    """Return the optimizer's row of the table, with the error of h against the finite difference in log lr."""
-    rate = next((usual for begin, usual in USUAL.items() if name.split()[-1].startswith(begin)), RATE)
+class Row(NamedTuple):
+    """An optimizer of a library, whether it can be adapted, and the error of its hypergradient, or why not."""
+
+    library: str
+    name: str
+    adapted: str
+    found: str
+
+
+def row(library: str, name: str, make: Callable[..., Any]) -> Row:
+    """Try an optimizer; the error of the hypergradient is relative to the finite difference in log lr."""
+    rate = next((usual for begin, usual in USUAL.items() if name.startswith(begin)), RATE)
     try:
         optimizer, loss = problem(name, make, rate)
         check_supported(optimizer)
     # whatever an optimizer raises that needs more than a plain step gives it; and the refusal of check_supported
     except Exception as failure:
         _, refused, why = str(failure).partition("adapted: ")
-        needs = f"needs more than gradients and a rate: {str(failure).splitlines()[0]}"
-        return [name, *(("refused", why.partition(" Use one")[0][:110]) if refused else ("not tried", needs[:110]))]
+        if refused:
+            return Row(library, name, "refused", why.partition(" Use one")[0])
+        return Row(library, name, "not tried", str(failure).splitlines()[0])
     update = lookahead(optimizer, 1.0)
     h, losses = hypergradient(loss(), update).sum(), []
     for log_scale in (EPSILON, -EPSILON):
@@ -59,32 +79,69 @@ def row(name: str, make: Callable[..., Any]) -> list[str]:
         lookahead(optimizer, math.exp(log_scale))
         losses.append(loss().detach())
     finite = (losses[0] - losses[1]) / (2 * EPSILON)
-    return [name, "yes", f"{float((h - finite).abs() / finite.abs()):.1e}"]
+    return Row(library, name, "yes", f"{float((h - finite).abs() / finite.abs()):.1e}")
 
 
-def document() -> str:
-    """Return docs/optimizers.md: every optimizer of torch.optim and of pytorch_optimizer."""
-    of_torch = {name: getattr(torch.optim, name) for name in sorted(torch.optim.__all__) if name != "Optimizer"}
-    makes = {f"torch.optim.{name}": make for name, make in of_torch.items() if isinstance(make, type)}
-    for name in sorted(pytorch_optimizer.get_supported_optimizers()):
-        makes[f"pytorch_optimizer {name}"] = pytorch_optimizer.load_optimizer(name)
+def measure() -> list[Row]:
+    """Try every optimizer of torch.optim and of pytorch_optimizer."""
+    torch_names = sorted(name for name in torch.optim.__all__ if isinstance(getattr(torch.optim, name), type))
+    makes = [("torch.optim", name, getattr(torch.optim, name)) for name in torch_names if name != "Optimizer"]
+    others = sorted(pytorch_optimizer.get_supported_optimizers())
+    makes += [("pytorch_optimizer", name, pytorch_optimizer.load_optimizer(name)) for name in others]
     with warnings.catch_warnings(action="ignore"):
-        rows = [[text.replace("|", "/").replace("\n", " ") for text in row(*one)] for one in makes.items()]
-    adapted = sum(line[1] == "yes" for line in rows)
-    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "pytorch_optimizer"))
-    return f"""# Which optimizers can be adapted
+        return [row(*one) for one in makes]
 
-Those whose step is proportional to the learning rate; `check_supported` measures this before training, for any
-optimizer. The last column is the relative error of a step's hypergradient against its finite difference, in float64,
-or the reason why an optimizer was refused. Of {len(rows)} here, {adapted} can be adapted. "Not tried": it does
-not run on the small network of this page, since it needs a closure, the module, or more arguments. Muon and its
-relatives were tried on the weight matrices alone. Adafactor is linear in its rate below 1/√t, as here.
 
-Made by `python -m benchmarks.optimizers` with {packages}; lr {RATE:g}, and 1 for those that estimate it themselves.
+def read() -> list[Row]:
+    """Return the published rows."""
+    with NUMBERS.open(encoding="utf-8", newline="") as file:
+        return [Row(*cells) for cells in csv.reader(file)][1:]
 
-{markdown(["optimizer", "adapted", "error, or why not"], rows)}
-"""
+
+def document(rows: list[Row], packages: str) -> str:
+    """Return docs/optimizers.md; packages: the versions that were measured."""
+
+    def names(adapted: str, library: str, part: str = "") -> str:
+        own = [row for row in rows if (row.adapted, row.library) == (adapted, library) and part in row.found]
+        return ", ".join(row.name for row in own)
+
+    supported = sorted((row for row in rows if row.adapted == "yes"), key=lambda row: float(row.found))
+    middle, worst = supported[len(supported) // 2], supported[-1]
+    refused = [[reason, *(names("refused", of, part) for of in LIBRARIES)] for part, reason in REASONS.items()]
+    paragraphs = [
+        f"""Of {len(rows)} optimizers, {len(supported)} can be adapted: those whose step is proportional to the learning
+        rate. `check_supported` measures this before training, for any optimizer, your own included. On a small network
+        in float64, the hypergradient of each was compared with a finite difference: the median of the relative errors
+        is {middle.found}, the largest is {worst.found} (`{worst.name}`). The error or the reason of each is in
+        [`benchmarks/optimizers.csv`](../benchmarks/optimizers.csv).""",
+        f"""Made by `python -m benchmarks.optimizers` with {packages}, at a learning rate of {RATE:g}, and of 1 for
+        optimizers that estimate the rate themselves. Muon and similar optimizers got the weight matrices only. The step
+        of torch's Adafactor is proportional to its rate below 1/√t, as here.""",
+        "## Supported",
+        *(f"**{of}**: {names('yes', of)}." for of in LIBRARIES),
+        "## Refused",
+        markdown(["reason", *LIBRARIES], refused),
+        "## Not tried",
+        """These need more than gradients and a learning rate, such as a closure, the module or a process group, or do
+        not run in float64. `check_supported` refuses an optimizer whose plain step fails.""",
+        *(f"**{of}**: {names('not tried', of)}." for of in LIBRARIES),
+    ]
+    texts = [text if text.startswith(("|", "#")) else _filled(text) for text in paragraphs]
+    return "\n\n".join(["# Which optimizers can be adapted", *texts]) + "\n"
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False)
+
+
+def main() -> None:
+    """Measure, and write the numbers and the page."""
+    rows = measure()
+    with NUMBERS.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("library", "optimizer", "adapted", "error or reason"), *rows])
+    packages = " and ".join(f"{name} {version(name)}" for name in ("torch", "pytorch_optimizer"))
+    PAGE.write_text(document(rows, packages), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    PAGE.write_text(document(), encoding="utf-8")
+    main()
