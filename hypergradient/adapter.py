@@ -7,6 +7,7 @@ after it           the hypothetical step, on a part of the batches whose gradien
 import math
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -131,7 +132,8 @@ class RateAdapter:
             older.train()
             older.remove()
         self.optimizer, self.network, self.loss_of, self.averages = optimizer, network, loss, average
-        self.validation, self.batches = batches, endless(batches)
+        self.validation = batches
+        self._draw_from(0)
         self.meta = Meta(network, optimizer, settings, True, length or 0, clip, decays)
         self.finite = FiniteSteps(optimizer, patience)
         self.streams, self.parts = Streams(), Parts(self.meta.settings, cut, self.notices)
@@ -251,8 +253,13 @@ class RateAdapter:
                 self.notices.conclude(self.meta, self._draw)
         self.parts.clear()
 
+    def _draw_from(self, position: int) -> None:
+        self.batches = endless(self.validation, position)
+        # a loader that is collected together with the adapter waits five seconds for each of its workers
+        weakref.finalize(self, self.batches.close)
+
     def _draw(self) -> Callable[[], Tensor]:
-        """Draw a validation batch, and return what computes the loss on it."""
+        """Draw a validation batch, and return a function that computes the loss on it."""
         self.position += 1
         batch = next(self.batches)
 
@@ -295,4 +302,4 @@ class RateAdapter:
         vars(self.finite).update(state["finite"])
         for name in COUNTS:
             setattr(self, name, state[name])
-        self.batches = endless(self.validation, self.position)
+        self._draw_from(self.position)

@@ -1,7 +1,7 @@
 """Batches of any structure: validation batches without end, parts of training batches, and copies."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Generator, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any
 
@@ -23,7 +23,7 @@ def has_len(batches: Any) -> bool:
         return False
 
 
-def endless(batches: Iterable[Any], start: int = 0) -> Iterator[Any]:
+def endless(batches: Iterable[Any], start: int = 0) -> Generator[Any, None, None]:
     """Yield the batches in turn, again and again; to draw them leaves all random streams as they were.
 
     start: how many were taken before; of a known number, whole rounds of them are not read again.
@@ -33,19 +33,20 @@ def endless(batches: Iterable[Any], start: int = 0) -> Iterator[Any]:
     """
     known = len(batches) if has_len(batches) else 0  # type: ignore[arg-type]
     start = start % known if known else start
+    loader = batches
     if getattr(batches, "persistent_workers", False):
         # such a loader has a single iterator, and the user may be in the middle of it
-        batches = copy.copy(batches)
-        vars(batches)["_iterator"] = None
-    owners = [batches, *getattr(batches, "loaders", ())]
-    owners += [getattr(loader, "sampler", None) for loader in owners]
+        loader = copy.copy(batches)
+        vars(loader)["_iterator"] = None
+    owners = [loader, *getattr(loader, "loaders", ())]
+    owners += [getattr(owner, "sampler", None) for owner in owners]
     generators = {getattr(owner, "generator", None) for owner in owners}
     streams = Streams(generator for generator in generators if isinstance(generator, torch.Generator))
     while True:
         end, found = object(), False
         # a DataLoader draws a seed when it begins
         with streams.own(), torch.random.fork_rng(devices=[]):
-            iterator = iter(batches)
+            iterator = iter(loader)
             batch = next(iterator, end)
         while batch is not end:
             found = True

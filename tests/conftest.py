@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from experiment.process import quiet
 from tests.servers import end_all
 
+torch.set_num_threads(1)  # of tensors as small as these, a second thread only waits
 torch.set_warn_always(True)  # or a warning fails only the test that happens to be the first of its process
 
 

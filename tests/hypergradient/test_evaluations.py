@@ -1,5 +1,6 @@
 """The loss is evaluated where its user did not ask for it: nothing may notice, and what cannot work is said."""
 
+import gc
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -130,6 +131,11 @@ def test_a_loader_may_be_read_by_the_user_too_in_the_middle_of_the_looks(name: s
             passed += 1
         assert passed == (8 if "in workers" in name and loader.num_workers > 1 else 4)
     assert adapter.meta.looks > 5
+    stream = adapter.batches
+    del adapter, optimizer
+    gc.collect()
+    # closed before it is collected: with its queues collected too, a loader waits five seconds for each worker
+    assert stream.gi_frame is None
 
 
 @pytest.mark.parametrize("made", [lambda: iter(VALIDATION), lambda: (data for data in VALIDATION), list])
