@@ -75,15 +75,18 @@ class RateAdapter:
         NotFiniteError: from `optimizer.step()`, when patience is over.
 
     Example:
+        >>> import torch
         >>> network = torch.nn.Linear(2, 1)
-        >>> optimizer = torch.optim.Adam(network.parameters())
+        >>> optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
         >>> loss = lambda network, batch: (network(batch) - 1).square().mean()
-        >>> adapter = RateAdapter(optimizer, network, loss, [torch.ones(4, 2)], length=100)
+        >>> adapter = RateAdapter(optimizer, network, loss, [torch.ones(32, 2)], length=100)
         >>> for _ in range(100):
         ...     optimizer.zero_grad()
-        ...     adapter.loss(torch.randn(32, 2)).backward()
+        ...     adapter.loss(torch.ones(32, 2)).backward()
         ...     optimizer.step()
         >>> adapter.eval()
+        >>> adapter.report()["lr"] > 1e-4
+        True
     """
 
     def __init__(

@@ -8,7 +8,21 @@ from torch.optim import Optimizer
 
 
 class NotFiniteError(RuntimeError):
-    """Too many steps in a row were not finite. The message says where it began, and what to look at."""
+    """Too many steps in a row were not finite. The message says where this began and what to check.
+
+    Example:
+        >>> import torch
+        >>> from hypergradient import RateAdapter
+        >>> network = torch.nn.Linear(2, 1)
+        >>> optimizer = torch.optim.Adam(network.parameters())
+        >>> loss = lambda network, batch: network(batch).mean()
+        >>> adapter = RateAdapter(optimizer, network, loss, [torch.ones(4, 2)], 100, patience=2)
+        >>> for _ in range(2):
+        ...     adapter.loss(torch.full((4, 2), torch.inf)).backward()
+        ...     optimizer.step()
+        Traceback (most recent call last):
+        hypergradient.finite.NotFiniteError: 2 steps in a row were skipped, from step 1 on: ...
+    """
 
 
 class FiniteSteps:

@@ -32,6 +32,19 @@ class AdaptLearningRate(TrainerCallback):
     Raises:
         ValueError: no evaluation set and no batches; in `train`, what `RateAdapter` refuses, or weights that are cut up
             (FSDP, DeepSpeed).
+
+    Example:
+        >>> from transformers import GPT2Config, GPT2LMHeadModel
+        >>> model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1))
+        >>> rows = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 32
+        >>> options = {"save_strategy": "no", "report_to": "none", "dataloader_pin_memory": False}
+        >>> arguments = TrainingArguments(".", max_steps=4, **options)
+        >>> trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
+        >>> adapt = AdaptLearningRate(trainer)
+        >>> trainer.train()
+        {'train_runtime': ...TrainOutput(global_step=4, ...
+        >>> adapt.adapter.report()["steps"]
+        4
     """
 
     adapter: RateAdapter

@@ -112,6 +112,14 @@ class AdaptLearningRate(ReturnsAverage):
     Raises:
         ValueError: in `fit`, before the first step: several optimizers, one that cannot be adapted, a strategy that
             cuts up the weights, no validation batches, or checkpoints of weights alone.
+
+    Example:
+        >>> from pytorch_lightning.demos.boring_classes import BoringModel
+        >>> adapt = AdaptLearningRate(BoringModel.step)  # step(module, batch) returns the loss of a batch
+        >>> trainer = Trainer(barebones=True, accelerator="cpu", max_epochs=1, callbacks=[adapt])
+        >>> trainer.fit(BoringModel())
+        >>> adapt.adapter.report()["steps"]
+        64
     """
 
     adapter: RateAdapter

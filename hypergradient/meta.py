@@ -33,7 +33,23 @@ from hypergradient.trace import no_trace
 
 
 class Meta(RacedRun):
-    """Adapts one run: call `before_step`, the optimizer's step, `after_step`, while the parameters have gradients."""
+    """Adapts one run: call `before_step`, the optimizer's step, `after_step`, while the parameters have gradients.
+
+    Example:
+        >>> network = torch.nn.Linear(2, 1)
+        >>> loss = lambda: (network(torch.ones(8, 2)) - 1).square().mean()
+        >>> optimizer = torch.optim.SGD(network.parameters(), lr=0.001)
+        >>> meta = Meta(network, optimizer)
+        >>> for _ in range(100):
+        ...     optimizer.zero_grad()
+        ...     now = loss()
+        ...     now.backward()
+        ...     seen = meta.before_step(draw=lambda: loss)
+        ...     optimizer.step()
+        ...     meta.after_step(now.detach(), hypothetical_loss=loss)
+        >>> seen["lr"] > 0.001
+        True
+    """
 
     def before_step(self, draw: Draw) -> dict[str, float]:
         """Look and move where it is time, set the step's rates, shrink the weights; return what was seen.

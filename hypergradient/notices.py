@@ -9,7 +9,12 @@ from hypergradient.race import Draw, RacedRun
 
 
 class Notice(UserWarning):
-    """Something that the adapter does to a training, or finds in it. Each is given once a run."""
+    """Something that the adapter does to a training, or finds in it. Each is given once a run.
+
+    Example:
+        >>> import warnings
+        >>> warnings.filterwarnings("ignore", category=Notice)  # silences all notices
+    """
 
 
 class Notices:

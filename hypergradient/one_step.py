@@ -8,17 +8,6 @@ real step        θ ← θ' + (α_new / α - 1) Δ
 
 The rate is α = lr · scale. `lr` is the optimizer's own, its schedule included; `log scale` is learned and starts at 0,
 so at first the run is exactly the plain one.
-
-Example:
-    >>> theta = torch.ones(2, requires_grad=True)
-    >>> optimizer = torch.optim.SGD([theta], lr=0.1)
-    >>> theta.sum().backward()
-    >>> update = lookahead(optimizer, 1.0)
-    >>> hypergradient(theta.sum(), update)
-    tensor(-0.2000)
-    >>> real_step(update, 2.0)
-    >>> theta
-    tensor([0.8000, 0.8000], requires_grad=True)
 """
 
 from collections.abc import Iterator
@@ -34,7 +23,14 @@ Update = list[tuple[Tensor, Tensor]]
 
 @contextmanager
 def scaled(optimizer: Optimizer, scale: float | Tensor) -> Iterator[None]:
-    """Let every group step at `lr * scale` here: an LR schedule continues from its own value."""
+    """Multiply the learning rate of every group by `scale`, and restore it at the end.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.ones(2, requires_grad=True)], lr=0.1)
+        >>> with scaled(optimizer, 2.0):
+        ...     optimizer.param_groups[0]["lr"]
+        0.2
+    """
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = group["lr"] * float(scale)
@@ -53,6 +49,13 @@ def lookahead(optimizer: Optimizer, scale: float | Tensor) -> Update:
 
     Raises:
         ValueError: no parameter has a gradient.
+
+    Example:
+        >>> theta = torch.ones(2, requires_grad=True)
+        >>> theta.sum().backward()
+        >>> [(theta, delta)] = lookahead(torch.optim.SGD([theta], lr=0.1), 1.0)
+        >>> delta
+        tensor([-0.1000, -0.1000])
     """
     params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not params:
@@ -70,6 +73,12 @@ def hypergradient(lookahead_loss: Tensor, update: Update) -> Tensor:
 
     Equals ⟨∇L_val(θ'), Δ⟩ (Baydin et al. 2018, arXiv 1703.04782, with the validation loss in place of the training
     loss). `.grad` of no parameter is touched.
+
+    Example:
+        >>> theta = torch.ones(2, requires_grad=True)
+        >>> delta = torch.tensor([-0.1, -0.1])
+        >>> hypergradient(theta.sum(), [(theta, delta)])
+        tensor(-0.2000)
     """
     params, steps = zip(*((p, d) for p, d in update if p.requires_grad), strict=True)
     gradients = torch.autograd.grad(lookahead_loss, params, materialize_grads=True)
@@ -82,6 +91,12 @@ def real_step(update: Update, ratio: float | Tensor) -> None:
     """Move from the lookahead to the step at the new rate: θ ← θ' + (α_new/α - 1) Δ.
 
     ratio: α_new/α. At 1 the parameters keep every bit.
+
+    Example:
+        >>> theta, delta = torch.tensor([0.9]), torch.tensor([-0.1])
+        >>> real_step([(theta, delta)], 2.0)
+        >>> theta
+        tensor([0.8000])
     """
     params, steps = zip(*update, strict=True)
     torch._foreach_add_(params, steps, alpha=float(ratio) - 1)

@@ -102,6 +102,16 @@ class Average(TensorSet):
         network: whose weights are averaged; the average begins where they are.
         params: the parameters that are averaged; the others are shared with the network.
         window: the fraction of the run that is averaged.
+
+    Example:
+        >>> network = torch.nn.Linear(1, 1, bias=False)
+        >>> average = Average(network, list(network.parameters()), window=1.0)
+        >>> for step in (1, 2, 3):
+        ...     _ = torch.nn.init.constant_(network.weight, step)
+        ...     average.update(step)
+        >>> with average.in_place():
+        ...     network.weight.item()
+        2.0
     """
 
     def __init__(self, network: nn.Module, params: Sequence[Tensor], window: float = 0.1) -> None:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 class Settings:
     """The constants of the method; the defaults were chosen over many tasks (docs/method.md).
 
-    Settings(meta_lr=0, weight_decay=0) holds the rate and adapts no weight decay.
-
     Args:
         meta_lr: κ, how far the logarithm of the rate moves while the number of steps grows e-fold; 0 holds the rate.
         start: c, the length of the first step over that of the weights, at the method's own start.
@@ -33,6 +31,12 @@ class Settings:
 
     Raises:
         ValueError: a value is out of range.
+
+    Example:
+        >>> hold = Settings(meta_lr=0.0, weight_decay=0.0)  # holds the rate, and adapts no weight decay
+        >>> Settings(meta_lr=-1.0)
+        Traceback (most recent call last):
+        ValueError: meta_lr must be 0 or more and finite, got -1.0.
     """
 
     meta_lr: float = 2.0

@@ -39,7 +39,11 @@ def check_supported(optimizer: Optimizer) -> None:
         ValueError: what was measured, why that matters and what to use instead.
 
     Example:
-        >>> check_supported(torch.optim.Adam([torch.ones(2, requires_grad=True)]))
+        >>> theta = torch.ones(2, requires_grad=True)
+        >>> check_supported(torch.optim.Adam([theta]))
+        >>> check_supported(torch.optim.Rprop([theta]))
+        Traceback (most recent call last):
+        ValueError: Rprop cannot be adapted: 2 times the lr multiplied its step by ...
     """
     optimizer = unwrapped(optimizer)
     name = type(optimizer).__name__

@@ -113,6 +113,13 @@ def no_trace(network: nn.Module, batch_statistics: bool = False) -> Iterator[Non
         batch_statistics: let BatchNorm normalize by the batch, where it has no statistics of these weights. This
             updates its buffers. Layers that were in evaluation mode before stay frozen, and a batch of one value per
             channel, which has no variance, is normalized by the statistics.
+
+    Example:
+        >>> network = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())
+        >>> with no_trace(network):
+        ...     loss = network(torch.randn(8, 2)).sum()
+        >>> network.training, network[0].running_mean
+        (True, tensor([0., 0.]))
     """
     # cuDNN's recurrent layers have no backward pass in evaluation mode
     recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
