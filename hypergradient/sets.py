@@ -48,9 +48,9 @@ class TensorSet:
         if len(own) != len(self.buffers):
             # the network has registered or removed a buffer
             self.buffers = [buffer.detach().clone() for buffer in own]
-        live = [*self.params, *own]
-        values = [tensor.data for tensor in live]
-        for tensor, value in zip(live, [*self.weights, *self.buffers], strict=True):
+        in_network = [*self.params, *own]
+        values = [tensor.data for tensor in in_network]
+        for tensor, value in zip(in_network, [*self.weights, *self.buffers], strict=True):
             tensor.data = value
         self.weights, self.buffers = values[: len(self.params)], values[len(self.params) :]
         self.exchanged = not self.exchanged
@@ -151,8 +151,8 @@ class Average(TensorSet):
         """Return the average; while it is in the network, also the weights of the run, as `current`."""
         state: dict[str, Any] = {"exact": [e for e, p in zip(self.exact, self.params, strict=True) if p.dtype in HALF]}
         if self.exchanged:
-            live = {"weights": self.params, "buffers": self.network.buffers()}
-            average = {name: [tensor.detach() for tensor in tensors] for name, tensors in live.items()}
+            in_network = {"weights": self.params, "buffers": self.network.buffers()}
+            average = {name: [tensor.detach() for tensor in tensors] for name, tensors in in_network.items()}
             return state | average | {"current": super().state_dict()}
         return state | super().state_dict()
 
@@ -161,7 +161,7 @@ class Average(TensorSet):
         """Load the average of a state; copy its `current` weights into the network."""
         super().load_state_dict(state)
         if current := state.get("current"):
-            live = [*self.params, *self.network.buffers()]
-            for tensor, value in zip(live, [*current["weights"], *current["buffers"]], strict=True):
+            in_network = [*self.params, *self.network.buffers()]
+            for tensor, value in zip(in_network, [*current["weights"], *current["buffers"]], strict=True):
                 tensor.copy_(value)
         self.take_exact(state["exact"])
