@@ -41,7 +41,8 @@ class RateAdapter:
     Register each training batch by `adapter.loss(batch).backward()` or `adapter.see(batch, loss)`. `lr` in the
     parameter groups remains the user's, so schedules continue from it; `used_lr` next to it is the rate of the last
     step. Groups keep the ratios of their rates. The state is part of the optimizer's `state_dict()`. In a process
-    group, losses and gradients are averaged over the processes. Steps whose gradients are not finite are skipped.
+    group, the losses and gradients of looks and hypothetical steps are averaged. Steps with non-finite gradients are
+    skipped.
 
     The run starts at the optimizer's `lr`. The rate moves after a race of 32 steps against the method's own start.
     Changes to the training are reported as warnings, each a `Notice`, once per run.

@@ -120,7 +120,7 @@ class HypotheticalRun(TensorSet):
         return super().state_dict() | {"optimizer": optimizer}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the values and the optimizer's state."""
+        """Load the values and the state of the optimizer."""
         super().load_state_dict(state)
         with self.in_place():
             self.optimizer.load_state_dict(state["optimizer"])

@@ -90,7 +90,7 @@ def hypergradient(lookahead_loss: Tensor, update: Update) -> Tensor:
 def real_step(update: Update, ratio: float | Tensor) -> None:
     """Move from the lookahead to the step at the new rate: θ ← θ' + (α_new/α - 1) Δ.
 
-    ratio: α_new/α. At 1 the parameters do not change in any bit.
+    ratio: α_new/α. At 1 the parameters stay the same, bit for bit.
 
     Example:
         >>> theta, delta = torch.tensor([0.9]), torch.tensor([-0.1])

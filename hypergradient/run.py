@@ -238,7 +238,7 @@ def keep_state(optimizer: Optimizer, name: str, owner: Any, run: AdaptedRun, req
 
     A plain optimizer can load such a state, and ignores `name`.
 
-    run: the run of which the user's rates are saved, not those of a step.
+    run: the run, of which the user's rates are saved instead of those of a step.
     required: whether to raise a ValueError for a state without `name`.
     """
 

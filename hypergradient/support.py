@@ -31,9 +31,9 @@ def unwrapped(optimizer: Any) -> Optimizer:
 def check_supported(optimizer: Optimizer) -> None:
     """Raise a ValueError if the step of an optimizer is not proportional to its learning rate.
 
-    This is measured, so it works for any optimizer, which is left unchanged. Copies of small slices of the parameters
-    take steps in float64, at the optimizer's rates. At twice the rate, a step must double, and so must, nearly, all
-    steps together: otherwise the state depends on the rate, and later steps are not proportional to it.
+    This is measured, so it works for any optimizer. The optimizer takes steps on copies of small slices of the
+    parameters, in float64 and at its own rates, and is left unchanged. At twice the rate, a step must double, and all
+    steps together nearly so: otherwise the state depends on the rate, and later steps are not proportional to it.
 
     Raises:
         ValueError: with what was measured, why that matters and what to use instead.
@@ -56,8 +56,8 @@ def check_supported(optimizer: Optimizer) -> None:
         ) from error
     if climbs:
         raise ValueError(
-            f"{name} cannot be adapted: it moves weights along their gradient, but the rate is adapted to lower a "
-            f"loss. Use maximize=False, and the loss with the other sign. Use one of {SUPPORTED}."
+            f"{name} cannot be adapted: it moves weights along their gradient, and the rate is adapted for a loss that "
+            f"falls. Use maximize=False, and the loss with the other sign. Use one of {SUPPORTED}."
         )
     for factor, exactly in FACTORS.items():
         for step, longer_step in zip(steps, longer[factor], strict=True):
