@@ -56,7 +56,7 @@ class HypotheticalRun(TensorSet):
     ) -> list[Tensor]:
         """Take the hypothetical step after the real one, pull the run back, and return θ' - θ.
 
-            θ' ← (1 - αλ) θ' + Δ'(2α; g')       θ' ← θ' + .1 (θ - θ')
+            θ' ← (1 - αλ) θ' + Δ(2α; g')       θ' ← θ' + .1 (θ - θ')
 
         Args:
             loss: computes the loss on a part of the real step's batch, a scalar; called while the network has θ'.

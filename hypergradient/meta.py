@@ -1,23 +1,21 @@
 """The rule that adapts the learning rate α and the weight decay λ during a run.
 
-start       α = lr of the optimizer; where none is given, α = m = c · rms(θ) / rms(Δ(1)), the method's own start
-each step   θ  ← (1 - αλ) θ + Δ(α; g)             the optimizer's own step, at most a tenth as long as θ
-            θ' ← (1 - αλ) θ' + Δ'(2α; g')         the hypothetical run; g': at θ', of a part of the same batch
-            θ' ← θ' + .1 (θ - θ')                 and the state of its optimizer likewise
+start       α = lr of the optimizer; where none is given, α = m = c · rms(θ) / rms(Δ(1; g))
+each step   θ  ← (1 - αλ) θ + Δ(α; g)             shortened where Δ is longer than a tenth of θ
+            θ' ← (1 - αλ) θ' + Δ(2α; g')          g': at θ', of the first 3/8 of the same batch
+            θ' ← θ' + .1 (θ - θ')                 the pull; the state of its optimizer is pulled likewise
             A  ← A + (θ - A) / max(1, .1 t)       Z ← Z + (θ' - θ - Z) / max(1, .1 t)
-race        for 32 steps α is held, and the hypothetical run goes at another rate, without pull, on whole batches. It
-            becomes the run if L_val(A + Z) < L_val(A). First at m, where lr is given; then at 4α, until that loses;
-            again at 2t, if it has not lost clearly
-look        h = ⟨∇L_val(A), Z⟩                    then, in every 16th step, and before each move
+look        h = ⟨∇L_val(A), Z⟩                    on one validation batch, in every 16th step and before each move
             h_λ = -αλ ⟨∇L_val(A), θ⟩
-move        log α ← log α - κ log((t + 20) / (t' + 20)) h / rms(h)      when t has grown by a tenth since t'
-            log λ ← log λ - (t - t') / max(t, T/4) h_λ / rms(h_λ)
+move        log α ← log α - κ log((t + 20) / (t' + 20)) h / rms(h)     when t has grown by a tenth since t'
+            log λ ← log λ - (t - t') / max(t, T/4) h_λ / rms(h_λ)      h: the mean of the looks since the last move
 
-In the code: α `rate`, λ `weight_decay`, κ `meta_lr`, t `steps`, t' `moved_at`, T `length`, A `average`, Z `difference`.
-The constants are in `Settings`; races, limits of a move and rewinds in `race.py`. Z is a finite difference: without the
-pull, and at a factor near 1 instead of 2, (θ' - θ) / log(factor) is dθ/d log α of the whole run. The pull limits it to
-about the last ten steps; a single step would not show what a rate does later (Wu et al. 2018, arXiv 1803.02021). h is
-evaluated at A, since the noise of θ would act like curvature.
+In the code: α `rate`, λ `weight_decay`, κ `meta_lr`, t `steps`, t' `moved_at`, T `length`, A `average`, Z `difference`;
+θ' is `hypothetical`. The constants are in `Settings`; races, limits of a move and rewinds in `race.py`.
+
+Z is a finite difference: without the pull, and at a factor near 1 instead of 2, (θ' - θ) / log(factor) is dθ/d log α of
+the whole run. The pull limits it to about the last ten steps; a single step would not show what a rate does later (Wu
+et al. 2018, arXiv 1803.02021). h is evaluated at A, since the noise of θ would act like curvature.
 """
 
 import math
@@ -63,7 +61,6 @@ class Meta(RacedRun):
             loss, h, h_decay = self._look(draw)
             seen = {"hypergradient": h, "lookahead_loss": loss}
             if math.isfinite(loss + h + h_decay):
-                # a move uses the mean of the looks since the last one
                 self.sums += torch.tensor([loss, h, self.decay * h_decay], dtype=torch.float64, device="cpu")
                 self.count += 1
                 if self._moves_now:
