@@ -1,4 +1,4 @@
-"""What watches a run. A callback knows a module by what its training_step returns and logs, never by class."""
+"""Callbacks. They depend on what a module's training_step returns and logs, not on its class."""
 
 from callbacks.average import TailAverage
 from callbacks.checkpoint import LastCheckpoint

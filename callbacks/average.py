@@ -1,4 +1,4 @@
-"""The returned weights are an average over the end of the run."""
+"""Average the weights over the end of a run."""
 
 from typing import Any
 
@@ -15,17 +15,17 @@ from hypergradient.trace import BATCH_NORMS, unchanged
 
 
 class TailAverage(ReturnsAverage):
-    """Validates, saves, and returns in the end, the average of about the last tenth of the steps.
+    """Validates, saves and returns the average of the weights over about the last tenth of the steps.
 
-    The average is `hypergradient.Average`, or that of a module which keeps its own, as `MetaModule`. With the last
-    epoch, BatchNorm's statistics are computed again at it, from the training data. Lightning's WeightAveraging copies
-    the module, averages masks of -inf, and leaves BatchNorm's statistics as they are.
+    The average is a `hypergradient.Average`, or the module's own one, as in `MetaModule`. After the last epoch,
+    BatchNorm's statistics are recomputed at the average, from the training data. Lightning's WeightAveraging copies the
+    module, averages masks of -inf, and does not recompute BatchNorm's statistics.
 
     Args:
         window: the fraction of the run that is averaged, above 0 and up to 1.
 
     Raises:
-        ValueError: window is out of range; in `fit`, checkpoints hold weights alone.
+        ValueError: window is out of range; in `fit`: checkpoints of weights alone.
     """
 
     def __init__(self, window: float = 0.1) -> None:
@@ -48,13 +48,13 @@ class TailAverage(ReturnsAverage):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Average, after a step."""
+        """Update the average after a step."""
         if self.updates and self.average and trainer.global_step > self.steps:
             self.steps = trainer.global_step
             self.average.update(self.steps)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute BatchNorm's statistics at the average, if it is the last epoch."""
+        """Recompute BatchNorm's statistics at the average, after the last epoch."""
         norms = [module for module in pl_module.modules() if isinstance(module, BATCH_NORMS)]
         if not norms or not self.average or not ends(trainer):
             return
@@ -67,7 +67,7 @@ class TailAverage(ReturnsAverage):
             torch._foreach_copy_(statistics, mean_over_processes(statistics))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Forget an average that a divergence has spoilt: the module's weights are finite, and saved."""
+        """Discard the average if the run diverged: the module's weights, which are finite, are saved instead."""
         super().on_exception(trainer, pl_module, exception)
         if isinstance(exception, DivergenceError):
             self.restored = None

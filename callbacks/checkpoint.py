@@ -1,4 +1,4 @@
-"""The checkpoint from which a run resumes: its newest state at the end of an epoch."""
+"""Write the checkpoint from which a run resumes."""
 
 import io
 import math
@@ -16,16 +16,16 @@ from callbacks.divergence import DivergenceError
 
 
 def ends(trainer: Trainer) -> bool:
-    """Return, at the end of an epoch, whether it is the last one."""
+    """Return whether the epoch that ends is the last one."""
     last = trainer.should_stop or trainer.current_epoch + 1 == trainer.max_epochs
     return last or 0 < trainer.max_steps <= trainer.global_step
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Write a checkpoint next to its final name and then rename it, so that a killed process leaves no torn one."""
+    """Writes a checkpoint under another name, then renames it: a killed process leaves no incomplete checkpoint."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write the checkpoint to a local file, without TMPDIR, and leave nothing of it where the disk is full."""
+        """Write the checkpoint to a file in its own folder; remove the file if the disk is full."""
         # one name for all, so that at most one such file is left behind
         partial, content = Path(path).with_name("partial"), io.BytesIO()
         torch.save(checkpoint, content)
@@ -39,13 +39,13 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Keep the newest state of a run: at the end of the first epoch, then every few seconds, and of the last one.
+    """Saves the state of a run at the end of the first epoch, of the last one, and of others every few seconds.
 
-    Where the run diverged, the checkpoint has the finite weights that `StopOnDivergence` restored. Prints the folder at
+    If the run diverged, the checkpoint has the finite weights that `StopOnDivergence` restored. Prints the folder at
     the start if a progress bar is shown.
 
     Args:
-        seconds: between two checkpoints, at least.
+        seconds: the least time between two checkpoints.
     """
 
     def __init__(self, seconds: float = 5.0) -> None:
@@ -53,19 +53,19 @@ class LastCheckpoint(ModelCheckpoint):
         self.seconds, self.written = seconds, -math.inf
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Replace Lightning's way of writing files."""
+        """Use `WholeFiles` to write checkpoints."""
         super().setup(trainer, pl_module, stage)
         trainer.strategy.checkpoint_io = WholeFiles()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print where the checkpoints will be."""
+        """Print the folder of the checkpoints."""
         if trainer.progress_bar_callback and trainer.is_global_zero and self.dirpath:
             print(f"checkpoints in {self.dirpath}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write a checkpoint, if one is due."""
         due = ends(trainer) or time.monotonic() - self.written >= self.seconds
-        # processes write together
+        # all processes take part in writing
         if trainer.strategy.reduce_boolean_decision(due, all=False):
             for logger in trainer.loggers:
                 getattr(logger, "flush", lambda: None)()
@@ -73,6 +73,6 @@ class LastCheckpoint(ModelCheckpoint):
             self.written = time.monotonic()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write a checkpoint of a run that diverged; any other resumes from the end of an epoch."""
+        """Write a checkpoint if the run diverged; after other errors, a run resumes from the end of an epoch."""
         if isinstance(exception, DivergenceError):
             super().on_train_epoch_end(trainer, pl_module)

@@ -1,4 +1,4 @@
-"""The configuration of a run, logged with the run."""
+"""Log the configuration of a run."""
 
 from typing import Any
 
@@ -9,22 +9,22 @@ from pytorch_lightning.loggers import MLFlowLogger
 
 
 class LogInputs(SaveConfigCallback):
-    """Log the configuration as `config.yaml`, and what defines the run as MLflow params.
+    """Logs the configuration as `config.yaml`, and the options that define the run as MLflow params.
 
-    given: the configuration before the run was named and tagged, which its checkpoints hold as `config`.
+    given: the configuration without the run's name and tags, which its checkpoints hold as `config`.
     """
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, given: dict[str, Any] | None = None) -> None:
-        # with MLflow on SQL there is no such directory
+        # a SQL store of MLflow has no log directory
         super().__init__(parser, config, save_to_log_dir=False)
         self.given = given
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the configuration, so that a checkpoint alone can be resumed and tested."""
+        """Add the configuration, so that a checkpoint alone can be resumed and tested."""
         checkpoint["config"] = self.given
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Send them to MLflow; another logger gets nothing."""
+        """Log to MLflow; other loggers get nothing."""
         if not isinstance(trainer.logger, MLFlowLogger):
             return
         client, run_id = trainer.logger.experiment, str(trainer.logger.run_id)

@@ -7,7 +7,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-# times the first loss: well above what a rate on its way down passes through
+# factor over the first loss: runs that start at too high a rate and recover stay well below it
 HOPELESS = 1_000.0
 
 
@@ -16,11 +16,11 @@ class DivergenceError(Exception):
 
 
 class StopOnDivergence(Callback):
-    """Raise DivergenceError where an epoch's mean training loss is not finite, or a thousand times that of the start.
+    """Raises DivergenceError if an epoch's mean training loss is not finite, or a thousand times the first loss.
 
     Weights and metrics must be finite too. Before the error is raised, the weights of the last finite epoch are
-    restored, so that the checkpoint of the run is finite. (Lightning's EarlyStopping stops as if the run had succeeded,
-    and keeps the weights as they are.)
+    restored, so that the checkpoint of the run is finite. (Lightning's EarlyStopping ends the run as a success, with
+    its current weights.)
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class StopOnDivergence(Callback):
         self.losses: list[Tensor] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the weights that training starts from."""
+        """Copy the weights from which training starts."""
         self.first = None
         self.losses.clear()
         self.weights = copy.deepcopy(pl_module.state_dict())
@@ -36,7 +36,7 @@ class StopOnDivergence(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the loss, without waiting for the device."""
+        """Store the loss, without waiting for the device."""
         self.losses.append(outputs["loss"].detach())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -45,7 +45,7 @@ class StopOnDivergence(Callback):
         mean = torch.stack(self.losses).mean()
         self.losses.clear()
         reason = None
-        # false for NaN too
+        # `not <=`: also if the mean is NaN
         if not mean <= HOPELESS * self.first.abs().clamp(min=1e-3):
             reason = f"the mean training loss is {mean:.3g}, the first was {self.first:.3g}"
         elif not all(bool(p.isfinite().all()) for p in pl_module.parameters()):

@@ -1,4 +1,4 @@
-"""Lightning's learning rate finder before the run: a rival of `meta`, used as its documentation says."""
+"""Lightning's learning rate finder, a baseline: used as its documentation recommends."""
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateFinder
@@ -7,10 +7,10 @@ from callbacks.divergence import DivergenceError
 
 
 class FindLearningRate(LearningRateFinder):
-    """Raise the rate over 100 steps, take it where the training loss falls most steeply, and start over at that rate.
+    """Raises the rate over 100 steps, and starts again at the rate where the training loss fell most steeply.
 
-    Optimizer and schedule are built again, so that a schedule peaks at the rate found. The cost of the steps counts in
-    the module's `passes`. A run that resumes from a checkpoint has its rate. Without a result the run has diverged.
+    Optimizer and schedule are rebuilt, so that a schedule peaks at that rate. The steps count in the module's `passes`.
+    A run that resumes from a checkpoint keeps its rate. If no rate is found, the run has diverged.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -18,13 +18,13 @@ class FindLearningRate(LearningRateFinder):
         if trainer.ckpt_path:
             return
         given, loop = dict(pl_module.hparams), trainer.fit_loop
-        # as many epochs as the search needs
+        # -1: as many epochs as the search needs
         epochs, loop.max_epochs = loop.max_epochs, -1
         super().on_fit_start(trainer, pl_module)
         loop.max_epochs = epochs
         # the rate that was found does not belong to the configuration
         pl_module.hparams.update(given)
-        # none in a fast_dev_run
+        # None in a fast_dev_run
         if self.optimal_lr is not None:
             if self.optimal_lr.suggestion() is None:
                 raise DivergenceError("lr_find found no learning rate: the loss is not finite.")

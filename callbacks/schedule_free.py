@@ -1,4 +1,4 @@
-"""Schedule-Free optimizers keep two sets of weights, and must be told which one to use."""
+"""Switch Schedule-Free optimizers between their two sets of weights."""
 
 import copy
 from typing import Any
@@ -7,22 +7,22 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 
 class ScheduleFree(Callback):
-    """Put the optimizer into evaluation mode for validation, for a checkpoint and at the end, else into training mode.
+    """Sets the optimizer to evaluation mode for validation, for checkpoints and at the end; else to training mode.
 
-    A checkpoint's `state_dict` has the averaged weights, which are validated; `current` has those that are trained.
+    In a checkpoint, `state_dict` has the averaged weights, which are validated; `current` has the trained weights.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Train."""
+        """Set the optimizer to training mode."""
         optimizer(trainer).train()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluate the averaged weights, if they are trained."""
+        """Validate the averaged weights, during a fit."""
         if trainer.state.fn == "fit":
             optimizer(trainer).eval()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Continue with training."""
+        """Set the optimizer to training mode, during a fit."""
         if trainer.state.fn == "fit":
             optimizer(trainer).train()
 
@@ -31,7 +31,7 @@ class ScheduleFree(Callback):
         optimizer(trainer).eval()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save the averaged weights as the module's state, and restore every bit of the others."""
+        """Save the averaged weights as the module's; restore the trained weights bit for bit."""
         if optimizer(trainer).param_groups[0]["train_mode"]:
             checkpoint["current"] = copy.deepcopy(pl_module.state_dict())
             optimizer(trainer).eval()
@@ -40,7 +40,7 @@ class ScheduleFree(Callback):
             pl_module.load_state_dict(checkpoint["current"])
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Restore the weights that are trained, if training continues."""
+        """Load the trained weights to resume a fit."""
         if trainer.state.fn == "fit" and "current" in checkpoint:
             pl_module.load_state_dict(checkpoint["current"])
 

@@ -1,4 +1,4 @@
-"""The learning rate of every step, in a file and in the logger."""
+"""Record the learning rate of every step, in a file and in the loggers."""
 
 from collections.abc import Mapping
 from hashlib import sha256
@@ -17,30 +17,30 @@ HEADER = b"step,lr,decay,hypergradient\n"
 
 
 class Trajectory(Callback):
-    """Record what `training_step` returns besides the loss: the rate, and hypergradient and lookahead loss if present.
+    """Records what `training_step` returns besides the loss: the rate, and hypergradient and lookahead loss if present.
 
-    The loggers get the newest values at every `log_every_n_steps`-th step and at the last one. With MLflow, every step
-    is a row of `schedule.csv`, next to the run's checkpoints. In the end that is logged as an artifact, as is a figure
-    of it unless the run is one of many.
+    The newest values are logged every `log_every_n_steps` steps and at the last one. With MLflow, every step is a row
+    of `schedule.csv`, next to the run's checkpoints. At the end this file is logged as an artifact, and so is a figure
+    of it, unless the run is part of a sweep.
     """
 
     def __init__(self) -> None:
         self.points: list[tuple[int, dict[str, Any]]] = []
         self.newest: dict[str, float] = {}
         self.steps = 0
-        # of the file so far, and of the file when the checkpoint was written that the run resumes from
+        # of the file so far; `saved`: those in the checkpoint from which the run resumes
         self.size, self.digest, self.saved = 0, sha256(), dict[str, Any]()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how much of the file a checkpoint stands for, and its digest."""
+        """Return the size of the file and its digest."""
         return {"size": self.size, "sha256": self.digest.hexdigest()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume with that part of the file."""
+        """Load the size of the file and its digest, to resume with that part."""
         self.saved = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the schedule, or continue that of the checkpoint's run."""
+        """Start the file, or continue that of the checkpoint's run."""
         self.points.clear()
         self.newest.clear()
         self.steps = trainer.global_step
@@ -54,8 +54,8 @@ class Trajectory(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the scalars of a step as they are: to read them here would wait for the device."""
-        # else gradients are accumulated
+        """Store the outputs of a step; to read them here would wait for the device."""
+        # otherwise gradients are accumulated
         if trainer.global_step > self.steps:
             self.steps = trainer.global_step
             self.points.append((self.steps, outputs))
@@ -77,11 +77,11 @@ class Trajectory(Callback):
             self._write(file, rows.encode())
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep what there is."""
+        """Log the schedule so far."""
         self._keep(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the whole schedule, and draw it."""
+        """Log the schedule and a figure of it."""
         file = self._keep(trainer, pl_module)
         if file and "mlflow.parentRunId" not in getattr(trainer.logger, "tags", {}):
             figure = evolution(courses(pd.DataFrame([{"arm": "", "val_losses": []} | read_schedule(file)])))
@@ -97,11 +97,11 @@ class Trajectory(Callback):
 
     def _keep(self, trainer: Trainer, pl_module: LightningModule) -> Path | None:
         """Log the schedule, and the cost as the tag `passes`: 1 is that of plain training."""
-        # before the first step there is nothing to keep, and MLflow has no run
+        # before the first step MLflow has no run
         if not trainer.global_step or not (file := schedule_file(trainer)):
             return None
         if not file.exists():
-            # the run was over when it was resumed
+            # the run had already finished when it was resumed
             self.on_train_start(trainer, pl_module)
         self.on_train_epoch_end(trainer, pl_module)
         client, run_id = trainer.logger.experiment, trainer.logger.run_id  # type: ignore[union-attr]
@@ -111,12 +111,12 @@ class Trajectory(Callback):
 
 
 def schedule_until(checkpoint: str | Path, state: Mapping[str, Any]) -> bytes:
-    """Return the schedule of the steps before a checkpoint, from the file in its run's folder; empty without the file.
+    """Return the schedule up to a checkpoint, from the file in its run's folder; without the file, the header alone.
 
-    state: of `Trajectory`, in the checkpoint.
+    state: the state of `Trajectory` in the checkpoint.
 
     Raises:
-        ValueError: the file is not what the run had written.
+        ValueError: the file was changed.
     """
     file = Path(checkpoint).resolve().parents[1] / "schedule.csv"
     if not state or not file.exists():
@@ -130,7 +130,7 @@ def schedule_until(checkpoint: str | Path, state: Mapping[str, Any]) -> bytes:
 
 
 def schedule_file(trainer: Trainer) -> Path | None:
-    """Return the file, next to the run's checkpoints; None without MLflow, and in other processes than the first."""
+    """Return the path of the file; None without MLflow, and in processes other than the first."""
     logger = trainer.logger
     if not trainer.is_global_zero or not isinstance(logger, MLFlowLogger):
         return None

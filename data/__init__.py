@@ -1,4 +1,4 @@
-"""Samples served as whole tensors: mnist1d as published, and tasks of other kinds."""
+"""Data modules over whole tensors: mnist1d as published, and other small tasks."""
 
 from data.loader import TensorLoader
 from data.mnist1d import MNIST1DDataModule

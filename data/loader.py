@@ -1,4 +1,4 @@
-"""Batches as slices of whole tensors: at this size a loader that collects single samples costs more than the step."""
+"""Serve batches as slices of whole tensors: for small networks, collating single samples costs more than a step."""
 
 from collections.abc import Iterator
 
@@ -8,17 +8,17 @@ from torch import Tensor
 
 
 class TensorLoader:
-    """Serve batches of tensors of equal length, so that two arms, or a run and its resumption, see the same ones.
+    """Serves batches of tensors of equal length: the same ones to all arms, and to a run and its resumption.
 
-    The order of the samples follows from the seed and the epoch alone. Lightning calls `set_epoch` of a loader's
-    `sampler` before each epoch, also where a run is resumed. Elsewhere each iteration is the next epoch's.
+    The order of the samples depends only on the seed and the epoch. Lightning calls `set_epoch` of a loader's `sampler`
+    before each epoch, also when a run is resumed. Without Lightning, each iteration is the next epoch.
 
     Args:
         tensors: each (samples, ...).
-        batch_size: samples a batch; the last one of an epoch may be smaller.
-        shuffle: draw a new order each epoch.
-        seed: of the order.
-        samples: an epoch's; beyond what the tensors hold another pass begins, reshuffled. Default: one pass.
+        batch_size: samples per batch; the last one of an epoch may be smaller.
+        shuffle: draw a new order in each epoch.
+        seed: the seed of the order.
+        samples: samples per epoch; if there are fewer, they are served again, reshuffled. Default: all, once.
         share: (rank, processes): this process gets its part of every batch.
     """
 
@@ -33,7 +33,7 @@ class TensorLoader:
     ) -> None:
         self.tensors, self.batch_size, self.shuffle, self.seed, self.share = tensors, batch_size, shuffle, seed, share
         self.samples, self.epoch = samples or len(tensors[0]), 0
-        # Lightning reads both, as of a DataLoader
+        # Lightning reads both, as for a DataLoader
         self.sampler, self.batch_sampler = self, None
 
     def set_epoch(self, epoch: int) -> None:
@@ -44,7 +44,7 @@ class TensorLoader:
         return -(-self.samples // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        # with the first batch: Lightning sets the epoch after it has made the iterator
+        # at the first batch: Lightning sets the epoch after it has created the iterator
         epoch, self.epoch = self.epoch, self.epoch + 1
         size = len(self.tensors[0])
         order = torch.arange(self.samples) % size
@@ -53,9 +53,9 @@ class TensorLoader:
             generator = torch.Generator().manual_seed(seed)
             passes = range(-(-self.samples // size))
             order = torch.cat([torch.randperm(size, generator=generator) for _ in passes])[: self.samples]
-        # gathered once an epoch
+        # gathered once per epoch
         parts = [tensor[order].split(self.batch_size) for tensor in self.tensors]
         rank, processes = self.share
         for batch in zip(*parts, strict=True):
-            # a batch smaller than the number of processes is shared by some of them
+            # if a batch has fewer samples than there are processes, some processes get the same sample
             yield tuple(part[rank % len(part) :: processes] for part in batch)

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from data.tensors import Samples, TensorDataModule, require
 
-# seed of the generator: the paper's; data seed k is 42 + 2 k, and its validation set 43 + 2 k
+# the paper's seed of the generator; data seed k uses 42 + 2 k, and 43 + 2 k for its validation set
 PUBLISHED = 42
 
 
 def arrays(seed: int, generator: str) -> dict[str, Tensor]:
-    """Generate the samples, which takes about a second. generator: its version, a part of the cache's key."""
+    """Generate the samples, in about a second. generator: its version, which is part of the cache's key."""
     del generator
     args = get_dataset_args()
     args.seed = seed
@@ -34,8 +34,8 @@ def generate(seed: int) -> dict[str, Tensor]:
     """Return 5,000 samples: `x` (4000, 40) float32, `y` (4000,) int64, `x_test` and `y_test` (1000, ...).
 
     Seed 42 gives the arrays that the paper publishes. They are cached in HYPERGRADIENT_CACHE, or in
-    ~/.cache/hypergradient; a damaged file (it is compressed, with a checksum) is written again. The global random
-    generators are left as they were.
+    ~/.cache/hypergradient; a damaged file (a checksum detects it) is written again. The global random generators are
+    not changed.
     """
     folder = Path(os.environ.get("HYPERGRADIENT_CACHE", "~/.cache/hypergradient")).expanduser()
     made: dict[str, Tensor] = Memory(folder, verbose=0, compress=True).cache(arrays)(seed, version("mnist1d"))
@@ -53,6 +53,6 @@ class MNIST1DDataModule(TensorDataModule):
         super().__init__(batch_size, val_batch_size, 4_000, 1_000, seed)
 
     def samples(self) -> tuple[Samples, Samples, Samples]:
-        """Generate them, or read them from the cache."""
+        """Generate the samples, or read them from the cache."""
         own, fresh = generate(PUBLISHED + 2 * self.seed), generate(PUBLISHED + 2 * self.seed + 1)
         return (own["x"], own["y"]), (fresh["x_test"], fresh["y_test"]), (own["x_test"], own["y_test"])

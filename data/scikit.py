@@ -1,4 +1,4 @@
-"""Small tasks of other kinds, from scikit-learn: nothing is downloaded."""
+"""Small tasks from scikit-learn; nothing is downloaded."""
 
 import torch
 
@@ -11,10 +11,10 @@ class DigitsDataModule(TensorDataModule):
     x (samples, 64) float32 in 0 ... 1, y (samples,) int64, or x again. `seed` shuffles them before they are cut.
 
     Args:
-        batch_size: training samples a step.
-        val_batch_size: validation samples a step, for a look.
-        seed: of the order.
-        reconstruct: whether the targets are the inputs, as of an autoencoder, and not the digits.
+        batch_size: training samples per step.
+        val_batch_size: validation samples per step, for a look.
+        seed: the seed of the order.
+        reconstruct: whether the targets are the inputs, for an autoencoder, instead of the digits.
     """
 
     def __init__(
@@ -24,8 +24,8 @@ class DigitsDataModule(TensorDataModule):
         self.reconstruct = reconstruct
 
     def samples(self) -> tuple[Samples, Samples, Samples]:
-        """Read them from the package."""
-        # late: other tasks do not wait for the import
+        """Read the samples from the package."""
+        # not at the top: other tasks need not wait for the import
         from sklearn.datasets import load_digits
 
         pixels, digits = load_digits(return_X_y=True)
@@ -44,8 +44,8 @@ class DiabetesDataModule(TensorDataModule):
         super().__init__(batch_size, val_batch_size, 242, 100, seed)
 
     def samples(self) -> tuple[Samples, Samples, Samples]:
-        """Read them from the package."""
-        # late: other tasks do not wait for the import
+        """Read the samples from the package."""
+        # not at the top: other tasks need not wait for the import
         from sklearn.datasets import load_diabetes
 
         table, values = load_diabetes(return_X_y=True)
@@ -58,16 +58,16 @@ class DiabetesDataModule(TensorDataModule):
 class FriedmanDataModule(TensorDataModule):
     """Friedman's first regression problem (1991): training samples, 500 to validate, 2,500 to test.
 
-    x (samples, features) float32, five of them matter; y (samples,) float32. Both standardised: noise of 3 alone makes
-    a mean squared error of about 0.27, of 1 about 0.04.
+    x (samples, features) float32, of which five features matter; y (samples,) float32. Both are standardised: a noise
+    of 3 alone causes a mean squared error of about 0.27, a noise of 1 about 0.04.
 
     Args:
-        batch_size: training samples a step.
-        val_batch_size: validation samples a step, for a look.
-        seed: of the generator.
+        batch_size: training samples per step.
+        val_batch_size: validation samples per step, for a look.
+        seed: the seed of the generator.
         train: the number of training samples.
-        features: five or more.
-        noise: standard deviation of what is added to the values.
+        features: the number of features, five or more.
+        noise: the standard deviation of the noise that is added to the values.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class FriedmanDataModule(TensorDataModule):
         self.features, self.noise = features, noise
 
     def samples(self) -> tuple[Samples, Samples, Samples]:
-        """Generate them."""
-        # late: other tasks do not wait for the import
+        """Generate the samples."""
+        # not at the top: other tasks need not wait for the import
         from sklearn.datasets import make_friedman1
 
         size = self.sizes[0]

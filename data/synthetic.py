@@ -17,9 +17,9 @@ class AddingDataModule(TensorDataModule):
     float32: the sum of the two marked numbers, standardised.
 
     Args:
-        batch_size: training samples a step.
-        val_batch_size: validation samples a step, for a look.
-        seed: of the samples.
+        batch_size: training samples per step.
+        val_batch_size: validation samples per step, for a look.
+        seed: the seed of the samples.
         points: the length of a sequence.
     """
 
@@ -29,7 +29,7 @@ class AddingDataModule(TensorDataModule):
         self.points = points
 
     def samples(self) -> tuple[Samples, Samples, Samples]:
-        """Draw them."""
+        """Draw the samples."""
         generator, size = torch.Generator().manual_seed(self.seed), sum(self.sizes) + 1_000
         numbers = torch.rand(size, self.points, generator=generator)
         halves = torch.randint(self.points // 2, (2, size), generator=generator)
@@ -43,7 +43,7 @@ class AddingDataModule(TensorDataModule):
 class PoissonDataModule(TensorDataModule):
     """Points of Poisson's equation -u'' = k² sin(k x) on 0 ... 1, with u = 0 at both ends; k = 3 π.
 
-    x (samples, 1) float32, y (samples,) float32: sin(k x), what `PoissonNetwork` returns where it solves the equation.
+    x (samples, 1) float32, y (samples,) float32: sin(k x), which `PoissonNetwork` returns if it solves the equation.
     2,048 training, 512 validation and 1,000 test points; `seed` draws them.
     """
 
@@ -51,6 +51,6 @@ class PoissonDataModule(TensorDataModule):
         super().__init__(batch_size, val_batch_size, 2_048, 512, seed)
 
     def samples(self) -> tuple[Samples, Samples, Samples]:
-        """Draw them."""
+        """Draw the samples."""
         x = torch.rand(sum(self.sizes) + 1_000, 1, generator=torch.Generator().manual_seed(self.seed))
         return self.cut(x, torch.sin(math.pi * WAVES * x[:, 0]))

@@ -1,4 +1,4 @@
-"""A LightningDataModule over whole tensors: what all tasks have in common."""
+"""The base class of the data modules: a LightningDataModule over whole tensors."""
 
 import hashlib
 from typing import Any
@@ -17,18 +17,18 @@ Samples = tuple[Tensor, Tensor]
 class TensorDataModule(LightningDataModule):
     """Training, validation and test samples that fit into memory; a subclass returns them from `samples`.
 
-    A training batch is a pair {"train": (x, y), "val": (x, y)}. Arms that do not look at validation data ignore "val",
-    so all arms see the same batches. An epoch is one pass over the training samples.
+    A training batch is a pair {"train": (x, y), "val": (x, y)}. Arms that do not use validation data ignore "val", so
+    all arms get the same batches. An epoch is one pass over the training samples.
 
     Args:
-        batch_size: training samples a step; several processes share them.
-        val_batch_size: validation samples a step, for a look. Validation itself takes the whole set.
+        batch_size: training samples per step, shared by the processes.
+        val_batch_size: validation samples per step, for a look. Validation itself uses the whole set.
         train: the number of training samples.
         val: the number of validation samples.
-        seed: of the data.
+        seed: the seed of the data.
 
     Raises:
-        ValueError: a size that does not fit the data.
+        ValueError: a batch size is out of range.
     """
 
     def __init__(self, batch_size: int, val_batch_size: int, train: int, val: int, seed: int = 0) -> None:
@@ -42,13 +42,13 @@ class TensorDataModule(LightningDataModule):
         raise NotImplementedError
 
     def cut(self, x: Tensor, y: Tensor) -> tuple[Samples, Samples, Samples]:
-        """Return the first samples to train on, those after them to validate, and the rest to test."""
+        """Split the samples, in their order, into a training, a validation and a test set."""
         rest = len(y) - sum(self.sizes)
         (a, b, c), (d, e, f) = (tensor.split([*self.sizes, rest]) for tensor in (x, y))
         return (a, d), (b, e), (c, f)
 
     def setup(self, stage: str) -> None:
-        """Make the samples, once, so that those that identify a run are those that are trained; check all of them.
+        """Create the samples and check them; only once, so that a run is trained on the samples that identify it.
 
         Raises:
             ValueError: a set cannot be trained or evaluated; the message says which one and why.
@@ -63,7 +63,7 @@ class TensorDataModule(LightningDataModule):
     def extremes(self) -> Samples:
         """Return the samples with the lowest and the highest inputs and targets, such as labels and tokens.
 
-        A network that takes them takes all.
+        A network that accepts them accepts all.
         """
         rows = []
         for x, y in (self.train, self.val, self.test):
@@ -73,7 +73,7 @@ class TensorDataModule(LightningDataModule):
         return inputs, targets
 
     def digest(self) -> str:
-        """Identify the samples that were set up, in their order."""
+        """Return a digest of the samples, in their order."""
         found = hashlib.sha256()
         for tensor in (*self.train, *self.val, *self.test):
             found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -81,17 +81,17 @@ class TensorDataModule(LightningDataModule):
         return f"sha256:{found.hexdigest()[:16]}"
 
     def train_dataloader(self) -> CombinedLoader:
-        """Return pairs of a training and a validation batch; their order follows from `seed_everything`."""
+        """Return pairs of a training and a validation batch; their order depends on `seed_everything`."""
         seed = torch.initial_seed()
         train = self._loader(*self.train, batch_size=self.batch_size, shuffle=True, seed=seed)
         size = self.val_batch_size
-        # as many batches as there are of training samples
+        # as many validation batches as training batches
         samples = len(train) * size
         val = self._loader(*self.val, batch_size=size, shuffle=True, seed=seed + 1, samples=samples)
         return CombinedLoader({"train": train, "val": val}, "min_size")
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leave a batch on the CPU if it belongs there: Lightning's walk through it costs as much as a small layer."""
+        """Skip a transfer to the CPU: Lightning's traversal of the batch costs as much as a small layer."""
         return batch if device.type == "cpu" else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def _loader(self, *tensors: Tensor, **options: Any) -> TensorLoader:
@@ -108,7 +108,7 @@ class TensorDataModule(LightningDataModule):
 
 
 def fault(samples: Any, train: Samples) -> str | None:
-    """Return why a set cannot be trained on or evaluated, or None. train: the set whose shapes and types it needs."""
+    """Return why a set cannot be used, or None. train: the training set, whose shapes and types it must have."""
     if not isinstance(samples, tuple | list) or [isinstance(part, Tensor) for part in samples] != [True, True]:
         return "must be a pair of tensors, inputs and targets"
     x, y = samples
@@ -130,6 +130,6 @@ def fault(samples: Any, train: Samples) -> str | None:
 
 
 def require(name: str, value: int, least: int, most: int) -> None:
-    """Raise ValueError for a number that does not lie between `least` and `most`."""
+    """Raise a ValueError if a number does not lie between `least` and `most`."""
     if not least <= value <= most:
         raise ValueError(f"--data.{name} must lie between {least} and {most} here, got {value}.")

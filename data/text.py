@@ -1,4 +1,4 @@
-"""Text that comes with every Python: the sources of its standard library, as bytes."""
+"""Text as bytes: the sources of Python's standard library."""
 
 import sysconfig
 from pathlib import Path
@@ -8,20 +8,20 @@ import torch
 from data.tensors import Samples, TensorDataModule
 
 TOKENS = 32
-# windows, each of so many tokens and the one that follows
+# numbers of windows, each of TOKENS tokens and the next one
 TRAIN, VAL, TEST = 8_192, 512, 1_024
-# published numbers were measured on those of Python 3.11.7; with another, losses differ a little
+# published numbers were measured on the files of Python 3.11.7; with other versions, losses differ slightly
 FILES = "argparse ast csv dataclasses difflib doctest enum inspect locale mailbox pickle statistics tarfile typing"
 
 
 class TextDataModule(TensorDataModule):
-    """Predict the byte that follows: x and y (samples, 32) int64; `seed` deals the windows out to the three sets."""
+    """Predict the next byte: x and y (samples, 32) int64. `seed` distributes the windows over the three sets."""
 
     def __init__(self, batch_size: int = 32, val_batch_size: int = 32, seed: int = 0) -> None:
         super().__init__(batch_size, val_batch_size, TRAIN, VAL, seed)
 
     def samples(self) -> tuple[Samples, Samples, Samples]:
-        """Cut the text into windows, and deal them out."""
+        """Cut the text into windows, and distribute them."""
         folder = Path(sysconfig.get_path("stdlib"))
         text = b"".join((folder / f"{name}.py").read_bytes() for name in FILES.split())
         windows = torch.tensor(list(text), dtype=torch.uint8).unfold(0, TOKENS + 1, TOKENS + 1)

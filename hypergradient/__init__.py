@@ -1,4 +1,4 @@
-"""The learning rate's own gradient, for any optimizer whose step is proportional to its rate; needs torch alone."""
+"""Adapt the learning rate by its gradient, for optimizers whose step is proportional to it. Requires only torch."""
 
 from hypergradient.adapter import RateAdapter
 from hypergradient.finite import NotFiniteError

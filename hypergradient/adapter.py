@@ -1,7 +1,7 @@
-"""The whole rule inside an optimizer's own `step()`: whatever loop calls it, rate and weight decay are adapted.
+"""Adapt learning rate and weight decay inside `optimizer.step()`, in any training loop.
 
-before the step    a look, where one is due, moves the rate; the decay shrinks the weights (`hypergradient.meta`)
-after it           the hypothetical step, on a part of the batches whose gradients made the step; the average
+before the step    a look and a move of the rate, if due; weight decay (`hypergradient.meta`)
+after the step     the hypothetical step, on a part of the training batch; the average
 """
 
 import math
@@ -27,64 +27,68 @@ from hypergradient.support import unwrapped
 from hypergradient.trace import Streams
 
 COUNTS = ("position", "told", "passes", "lowest", "highest")
-NAME = "rate_adapter"  # of the adapter, in its optimizer, and of its state
+# attribute of the optimizer, and key in its state
+NAME = "rate_adapter"
 
 
 def matrices(p: Tensor) -> bool:
-    """Return whether it is a weight matrix, not a bias or the scale of a norm."""
+    """Return whether a parameter is a weight matrix, not a bias or the scale of a norm."""
     return p.dim() > 1
 
 
 class RateAdapter:
-    """Adapts learning rate and weight decay by the rule of `Meta`, whenever `optimizer.step()` is called.
+    """Adapts learning rate and weight decay in each `optimizer.step()`, by the rule of `Meta`.
 
-    It needs the training batches: `adapter.loss(batch).backward()`, or `see`. `lr` in the parameter groups stays the
-    user's, so schedules continue from it; `used_lr` next to it is the rate of the last step. Groups keep the ratios of
-    their rates. The state is part of the optimizer's `state_dict()`. In a process group, means are taken over the
-    processes. A step whose gradients are not finite is skipped.
+    Register each training batch by `adapter.loss(batch).backward()` or `adapter.see(batch, loss)`. `lr` in the
+    parameter groups remains the user's, so schedules continue from it; `used_lr` next to it is the rate of the last
+    step. Groups keep the ratios of their rates. The state is part of the optimizer's `state_dict()`. In a process
+    group, the losses and gradients of looks and hypothetical steps are averaged. Steps with non-finite gradients are
+    skipped.
 
-    The run starts from the optimizer's `lr`. After a race of 32 steps with the method's own start the rate moves. What
-    the adapter does to a training is told by warnings, each a `Notice`, once.
+    The run starts at the optimizer's `lr`. The rate moves after a race of 32 steps against the method's own start.
+    Changes to the training are reported as warnings, each a `Notice`, once per run.
 
     Args:
-        optimizer: any that `check_supported` takes. Its own weight decay stays, and then none is adapted.
-        network: what it moves.
-        loss: (network, batch) -> the mean loss, a scalar; of training and of validation batches.
-        batches: validation batches, taken in turn, again and again.
-        length: the steps of the whole run; None where they are not known.
-        hold: leave the training as it is, to compare with it: as rate, decay and guard False.
+        optimizer: any that `check_supported` accepts. If it has a weight decay, that stays, and none is adapted.
+        network: the module whose parameters the optimizer updates.
+        loss: (network, batch) -> the mean loss, a scalar; for training and validation batches.
+        batches: validation batches, used cyclically.
+        length: number of steps of the whole run; None if unknown.
+        hold: leave the training unchanged, for comparison: the same as rate, decay and guard False.
         rate: adapt the learning rate.
         decay: adapt a weight decay.
         average: average the weights: `eval` puts the average into the network.
-        guard: shorten steps that are longer than a tenth of the weights, and go back to the last good average where the
-            run fails.
-        settings: the constants.
-        clip: the norm to which the loop clips its gradients; those of hypothetical steps are clipped likewise.
-        decays: whether the adapted weight decay shrinks a parameter.
-        patience: so many steps in a row may be not finite; they are skipped and counted.
-        cut: (batch, fraction) -> the part of a training batch that a hypothetical step uses; default: the first samples
-            of all its tensors.
+        guard: shorten steps longer than a tenth of the weights, and rewind to the last good average if the run fails.
+        settings: the constants of the method.
+        clip: the norm to which the loop clips its gradients; gradients of hypothetical steps are clipped likewise.
+        decays: returns whether the adapted weight decay applies to a parameter.
+        patience: number of consecutive steps with non-finite gradients after which NotFiniteError is raised.
+        cut: (batch, fraction) -> the part of a training batch for a hypothetical step; default: the first samples of
+            all its tensors.
 
     Attributes:
-        last: of the last step: `lr`, `decay`, and of the last look `hypergradient` and `lookahead_loss`.
-        meta: the rule, with the sets of tensors.
+        last: `lr` and `decay` of the last step, `hypergradient` and `lookahead_loss` of the last look.
+        meta: the rule, with its sets of tensors.
 
     Raises:
-        ValueError: an argument is out of range, or the optimizer cannot be adapted, or moves more than the network.
-        RuntimeError: from `optimizer.step()`, where no training batch was seen, or the averaged weights are in place.
-        TypeError: from `optimizer.step()`, where the loss is not a scalar that depends on weights.
-        NotFiniteError: from `optimizer.step()`, when patience is over.
+        ValueError: an argument is out of range, or the optimizer is not supported or has parameters of other networks.
+        RuntimeError: in `optimizer.step()`: no training batch is registered, or the network has the averaged weights.
+        TypeError: in `optimizer.step()`: the loss is not a scalar that depends on weights.
+        NotFiniteError: in `optimizer.step()`: too many steps had non-finite gradients.
 
     Example:
+        >>> import torch
         >>> network = torch.nn.Linear(2, 1)
-        >>> optimizer = torch.optim.Adam(network.parameters())
+        >>> optimizer = torch.optim.Adam(network.parameters(), lr=1e-4)
         >>> loss = lambda network, batch: (network(batch) - 1).square().mean()
-        >>> adapter = RateAdapter(optimizer, network, loss, [torch.ones(4, 2)], length=100)
+        >>> adapter = RateAdapter(optimizer, network, loss, [torch.ones(32, 2)], length=100)
         >>> for _ in range(100):
         ...     optimizer.zero_grad()
-        ...     adapter.loss(torch.randn(32, 2)).backward()
+        ...     adapter.loss(torch.ones(32, 2)).backward()
         ...     optimizer.step()
         >>> adapter.eval()
+        >>> adapter.report()["lr"] > 1e-4
+        True
     """
 
     def __init__(
@@ -109,17 +113,17 @@ class RateAdapter:
         optimizer = unwrapped(optimizer)
         if length is not None and not (isinstance(length, int) and length > 0):
             raise ValueError(
-                f"RateAdapter: length must be the steps of the run, or None where they are unknown: {length}."
+                f"RateAdapter: length must be the number of steps of the run, or None if unknown, got {length}."
             )
         own = {id(p) for p in network.parameters()}
         if foreign := sum(id(p) not in own for group in optimizer.param_groups for p in group["params"]):
-            raise ValueError(f"RateAdapter: the optimizer moves {foreign} parameters that are not the network's.")
+            raise ValueError(f"RateAdapter: the optimizer has {foreign} parameters that are not the network's.")
         self.notices, settings = Notices(), settings or Settings()
         own_decay = max(float(group.get("weight_decay") or 0.0) for group in optimizer.param_groups)
         if own_decay and decay and not hold and settings.weight_decay:
             self.notices.say(
-                f"{type(optimizer).__name__} has a weight decay of its own, {own_decay:g}, which stays: none is "
-                "adapted. Give it weight_decay=0 to have one adapted, or the adapter decay=False."
+                f"{type(optimizer).__name__} has a weight decay of its own, {own_decay:g}, which stays, so none is "
+                "adapted. Set weight_decay=0 to have one adapted, or decay=False to silence this notice."
             )
         if hold or not rate:
             settings = replace(settings, meta_lr=0.0)
@@ -128,7 +132,7 @@ class RateAdapter:
         if not guard:
             settings = replace(settings, longest=sys.float_info.max, rewinds=0)
         if older := getattr(optimizer, NAME, None):
-            warnings.warn("RateAdapter: this optimizer has one already, which this one replaces.", stacklevel=2)
+            warnings.warn("RateAdapter: replacing the adapter that this optimizer already has.", stacklevel=2)
             older.train()
             older.remove()
         self.optimizer, self.network, self.loss_of, self.averages = optimizer, network, loss, average
@@ -137,9 +141,9 @@ class RateAdapter:
         self.meta = Meta(network, optimizer, settings, True, length or 0, clip, decays)
         self.finite = FiniteSteps(optimizer, patience)
         self.streams, self.parts = Streams(), Parts(self.meta.settings, cut, self.notices)
-        # whether the present step is adapted
+        # whether the current step is adapted
         self.adapted = False
-        # validation batches taken, training batches seen, passes that are not plain ones, the extremes of the rate
+        # numbers of validation batches, training batches and additional passes; lowest and highest rate
         self.position, self.told, self.passes, self.lowest, self.highest = 0, 0, 0.0, math.inf, 0.0
         self.last: dict[str, float] = {}
         self._around = AroundStep(optimizer, self._prepare, self._finish, self.meta.restore_rates)
@@ -149,8 +153,8 @@ class RateAdapter:
     def loss(self, batch: Any) -> Tensor:
         """Return the loss of a training batch, a scalar, and register the batch.
 
-        Call `backward()` on the loss of an accumulated batch before the next one: batches whose gradients are not
-        there by then are taken for those of a step that a scaler dropped.
+        With accumulation, call `backward()` before the next batch: earlier batches without gradients are discarded, as
+        those of a step that a scaler skipped.
         """
         part = self.part(batch)
         loss = self.loss_of(self.network, batch)
@@ -158,14 +162,14 @@ class RateAdapter:
         return loss
 
     def part(self, batch: Any) -> Part:
-        """Return what hypothetical steps need of a training batch: for `see`, where the loss writes into its batch."""
+        """Return a copy of a part of a training batch, to pass to `see` if the loss modifies its batch."""
         if self.meta.loaded:
-            # a state that was saved in evaluation has the weights of the run, and the network those of the average
+            # a state saved in evaluation mode has the weights of the run, but the network has the average
             self.meta.prepare()
         return self.parts.part(batch, self.meta.racing)
 
     def see(self, batch: Any, loss: Tensor) -> None:
-        """Register a training batch, or its `part`, and its mean loss, whose gradients go into the next step."""
+        """Register a training batch, or its `part`, and its mean loss for the next step."""
         self._around.between_steps()
         if self.parts.seen and all(p.grad is None for group in self.optimizer.param_groups for p in group["params"]):
             self.parts.clear()
@@ -174,24 +178,24 @@ class RateAdapter:
         self.told, self.passes = self.told + 1, self.passes + part.fraction
 
     def eval(self) -> None:
-        """Put the averaged weights into the network, and the network into evaluation mode."""
+        """Put the averaged weights into the network, and set it to evaluation mode."""
         self.meta.prepare()
         if self.averages and not self.meta.average.exchanged:
             self.meta.average.exchange()
         self.network.eval()
 
     def train(self) -> None:
-        """Put the weights of the run into the network, and the network into training mode."""
+        """Put the weights of the run into the network, and set it to training mode."""
         self.meta.prepare()
         if self.meta.average.exchanged:
             self.meta.average.exchange()
         self.network.train()
 
     def report(self) -> dict[str, float]:
-        """Return what was looked at and what it cost.
+        """Return counts, rates and cost so far.
 
-        `steps` `looks` `skipped` `rewound` `shortened`: how many. `lr` `lowest` `highest`: the rate, its extremes.
-        `passes`: forward-backward passes for each training batch, the plain one included.
+        `steps` `looks` `skipped` `rewound` `shortened`: counts. `lr` `lowest` `highest`: the last rate, its extremes.
+        `passes`: forward-backward passes per training batch; 1 for plain training.
         """
         meta = self.meta
         counts = {"steps": self.finite.steps, "looks": meta.looks, "skipped": self.finite.skipped}
@@ -200,7 +204,7 @@ class RateAdapter:
         return counts | rates | guarded | {"passes": 1 + self.passes / max(1, self.told)}
 
     def remove(self) -> None:
-        """Leave the optimizer and the network as they are without the adapter: at the user's own rates."""
+        """Detach the adapter from the optimizer, and restore the user's rates."""
         self.meta.restore_rates()
         for hook in self._hooks:
             hook.remove()
@@ -208,20 +212,20 @@ class RateAdapter:
             delattr(self.optimizer, NAME)
 
     def _prepare(self) -> None:
-        """Skip a step that is not finite; else adapt, where it moves anything."""
+        """Skip a step with non-finite gradients; otherwise adapt it, if it updates any weight."""
         self.adapted = False
         if not self.finite.check():
-            # one such step may be a bad batch, two in a row are bad weights
+            # one such step may be due to its batch, two in a row are due to the weights
             if self.finite.in_a_row == 2:
                 self.meta.recover()
             self.parts.clear()
             self._note_plain_step()
             return
-        # a warm-up may begin at 0
+        # a warm-up may start at 0
         moves = any(group["lr"] for group in self.optimizer.param_groups)
         self.meta.prepare()
         gradients = [p.grad for p in self.meta.params if p.grad is not None]
-        # a first batch may be masked out whole: gradients of zero have no scale to start from
+        # the first batch may be masked completely: zero gradients give no scale for the start
         started = self.meta.steps > 0 or any(bool(g.any()) for g in gradients)
         if not moves or not gradients or not started:
             self._note_plain_step()
@@ -238,7 +242,7 @@ class RateAdapter:
         self.notices.follow(self.meta, self.last)
 
     def _note_plain_step(self) -> None:
-        """Note the rates of a step that is not adapted: the user's; 0 where nothing moves."""
+        """Record the user's rates for a step that is not adapted; 0 for groups without gradients."""
         groups = self.optimizer.param_groups
         for group in groups:
             moves = any(p.grad is not None for p in group["params"])
@@ -249,7 +253,7 @@ class RateAdapter:
         if self.adapted:
             self.meta.after_step(self.parts.loss, lambda: self.parts.loss_of(self._scalar))
             if self.meta.moves and self.meta.steps == self.meta.length:
-                # here, where all processes are
+                # here, since all processes get here
                 self.notices.conclude(self.meta, self._draw)
         self.parts.clear()
 
@@ -265,7 +269,7 @@ class RateAdapter:
 
         def loss() -> Tensor:
             self.passes += samples(batch) / self.parts.size if self.parts.size else 1.0
-            # a batch of a list comes again
+            # a copy: batches of a list are used again
             return self._scalar(copied(batch))
 
         return loss
@@ -282,15 +286,15 @@ class RateAdapter:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a run needs to resume; the optimizer's own `state_dict()` has it."""
+        """Return the state to resume from; the optimizer's `state_dict()` contains it."""
         parts = {"meta": self.meta.state_dict(), "finite": self.finite.state_dict()}
         return {name: getattr(self, name) for name in COUNTS} | parts
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from a state, when network and optimizer have theirs.
+        """Load a state; network and optimizer must load theirs too.
 
         Raises:
-            ValueError: another version wrote it; nothing is loaded.
+            ValueError: the state was written by another version; nothing is loaded.
         """
         if not state:
             self.meta.clear()

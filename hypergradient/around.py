@@ -1,4 +1,4 @@
-"""What is done once around each `step()` of an optimizer, whatever loop calls it."""
+"""Call functions once before and once after each `step()` of an optimizer, in any loop."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,10 +9,10 @@ from torch.optim import Optimizer
 
 
 class AroundStep:
-    """Calls `before` when the gradients of a step are there, and `after` it.
+    """Calls `before` when the gradients of a step are computed, and `after` when the step is done.
 
-    A step that calls another one, as that of an optimizer which calls its base class's, is one. Where `before`, the
-    step or `after` raises an error, `abandon` is called, at the latest before the next step.
+    Nested steps, such as the call of a base class's step, count as one. If `before`, the step or `after` raises an
+    error, `abandon` is called, at the latest before the next step.
     """
 
     def __init__(
@@ -26,19 +26,19 @@ class AroundStep:
         ]
 
     def between_steps(self) -> None:
-        """Note that no step is being taken now, unless its closure is called."""
+        """Abandon an unfinished step, unless its closure is running."""
         if self.depth and not self.in_closure:
             self.abandon()
 
     def abandon(self) -> None:
-        """Take a step that raised an error for ended."""
+        """End a step that raised an error."""
         self.depth, self.in_closure = 0, False
         self._abandon()
 
     def _enter(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         closure = kwargs.pop("closure", None) or (args[1] if len(args) > 1 else None)
         if self.depth and closure and not isinstance(closure, _Closure):
-            # not a nested step: the one before raised an error
+            # not a nested step: the previous one raised an error
             self.abandon()
         self.depth += 1
         if closure is None:
@@ -56,7 +56,7 @@ class AroundStep:
 
     @contextmanager
     def abandoning(self) -> Iterator[None]:
-        """Abandon the step where an error is raised here."""
+        """Abandon the step if the block raises an error."""
         try:
             yield
         except BaseException:
@@ -65,7 +65,7 @@ class AroundStep:
 
 
 class _Closure:
-    """The closure of a step: the gradients come from it, so what comes before the step follows it."""
+    """The closure of a step, followed by `before`: the closure computes the gradients."""
 
     def __init__(self, around: AroundStep, closure: Callable[[], Any]) -> None:
         self.around, self.closure = around, closure

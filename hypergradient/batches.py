@@ -1,4 +1,4 @@
-"""Batches of any structure: validation batches without end, parts of training batches, and copies."""
+"""Cycle through, cut and copy batches of any structure."""
 
 import copy
 from collections.abc import Callable, Generator, Iterable, Mapping, MutableMapping
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from hypergradient.trace import Streams
 
-# of a batch: what may be for no sample in particular, and what makes a list more than one of words or objects
+# leaves that need not have a value per sample; elements that make a list a structure instead of a leaf
 UNCUT = (str, bytes, int, float, complex, type(None), list, tuple)
 PARTS = (Tensor, Mapping, list, tuple)
 
 
 def has_len(batches: Any) -> bool:
-    """Return whether their number is known: a DataLoader of an IterableDataset has none."""
+    """Return whether the number of batches is known; a DataLoader of an IterableDataset does not know it."""
     try:
         return len(batches) >= 0
     except TypeError:
@@ -24,18 +24,18 @@ def has_len(batches: Any) -> bool:
 
 
 def endless(batches: Iterable[Any], start: int = 0) -> Generator[Any, None, None]:
-    """Yield the batches in turn, again and again; to draw them leaves all random streams as they were.
+    """Cycle through the batches without changing any random stream.
 
-    start: how many were taken before; of a known number, whole rounds of them are not read again.
+    start: number of batches to skip; where the number of batches is known, whole rounds are not read.
 
     Raises:
-        ValueError: there are none, or no more, as of an iterator that can be read once.
+        ValueError: no batches, or an iterator that can be read only once.
     """
     known = len(batches) if has_len(batches) else 0  # type: ignore[arg-type]
     start = start % known if known else start
     loader = batches
     if getattr(batches, "persistent_workers", False):
-        # such a loader has a single iterator, and the user may be in the middle of it
+        # such a loader has a single iterator, which the user may be reading
         loader = copy.copy(batches)
         vars(loader)["_iterator"] = None
     owners = [loader, *getattr(loader, "loaders", ())]
@@ -44,7 +44,7 @@ def endless(batches: Iterable[Any], start: int = 0) -> Generator[Any, None, None
     streams = Streams(generator for generator in generators if isinstance(generator, torch.Generator))
     while True:
         end, found = object(), False
-        # a DataLoader draws a seed when it begins
+        # a DataLoader draws a seed when iteration starts
         with streams.own(), torch.random.fork_rng(devices=[]):
             iterator = iter(loader)
             batch = next(iterator, end)
@@ -57,13 +57,13 @@ def endless(batches: Iterable[Any], start: int = 0) -> Generator[Any, None, None
             with streams.own(), torch.random.fork_rng(devices=[]):
                 batch = next(iterator, end)
         if not found:
-            raise ValueError("There are no validation batches, or no second time: give a loader or a list.")
+            raise ValueError("No validation batches, or an iterator that can be read once: give a loader or a list.")
 
 
 def samples(batch: Any) -> int:
-    """Return how many samples a batch has: the first dimension that all its tensors share; 0 where they share none.
+    """Return the number of samples in a batch: the first dimension of all its tensors.
 
-    0 also where it holds an object that cannot be cut, as a graph.
+    0 if the tensors differ, or if the batch holds an object that cannot be cut, such as a graph.
     """
     sizes = set[int]()
 
@@ -78,10 +78,10 @@ def samples(batch: Any) -> int:
 
 
 def copied(batch: Any, size: int = 0, count: int = 0) -> Any:
-    """Return a copy that a loss may write into, with the first `count` samples of a batch that has `size`.
+    """Return a copy of the first `count` of the `size` samples of a batch, which a loss may modify.
 
-    Tensors are cut and copied, and lists with a word, an object, ... of each sample, in the same structure.
-    Without a size the batch is whole. An object that cannot be copied is shared.
+    Tensors are cut, and lists with one entry per sample. If `size` is 0, the whole batch is copied. Objects that
+    cannot be copied are shared.
     """
 
     def own(leaf: Any) -> Any:
@@ -98,7 +98,7 @@ def copied(batch: Any, size: int = 0, count: int = 0) -> Any:
 
 
 def _mapped(change: Callable[[Any], Any], batch: Any) -> Any:
-    """Return the batch with its leaves changed: what is no container, and lists of words, numbers or objects."""
+    """Apply `change` to the leaves of a batch: all but containers, and lists of words, numbers or objects."""
     if isinstance(batch, (list, tuple)) and any(isinstance(value, PARTS) for value in batch):
         values = [_mapped(change, value) for value in batch]
         return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)

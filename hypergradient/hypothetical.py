@@ -14,22 +14,22 @@ from hypergradient.processes import mean_over_processes
 from hypergradient.sets import TensorSet
 from hypergradient.trace import unchanged
 
-# of a parameter group, what schedules change: it follows the real run
+# values of a parameter group that schedules change: taken from the real run
 SCHEDULED = ("momentum", "betas", "weight_decay")
-# of an optimizer: what a scheduler patches, and what a GradScaler sets during a step
+# attributes of an optimizer that a scheduler patches, or a GradScaler sets during a step
 TEMPORARY = ("step", "grad_scale", "found_inf")
-# what else is copied of it
+# types of the attributes that are copied
 PLAIN = (Tensor, int, float, complex, list, tuple, dict, set, deque)
 
 
 class HypotheticalRun(TensorSet):
-    """What the run would be at another learning rate: weights, buffers, and the state of its optimizer.
+    """The run at another learning rate: weights, buffers and optimizer state.
 
     Args:
-        network: of the real run.
-        optimizer: of the real run; the hypothetical run takes its steps by it.
-        params: what the optimizer moves.
-        decays: whether the weight decay shrinks each parameter.
+        network: the network of the real run.
+        optimizer: the optimizer of the real run, which also takes the hypothetical steps.
+        params: the parameters that the optimizer updates.
+        decays: whether the weight decay applies, for each parameter.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class HypotheticalRun(TensorSet):
 
     @contextmanager
     def in_place(self, keep: bool = True) -> Iterator[None]:
-        """Have the values, and the optimizer's state, in the real run's objects here."""
+        """Put weights, buffers and optimizer state into the network and the optimizer, inside the block."""
         with super().in_place(keep), with_attributes(self.optimizer, self.attributes):
             yield
 
@@ -56,14 +56,14 @@ class HypotheticalRun(TensorSet):
     ) -> list[Tensor]:
         """Take the hypothetical step after the real one, pull the run back, and return θ' - θ.
 
-            θ' ← (1 - αλ) θ' + Δ'(2α; g')       θ' ← θ' + .1 (θ - θ')
+            θ' ← (1 - αλ) θ' + Δ(2α; g')       θ' ← θ' + .1 (θ - θ')
 
         Args:
-            loss: of a part of the real step's batch, a scalar; computed by the network, which has θ' then.
-            factor: of the rate.
-            pull: the fraction of the way to the real run that weights and optimizer state are pulled back.
+            loss: computes the loss on a part of the real step's batch, a scalar; called while the network has θ'.
+            factor: the rate over that of the real step.
+            pull: the fraction of the way to the real run by which weights and optimizer state are pulled back.
             longest: the largest length of the step over that of the weights.
-            decay: αλ, the fraction of each weight that the real step took away.
+            decay: αλ, the fraction of each weight that the real step removed.
             clip: the norm to which gradients are clipped; None or 0 for none.
         """
         real = self.optimizer.param_groups
@@ -75,7 +75,7 @@ class HypotheticalRun(TensorSet):
                 everything = [p for group in real for p in group["params"]]
                 with _gradients_kept(everything):
                     for p in everything:
-                        # what the real step left alone, or the loss does not train, stays where it is
+                        # parameters without a gradient in the real step, or here, are not updated
                         p.grad = None if p.grad is None else hypothetical.get(p)
                     if clip:
                         nn.utils.clip_grad_norm_(self.params, clip)
@@ -90,7 +90,7 @@ class HypotheticalRun(TensorSet):
 
     @torch.no_grad()
     def _pulled(self, share: float) -> list[Tensor]:
-        """Pull weights, and what the optimizer keeps in their shape (as Adam's moments), by a share; return θ' - θ."""
+        """Pull weights, and optimizer state of their shape (such as Adam's moments), by `share`; return θ' - θ."""
         torch._foreach_lerp_(self.weights, self.params, share)
         own_moments, moments, state = [], [], self.attributes["state"]
         for p in self.params:
@@ -105,7 +105,7 @@ class HypotheticalRun(TensorSet):
         return list(torch._foreach_sub(self.weights, self.params))
 
     def give_state(self) -> None:
-        """Give the real run the state of this one's optimizer; its rates and hyperparameters stay."""
+        """Transfer this run's optimizer state to the real run, which keeps its rates and hyperparameters."""
         own = self.attributes
         kept = {"params", "lr", "initial_lr", "max_lr", "used_lr", *SCHEDULED}
         for group, values in zip(self.optimizer.param_groups, own["param_groups"], strict=True):
@@ -120,18 +120,18 @@ class HypotheticalRun(TensorSet):
         return super().state_dict() | {"optimizer": optimizer}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the values and the optimizer's state."""
+        """Load the values and the state of the optimizer."""
         super().load_state_dict(state)
         with self.in_place():
             self.optimizer.load_state_dict(state["optimizer"])
 
 
 def copied_attributes(optimizer: Optimizer, replaced: Mapping[Tensor, Tensor] | None = None) -> dict[str, Any]:
-    """Return copies of an optimizer's attributes, its state and its parameter groups among them, without its hooks.
+    """Return copies of an optimizer's attributes, including its state and parameter groups, but without its hooks.
 
-    What is not plain data, as a lock or a process group, is shared.
+    Attributes that are not plain data, such as a lock or a process group, are shared.
 
-    replaced: parameter -> the tensor that takes its place; the others stay.
+    replaced: parameter -> the tensor that replaces it in the copies; other parameters are kept.
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     memo: dict[int, Any] = {id(p): (replaced or {}).get(p, p) for p in params}
@@ -146,7 +146,7 @@ def copied_attributes(optimizer: Optimizer, replaced: Mapping[Tensor, Tensor] | 
 
 @contextmanager
 def with_attributes(optimizer: Optimizer, attributes: dict[str, Any]) -> Iterator[None]:
-    """Let an optimizer have other attributes here; they are what it makes of them, afterwards."""
+    """Replace an optimizer's attributes inside the block; `attributes` keeps the changes made there."""
     own, now = dict(vars(optimizer)), vars(optimizer)
     now.clear()
     now.update(attributes)
@@ -160,42 +160,42 @@ def with_attributes(optimizer: Optimizer, attributes: dict[str, Any]) -> Iterato
 
 
 def plain_step(optimizer: Optimizer) -> None:
-    """Take the step of the optimizer's class: a scheduler counts the calls of the instance's."""
+    """Call `step` of the optimizer's class: schedulers count the calls of the instance's."""
     with torch.no_grad():
         type(optimizer).step(optimizer)
 
 
 def trained(network: nn.Module, optimizer: Optimizer) -> list[Tensor]:
-    """Return the parameters of the network that the optimizer moves."""
+    """Return the parameters of the network that the optimizer updates."""
     moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
     return [p for p in network.parameters() if p.requires_grad and id(p) in moved]
 
 
 @torch.no_grad()
 def shrink(params: Sequence[Tensor], decays: Sequence[bool], decay: float) -> None:
-    """Take the fraction `decay` away from each weight that decays."""
+    """Shrink each parameter that decays by the fraction `decay`."""
     if shrunk := [p for p, decays_ in zip(params, decays, strict=True) if decays_]:
         torch._foreach_mul_(shrunk, 1 - decay)
 
 
 def copies(params: Sequence[Tensor]) -> list[Tensor]:
-    """Return the values of the parameters."""
+    """Return copies of the parameters' values."""
     return [p.detach().clone() for p in params]
 
 
 @torch.no_grad()
 def shorten(params: Sequence[Tensor], before: Sequence[Tensor], longest: float) -> bool:
-    """Shorten a step to a fraction of the length of the weights it starts from; return whether it was longer.
+    """Shorten a step to at most `longest` times the length of the weights; return whether it was longer.
 
-    Both lengths are those of all matrices together. Adaptive gradient clipping (Brock et al. 2021, arXiv 2102.06171)
-    does this to gradients.
+    Lengths are norms over all matrices. Adaptive gradient clipping (Brock et al. 2021, arXiv 2102.06171) does the same
+    with gradients.
     """
     matrices = [(p, b) for p, b in zip(params, before, strict=True) if p.dim() > 1]
     if not matrices:
         return False
     now, start = (list(tensors) for tensors in zip(*matrices, strict=True))
     norms = torch._foreach_norm([*torch._foreach_sub(now, start), *start])
-    # read together: the processor waits for each
+    # read at once: each read waits for the device
     together = torch.stack([norm.to(norms[0].device) for norm in norms]).view(2, -1)
     length, size = torch.linalg.vector_norm(
         together.to(torch.promote_types(together.dtype, torch.float32)), dim=1
@@ -207,16 +207,16 @@ def shorten(params: Sequence[Tensor], before: Sequence[Tensor], longest: float) 
 
 
 def clear_state(optimizer: Optimizer) -> None:
-    """Forget what the optimizer keeps for each parameter, and not what it keeps for itself."""
+    """Delete the optimizer's state of each parameter, but not its other state."""
     for key in [key for key in optimizer.state if isinstance(key, Tensor)]:
         del optimizer.state[key]
 
 
 def gradients_of(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
-    """Return the gradient of a loss along the parameters, zeros where it does not depend on one.
+    """Return the gradients of a loss with respect to the parameters; zeros where it does not depend on one.
 
     Raises:
-        ValueError: it depends on none of them, so that nothing could be adapted.
+        ValueError: it depends on none of them.
     """
     if _checkpointed(loss):
         with _gradients_kept(params):
@@ -228,7 +228,7 @@ def gradients_of(loss: Tensor, params: Sequence[Tensor]) -> list[Tensor]:
         gradients = list(torch.autograd.grad(loss, list(params), allow_unused=True))
     if params and all(g is None for g in gradients):
         raise ValueError(
-            "The loss does not depend on the weights that the optimizer moves: compute it with the given network."
+            "The loss does not depend on the weights that the optimizer updates: compute it with the given network."
         )
     return [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, params, strict=True)]
 
@@ -244,7 +244,7 @@ def _gradients_kept(params: Sequence[Tensor]) -> Iterator[None]:
 
 
 def _checkpointed(loss: Tensor) -> bool:
-    """Return whether its graph has a checkpoint with use_reentrant=True, which `torch.autograd.grad` cannot pass."""
+    """Return whether the graph has a checkpoint with use_reentrant=True, where `torch.autograd.grad` fails."""
     nodes, new = {loss.grad_fn}, [loss.grad_fn]
     while new:
         for node, _ in new.pop().next_functions:  # type: ignore[union-attr]

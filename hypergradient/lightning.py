@@ -1,4 +1,4 @@
-"""The adapted rate as a Lightning callback, for `lightning` and `pytorch_lightning`. This file alone imports them."""
+"""A callback for `lightning` and `pytorch_lightning`. Only this module imports them."""
 
 import copy
 import math
@@ -17,24 +17,24 @@ from hypergradient.sets import Average
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
 else:
-    # a Trainer of either calls the hooks of a callback of the other: they are looked up by name
+    # the Trainer of one package calls the hooks of the other's callbacks: it looks them up by name
     try:
         from pytorch_lightning import Callback, LightningModule, Trainer
     except ImportError:
         from lightning.pytorch import Callback, LightningModule, Trainer
 
-# strategies that leave the weights whole, and callbacks that average them; and what derives from either
+# strategies that do not shard the weights, and callbacks that average them; subclasses included
 WHOLE = {"SingleDeviceStrategy", "DDPStrategy"}
 AVERAGES = {"ReturnsAverage", "WeightAveraging", "StochasticWeightAveraging"}
 
 
 class ReturnsAverage(Callback):
-    """Base of a callback that validates, saves and returns averaged weights.
+    """Base class of callbacks that validate, save and return averaged weights.
 
-    A checkpoint's `state_dict` is the average; `current` in it are the weights that training continues with.
+    In a checkpoint, `state_dict` is the average; `current` has the weights of the run, to resume from.
 
     Attributes:
-        restored: the average of the checkpoint that a fit continues from.
+        restored: the average in the checkpoint from which a fit resumes.
     """
 
     restored: Average | None = None
@@ -46,7 +46,7 @@ class ReturnsAverage(Callback):
         return self.restored
 
     def refuse_other_weights(self, trainer: Trainer) -> None:
-        """Refuse callbacks by which other weights would be saved or returned than were validated."""
+        """Raise ValueError for callbacks that save or return other weights than those that are validated."""
         name = type(self).__name__
         if any(getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks):
             raise ValueError(f"{name} averages the weights: ModelCheckpoint(save_weights_only=True) would save others.")
@@ -55,14 +55,14 @@ class ReturnsAverage(Callback):
                 raise ValueError(f"{name} averages the weights, and so does {type(other).__name__}: use one of them.")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate the average; afterwards, give the module its weights back."""
+        """Exchange the module's weights and the average: before and after a validation."""
         if self.average and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.average.exchange()
 
     on_validation_end = on_validation_start
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the module its weights back, if it was validating the average."""
+        """Restore the module's weights, if the error occurred in a validation."""
         if self.average and self.average.exchanged:
             self.average.exchange()
 
@@ -71,11 +71,11 @@ class ReturnsAverage(Callback):
         if self.average and not self.average.exchanged:
             device = pl_module.device
             self.average.exchange()
-            # which Lightning has moved from a GPU by now
+            # Lightning has moved the module off the GPU by now
             pl_module.to(device)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save the average as the module's weights, and next to it those that training continues with."""
+        """Save the average as `state_dict`, and the weights of the run as `current`."""
         if average := self.average:
             own = checkpoint["state_dict"]
             average.exchange()
@@ -85,7 +85,7 @@ class ReturnsAverage(Callback):
             checkpoint["exact"] = average.state_dict()["exact"]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Continue training with its weights; for anything else the checkpoint's average is what is wanted."""
+        """Load the weights of the run to resume a fit; other uses load the average."""
         if self.averages and trainer.state.fn == "fit" and "current" in checkpoint:
             self.restored = Average(pl_module, [p for p in pl_module.parameters() if p.requires_grad])
             self.restored.take_exact(checkpoint["exact"])
@@ -95,23 +95,30 @@ class ReturnsAverage(Callback):
 class AdaptLearningRate(ReturnsAverage):
     """Adapts learning rate and weight decay of a module's optimizer by the rule of `Meta`, and averages its weights.
 
-        Trainer(callbacks=[AdaptLearningRate(MyModule.loss)])
-
-    Precision, clipping, accumulation, schedules, compilation and DDP work as they did. The average is validated; it is
-    what a checkpoint holds as the module's weights, and what the module has after the fit. Logs `lr`, `decay`,
+    Precision, clipping, accumulation, schedules, compilation and DDP work as without it. The averaged weights are
+    validated, saved in checkpoints as the module's, and in the module after the fit. Logs `lr`, `decay`,
     `hypergradient` and `lookahead_loss` every `log_every_n_steps` steps.
 
     Args:
-        loss: (module, batch) -> the mean loss of a batch, a scalar, in training and validation: `MyModule.loss`.
-        batches: validation batches, taken in turn, again and again; default: the fit's validation loaders.
-        options: of `RateAdapter`: length, hold, rate, decay, average, guard, settings, clip, decays, patience, cut.
+        loss: (module, batch) -> the mean loss of a training or validation batch, a scalar: `MyModule.loss`.
+        batches: validation batches, used cyclically; default: the fit's validation loaders.
+        options: arguments of `RateAdapter`: length, hold, rate, decay, average, guard, settings, clip, decays,
+            patience, cut.
 
     Attributes:
-        adapter: the `RateAdapter`, when a fit has started.
+        adapter: the `RateAdapter`, once a fit has started.
 
     Raises:
-        ValueError: in `fit`, before the first step: several optimizers, one that cannot be adapted, a strategy that
-            cuts up the weights, no validation batches, or checkpoints of weights alone.
+        ValueError: in `fit`, before the first step: several optimizers, one that is not supported, a strategy that
+            shards the weights, no validation batches, or checkpoints of weights alone.
+
+    Example:
+        >>> from pytorch_lightning.demos.boring_classes import BoringModel
+        >>> adapt = AdaptLearningRate(BoringModel.step)  # step(module, batch) returns the loss of a batch
+        >>> trainer = Trainer(barebones=True, accelerator="cpu", max_epochs=1, callbacks=[adapt])
+        >>> trainer.fit(BoringModel())
+        >>> adapt.adapter.report()["steps"]
+        64
     """
 
     adapter: RateAdapter
@@ -127,21 +134,21 @@ class AdaptLearningRate(ReturnsAverage):
         return meta.average if self.averages and meta and meta.params else self.restored
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attach to the optimizer, before it loads the state of a checkpoint."""
+        """Attach to the optimizer, before that loads the state of a checkpoint."""
         bases, strategy = {base.__name__ for base in type(trainer.strategy).__mro__}, type(trainer.strategy).__name__
         # DeepSpeedStrategy derives from DDPStrategy
         if not WHOLE & bases or "DeepSpeedStrategy" in bases:
-            raise ValueError(f"AdaptLearningRate cannot be used under {strategy}, which cuts up the weights: use DDP.")
+            raise ValueError(f"AdaptLearningRate cannot be used with {strategy}, which shards the weights: use DDP.")
         if len(trainer.optimizers) != 1:
-            raise ValueError(f"AdaptLearningRate adapts one optimizer, and there are {len(trainer.optimizers)}.")
+            raise ValueError(f"AdaptLearningRate adapts one optimizer, but the module has {len(trainer.optimizers)}.")
         if not pl_module.automatic_optimization:
-            raise ValueError("AdaptLearningRate needs automatic optimization: in a manual one, use RateAdapter.")
+            raise ValueError("AdaptLearningRate needs automatic optimization: with a manual one, use RateAdapter.")
         if self.averages:
             self.refuse_other_weights(trainer)
         if not trainer.ckpt_path:
             self.restored = None
             if hasattr(self, "adapter"):
-                warnings.warn("AdaptLearningRate starts again: another fit, without a checkpoint.", stacklevel=2)
+                warnings.warn("AdaptLearningRate starts again: this fit has no checkpoint.", stacklevel=2)
         precision = trainer.precision_plugin
 
         def loss(module: LightningModule, batch: Any) -> Any:
@@ -149,7 +156,7 @@ class AdaptLearningRate(ReturnsAverage):
                 if not isinstance(batch, _Validation):
                     return self.loss(module, batch)
                 with _validating(trainer):
-                    # the way of Lightning's own validation batches
+                    # as Lightning transfers its own validation batches
                     on_host = module._on_before_batch_transfer(precision.convert_input(batch.values), batch.loader)
                     return self.loss(module, trainer.strategy.batch_to_device(on_host, dataloader_idx=batch.loader))
 
@@ -161,7 +168,7 @@ class AdaptLearningRate(ReturnsAverage):
         self.adapter = RateAdapter(trainer.optimizers[0], pl_module, loss, self.batches_of_fit, **known | self.options)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at how long the run is, and whether there are validation batches."""
+        """Set the length of the run, and check that there are validation batches."""
         if has_len(self.batches_of_fit) and not len(self.batches_of_fit):
             wanted = "a validation loader in fit(), a validation_step and limit_val_batches above 0, or `batches`"
             raise ValueError(f"AdaptLearningRate needs validation batches: {wanted}.")
@@ -171,28 +178,28 @@ class AdaptLearningRate(ReturnsAverage):
         self.adapter.meta.prepare()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keep a part of the batch for the hypothetical step, before the module may write into it."""
+        """Copy a part of the batch for the hypothetical step, before the module can modify it."""
         self.part = self.adapter.part(batch)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Register the batch, and its loss as it was before Lightning divided and scaled it."""
+        """Register the batch and its loss, without Lightning's division and scaling."""
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         self.adapter.see(self.part, loss * trainer.accumulate_grad_batches / (scaler.get_scale() if scaler else 1))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Log what was seen, every `log_every_n_steps` steps: a call costs as much as a small step."""
+        """Log the rate and the last look every `log_every_n_steps` steps: a call costs as much as a small step."""
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self.adapter.last and every and trainer.global_step % every == 0:
             pl_module.log_dict(self.adapter.last)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Save the adapter's state after the fit too, when it has left the optimizer."""
+        """Save the adapter's state also after the fit, when it is detached from the optimizer."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         for state in checkpoint.get("optimizer_states", ()) if hasattr(self, "adapter") else ():
             state.setdefault(NAME, self.adapter.state_dict())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the optimizer as it was."""
+        """Detach from the optimizer."""
         if hasattr(self, "adapter"):
             self.adapter.remove()
 
@@ -203,19 +210,19 @@ class _Validation(NamedTuple):
 
 
 class _Batches:
-    """The validation batches of a fit, within its limits, or those given. Loaders that are reloaded begin a round."""
+    """The given validation batches, or those of the fit, within its limits. A reload starts a new round."""
 
     def __init__(self, batches: Iterable[Any] | None, trainer: Trainer) -> None:
         self.batches, self.trainer = batches, trainer
 
     @property
     def loaders(self) -> list[Any]:
-        """Each of them, whose random streams looks leave as they were."""
+        """The loaders, whose random streams looks do not change."""
         return [self.batches] if self.batches is not None else list(self.combined.flattened)
 
     @property
     def combined(self) -> Any:
-        """The fit's own, in one; made here, where it validates later."""
+        """The fit's combined validation loader; created here, if the fit has not validated yet."""
         loop = self.trainer.fit_loop.epoch_loop.val_loop
         if loop._combined_loader is None:
             with torch.random.fork_rng(devices=[]), _validating(self.trainer):
@@ -242,7 +249,7 @@ class _Batches:
 
 
 def _unshared(loader: Any) -> Any:
-    """Return a loader with workers of its own: a validation would begin again the iterator that it shares."""
+    """Return a copy of a loader with its own iterator: a validation would restart a shared one."""
     if hasattr(loader, "_iterator"):
         loader = copy.copy(loader)
         loader._iterator = None
@@ -251,7 +258,7 @@ def _unshared(loader: Any) -> Any:
 
 @contextmanager
 def _validating(trainer: Trainer) -> Iterator[None]:
-    """Let the Trainer be in the stage of validation: modules and loaders ask for it."""
+    """Set the Trainer to its validation stage, which modules and loaders read."""
     trainer.validating = True
     try:
         yield
@@ -261,7 +268,7 @@ def _validating(trainer: Trainer) -> Iterator[None]:
 
 @contextmanager
 def _silent(module: LightningModule) -> Iterator[None]:
-    """Let the module log nothing: what a look computes is not a metric of the run."""
+    """Disable the module's logging: the losses of looks are not metrics of the run."""
     names = [name for name in ("log", "log_dict") if name not in vars(module)]
     vars(module).update(dict.fromkeys(names, lambda *_, **__: None))
     try:

@@ -1,4 +1,4 @@
-"""What an adapter says of a training: nothing that it does, or finds, is silent."""
+"""Warnings about what the adapter does to a training, or finds in it."""
 
 import math
 import warnings
@@ -9,31 +9,36 @@ from hypergradient.race import Draw, RacedRun
 
 
 class Notice(UserWarning):
-    """Something that the adapter does to a training, or finds in it. Each is given once a run."""
+    """A warning about what the adapter does to a training, or finds in it; given once per run.
+
+    Example:
+        >>> import warnings
+        >>> warnings.filterwarnings("ignore", category=Notice)  # silences all notices
+    """
 
 
 class Notices:
     """The notices of one run."""
 
-    # the used rate over the user's; the rate over that of the first move, and the moves that show it
+    # thresholds: the used rate over the user's; the rate over that of the first move, after how many moves
     FAR, MOVED, MOVES = 2.0, 1.25, 8
-    # looks of which none was finite
+    # number of looks without a finite loss
     BLIND = 10
 
     def __init__(self) -> None:
         self.said = set[str]()
 
     def say(self, text: str, name: str = "") -> None:
-        """Give a notice, if none was given under this name."""
+        """Give a notice, once per name."""
         if (name or text) not in self.said:
             self.said.add(name or text)
             warnings.warn(f"RateAdapter: {text}", Notice, stacklevel=3)
 
     def follow(self, run: RacedRun, seen: dict[str, float]) -> None:
-        """Say what a step shows."""
+        """Give the notices that are due after a step."""
         used, lr = seen["lr"], run.peak * run.schedule
         if used and not lr / self.FAR <= used <= lr * self.FAR:
-            why = "the validation loss asks for it" if run.trusted else "another rate won the race"
+            why = "the validation loss moved it this far" if run.trusted else "another rate won the race"
             self.say(
                 f"at step {run.steps} the learning rate is {used:.3g}, {used / lr:.3g} times the optimizer's lr: {why}."
                 " It is group['used_lr'], and adapter.last['lr'].",
@@ -46,11 +51,11 @@ class Notices:
             if max(times, 1 / times) < self.MOVED or run.pushes**2 <= 4 * run.push_squares:
                 self.say(
                     f"after a third of the run, {run.moves} moves within noise have multiplied the learning rate by "
-                    f"{times:.2f}. No need to act: the rate suits, and adapting it changes little here."
+                    f"{times:.2f}. Nothing to do: the rate is good, and adapting it changes little here."
                 )
 
     def conclude(self, run: RacedRun, draw: Draw) -> None:
-        """Compare, at the end of a run, the average with the last weights, and with the run's beginning."""
+        """At the end of a run, compare the average with the last weights, and with the first move."""
         sets = [[p.detach() for p in run.params], run.average.weights]
         found = [torch.stack(run.losses(draw(), *sets)) for _ in range(run.settings.batches)]
         last, average = torch.stack(found).double().unbind(1)
@@ -59,12 +64,12 @@ class Notices:
         if float(more.mean()) > 2 * error:
             self.say(
                 f"on {len(more)} validation batches the loss of the averaged weights is {float(more.mean()):.3g} above "
-                "that of the last ones: with average=False those stay in the network.",
+                "that of the last ones: use average=False to keep those.",
                 "average",
             )
         if not float(torch.minimum(last.mean(), average.mean())) < run.guard.first:
             self.say(
                 f"the validation loss is {float(average.mean()):.3g}, no lower than at the first move, "
-                f"{run.guard.first:.3g}: the training has not learned anything that validation measures.",
+                f"{run.guard.first:.3g}: the training has not improved it.",
                 "nothing",
             )

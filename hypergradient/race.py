@@ -1,4 +1,4 @@
-"""Two runs compared on the same validation batches: at two rates, and a run with its own past."""
+"""Races and rewinds: compare two runs, or a run and its last good average, on the same validation batches."""
 
 import math
 from collections.abc import Callable
@@ -17,28 +17,28 @@ Draw = Callable[[], Callable[[], Tensor]]
 
 # a given rate within this factor of the method's own start is not compared with it
 NEAR = 1.25
-# the hypothetical run of a race goes at so many times the rate of the run
+# the rate of the hypothetical run of a race, over the rate of the run
 CLIMB = 4.0
 # a given rate above the method's own start that makes the weights grow by this factor within the race is far too high
 GROWTH = 2.0
-# standard errors: by so many the hypothetical run wins; by so many a run goes back, or has won its races for good
+# standard errors by which the hypothetical run wins a race; by which it loses clearly, or the run rewinds
 LIKELY, CERTAIN = 2.0, 4.0
 
 
 class RacedRun(AdaptedRun):
-    """A run that finds its first rate by races, and goes back where the validation loss says so.
+    """A run that finds its first rate by races, and rewinds when it fails.
 
-    race        for 32 steps the hypothetical run goes at another rate: at the method's own start, where another one is
-                given; then at four times the rate of the run. It becomes the run if its loss is lower beyond noise, and
-                the next race begins, until the run wins one. If that is within noise, there is another race when the
-                run is twice as old. A given rate also loses if it is the higher one and the weights have doubled: what
-                it does to a network is not undone
-    rewind      where both losses rise, the average is compared with the last good one; the run goes back to it, at half
-                the rate, if it has lost a fifth of what it had gained
+    race        for 32 steps the hypothetical run trains at another rate: at the method's own start, if another rate is
+                given; then at four times the rate of the run. If its validation loss is lower beyond noise, it becomes
+                the run, and the next race starts, until the run wins one. If the run wins within noise, the race is
+                repeated when the number of steps has doubled. A given rate also loses if it is the higher one and the
+                weights have doubled, which no later rate repairs
+    rewind      if both losses rise, the average is compared with the last good one; if it has lost a fifth of what the
+                run had gained, the run returns to the last good one, at half the rate
     """
 
     def begin(self) -> None:
-        """Choose the rate of the first step, from its gradients, and begin the first race; later, begin another one."""
+        """Choose the first rate, from the gradients, and start the first race; later, start another race."""
         self.next_race = math.inf
         if self.steps:
             self.rival, self.moved_at = CLIMB * self.rate, self.steps
@@ -47,8 +47,8 @@ class RacedRun(AdaptedRun):
         unit = weights_per_step(self.optimizer)
         if not (unit or self.given):
             raise ValueError(
-                "No weight matrix has a scale: all of them, or their gradients, are zero or not finite. Give a "
-                "learning rate. In float16 Adam's eps=1e-8 is 0: use eps=1e-4, or bfloat16."
+                "All weight matrices, or their gradients, are zero or not finite, so no learning rate can be derived: "
+                "give one. In float16 Adam's eps=1e-8 is 0: use eps=1e-4, or bfloat16."
             )
         start, self.size = self.settings.start * unit, self._size()
         self.weight_decay = self.settings.weight_decay / unit if unit else 0.0
@@ -64,22 +64,22 @@ class RacedRun(AdaptedRun):
 
     @property
     def can_rewind(self) -> bool:
-        """Whether there is a good average to go back to: never at a rate that is held."""
+        """Whether the run can return to a good average; never if the rate is held."""
         limit = self.settings.rewinds if self.settings.meta_lr else 0
         return bool(self.guard.good) and self.guard.rewound < limit
 
     @property
     def compares(self) -> bool:
-        """Whether this step compares, instead of looking."""
+        """Whether this step compares two runs, instead of a look."""
         return self.rival > 0 or self.guard.doubted
 
     def compare(self, draw: Draw) -> None:
-        """Compare the run with the other one on a validation batch, and decide when there are enough of them."""
+        """Compare the two runs on one more validation batch; decide when there are enough batches."""
         if not self.rival:
             self._add(draw(), self.guard.good[0])
             if found := self.guard.compared():
                 mean, error = found
-                # a loss that is not finite is worse
+                # `not <=`: also if the mean is NaN
                 if not mean <= max(CERTAIN * error, self.settings.lost * self.guard.gained):
                     self.rewind()
                 else:
@@ -92,28 +92,29 @@ class RacedRun(AdaptedRun):
                 mean, error = found
                 self._end_race(not mean <= LIKELY * error, clear=mean < -CERTAIN * error)
                 if self.settings.rewinds:
-                    # the next race, or the first moves, may need a way back
+                    # for a rewind during the next race or the first moves
                     self.guard.keep(self.average)
             elif self.steps - self.moved_at > self.settings.race + self.settings.batches:
                 self._end_race(False)
 
     def recover(self) -> None:
-        """Leave weights at which steps are not finite, where there are others."""
+        """Leave weights at which steps are not finite, if there are others to continue with."""
         if self.rival and self.rival < self.rate:
             self._end_race(True)
             return
         if self.rival:
-            # a higher rate is no way out
+            # a higher rate does not help
             self._end_race(False)
             self.rival = 0.0
         if self.can_rewind:
             self.rewind()
 
     def allowed(self, rate: float, loss: float) -> float:
-        """Return a new rate as far as the losses, L_val(A) and the training loss, allow it.
+        """Return a proposed rate within its limits.
 
-        It does not rise while both do, or where steps are shortened. Unless both do, it does not fall below the rate
-        that has won the races: a gradient that looks few steps ahead lowers rates too early.
+        It does not rise if both losses, L_val(A) and the smoothed training loss, rise, or if steps were shortened.
+        Unless both losses rise, it does not fall below the rate that won the races: h sees few steps ahead, and lowers
+        rates too early.
         """
         rises, shortened = self.guard.rises(loss), self.shortened > self.shortened_before
         self.shortened_before = self.shortened
@@ -131,7 +132,7 @@ class RacedRun(AdaptedRun):
         if lost:
             self.trusted = False
             self.adopt()
-            # of the other run
+            # the smoothed loss is that of the losing run
             self.guard.steps, self.guard.smooth = 0, 0.0
         self.climbing, self.raced, self.moved_at, self.guard.differences = True, self.rate, self.steps, []
         self.rival = CLIMB * self.rate if lost or not climbed else 0.0
@@ -144,16 +145,16 @@ class RacedRun(AdaptedRun):
         for weights in sets:
             values = TensorSet(self.network, self.params)
             values.copy_from(weights, self.average.buffers)
-            # a loss may need gradients along its inputs
+            # a loss may need gradients with respect to its inputs
             with torch.enable_grad(), no_trace(self.network, batch_statistics=True), values.in_place():
                 found.append(loss().detach())
         return mean_over_processes(found)
 
     def _add(self, loss: Callable[[], Tensor], others: list[Tensor]) -> None:
-        # read together: the processor waits for each
+        # read at once: each read waits for the device
         run, other = torch.stack(self.losses(loss, self.average.weights, others)).tolist()
         if math.isfinite(other):
-            # else the batch says nothing; and the list may be that of a state
+            # a batch without a finite loss does not count; a new list: the old one may belong to a state
             self.guard.differences = [*self.guard.differences, run - other]
 
     def _size(self) -> float:

@@ -1,7 +1,7 @@
-"""Sets of tensors that take the place of a network's weights and buffers.
+"""Sets of tensors that replace a network's weights and buffers.
 
-A hypothetical run and an average are not copies of objects: to use them, their tensors are exchanged with those in the
-user's own network and optimizer, and exchanged back. So they have its trainer, hooks, layers and attributes of now.
+A hypothetical run and an average are not copies of modules: to use them, their tensors are exchanged with those in the
+user's network and optimizer, and exchanged back. So hooks, layers and attributes are always the current ones.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +18,8 @@ class TensorSet:
     """Values for some parameters and all buffers of a network.
 
     Args:
-        network: whose tensors it can take the place of.
-        params: the parameters; each (...).
+        network: the network whose tensors are exchanged.
+        params: the parameters.
 
     Attributes:
         weights: a value for each parameter. buffers: one for each buffer.
@@ -33,39 +33,39 @@ class TensorSet:
 
     @torch.no_grad()
     def copy_from(self, weights: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
-        """Take over these values."""
+        """Copy these values into the set."""
         for own, value in zip(self.weights, weights, strict=True):
             own.copy_(value)
-        # which may have changed in number and shape
+        # their number and shapes may have changed
         self.buffers = [value.detach().clone() for value in buffers]
 
     def exchange(self, buffers: Sequence[Tensor] | None = None) -> None:
         """Exchange the values with those in the network.
 
-        buffers: of the network, where the caller has collected them.
+        buffers: the network's, if the caller has collected them.
         """
         own = list(self.network.buffers()) if buffers is None else list(buffers)
         if len(own) != len(self.buffers):
-            # one was registered since
+            # the network has registered or removed a buffer
             self.buffers = [buffer.detach().clone() for buffer in own]
-        live = [*self.params, *own]
-        values = [tensor.data for tensor in live]
-        for tensor, value in zip(live, [*self.weights, *self.buffers], strict=True):
+        in_network = [*self.params, *own]
+        values = [tensor.data for tensor in in_network]
+        for tensor, value in zip(in_network, [*self.weights, *self.buffers], strict=True):
             tensor.data = value
         self.weights, self.buffers = values[: len(self.params)], values[len(self.params) :]
         self.exchanged = not self.exchanged
-        # which holds casts of the weights that were there
+        # it holds casts of the previous weights
         torch.clear_autocast_cache()
         for module in self.network.modules() if torch.cuda.is_initialized() else ():
             if isinstance(module, nn.RNNBase):
-                # cuDNN wants all weights of a layer in one piece
+                # cuDNN needs the weights of a layer in contiguous memory
                 module.flatten_parameters()
 
     @contextmanager
     def in_place(self, keep: bool = True) -> Iterator[None]:
-        """Have the values in the network here.
+        """Put the values into the network, inside the block.
 
-        keep: whether what is done to them stays in the set: to BatchNorm's statistics, or by Embedding(max_norm=...).
+        keep: whether the set keeps changes made there, as by BatchNorm or Embedding(max_norm=...).
         """
         before, kept = list(self.network.buffers()), (self.weights, self.buffers)
         if not keep:
@@ -77,7 +77,7 @@ class TensorSet:
             now = list(self.network.buffers())
             self.exchange(now)
             for buffer, replaced in zip(before, now, strict=False):
-                # where the forward pass replaced a buffer; `unchanged` puts the module's own one back
+                # the forward pass may have replaced a buffer; `unchanged` restores the module's own one
                 buffer.data = replaced.data
             if not keep:
                 self.weights, self.buffers = kept
@@ -87,21 +87,31 @@ class TensorSet:
         return {"weights": list(self.weights), "buffers": list(self.buffers)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the values of a state."""
+        """Copy the values of a state into the set."""
         self.copy_from(state["weights"], state["buffers"])
 
 
 class Average(TensorSet):
-    """The average of about the last tenth of a run's weights, however many steps the run has.
+    """The average of the weights over about the last tenth of a run of any length.
 
         A ← A + (θ - A) / max(1, window · t)       after step t
 
     A polynomial-decay average (Shamir & Zhang 2013, arXiv 1212.1824). 16-bit weights are averaged in float32.
 
     Args:
-        network: whose weights are averaged; the average begins where they are.
-        params: the parameters that are averaged; the others are shared with the network.
+        network: the network to average; the average starts at its weights.
+        params: the parameters to average; the others are shared with the network.
         window: the fraction of the run that is averaged.
+
+    Example:
+        >>> network = torch.nn.Linear(1, 1, bias=False)
+        >>> average = Average(network, list(network.parameters()), window=1.0)
+        >>> for step in (1, 2, 3):
+        ...     _ = torch.nn.init.constant_(network.weight, step)
+        ...     average.update(step)
+        >>> with average.in_place():
+        ...     network.weight.item()
+        2.0
     """
 
     def __init__(self, network: nn.Module, params: Sequence[Tensor], window: float = 0.1) -> None:
@@ -111,7 +121,7 @@ class Average(TensorSet):
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
-        """Average the weights after that many steps; counters, as BatchNorm's, are copied."""
+        """Update the average after step `steps`; counters, such as BatchNorm's, are copied."""
         weight = 1 / max(1.0, self.window * steps)
         if self.params:
             torch._foreach_lerp_(
@@ -122,36 +132,36 @@ class Average(TensorSet):
                 own.copy_(exact)
         for number, (average, value) in enumerate(zip(self.buffers, self.network.buffers(), strict=False)):
             if value.is_floating_point() and value.shape == average.shape:
-                # a mask of -inf has no mean
+                # a mask of -inf cannot be averaged
                 average.copy_(torch.where(average == value, value, average.lerp(value, weight)))
             else:
                 self.buffers[number] = value.detach().clone()
 
     def copy_from(self, weights: Sequence[Tensor], buffers: Sequence[Tensor]) -> None:
-        """Take over these values."""
+        """Copy these values into the set."""
         super().copy_from(weights, buffers)
         self.exact = [w.float() if w.dtype in HALF else w for w in self.weights]
 
     def take_exact(self, exact: Sequence[Tensor]) -> None:
-        """Take over what is averaged of 16-bit weights."""
+        """Copy the float32 averages of 16-bit weights into the set."""
         kept = iter(exact)
         self.exact = [next(kept).to(w.device, copy=True) if w.dtype in HALF else w for w in self.weights]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the average; where it is in the network at present, `current` holds the weights of the run."""
+        """Return the average; while it is in the network, also the weights of the run, as `current`."""
         state: dict[str, Any] = {"exact": [e for e, p in zip(self.exact, self.params, strict=True) if p.dtype in HALF]}
         if self.exchanged:
-            live = {"weights": self.params, "buffers": self.network.buffers()}
-            average = {name: [tensor.detach() for tensor in tensors] for name, tensors in live.items()}
+            in_network = {"weights": self.params, "buffers": self.network.buffers()}
+            average = {name: [tensor.detach() for tensor in tensors] for name, tensors in in_network.items()}
             return state | average | {"current": super().state_dict()}
         return state | super().state_dict()
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the average of a state; weights that it has as `current` go into the network."""
+        """Load the average of a state; copy its `current` weights into the network."""
         super().load_state_dict(state)
         if current := state.get("current"):
-            live = [*self.params, *self.network.buffers()]
-            for tensor, value in zip(live, [*current["weights"], *current["buffers"]], strict=True):
+            in_network = [*self.params, *self.network.buffers()]
+            for tensor, value in zip(in_network, [*current["weights"], *current["buffers"]], strict=True):
                 tensor.copy_(value)
         self.take_exact(state["exact"])

@@ -1,4 +1,4 @@
-"""Where to start: the scale of the weights over that of a step, rms(θ) / rms(Δ(1)).
+"""The scale of the learning rate: that of the weights over that of a step, rms(θ) / rms(Δ(1)).
 
 At this rate one step would be as long as the weights.
 """
@@ -12,20 +12,20 @@ from torch.optim import Optimizer
 
 from hypergradient.hypothetical import copied_attributes, plain_step, with_attributes
 
-# equal gradients after which an optimizer's step has its final length; 10 times the first for a momentum of 0.9
+# number of equal gradients after which a step has its final length: with momentum 0.9, ten times the first length
 SETTLING = 100
 
 
 def weights_per_step(optimizer: Optimizer) -> float:
-    """Return rms(θ) / rms(Δ(1)), from the gradients that the parameters have; nothing is changed.
+    """Return rms(θ) / rms(Δ(1)) for the current gradients, without side effects.
 
-    Of matrices that are not zero: biases, and what begins at zero, have no scale. rms(θ) is the geometric mean over the
-    matrices, by size. Where none of them has a gradient (of low-rank adapters, the factors that begin at zero move
-    first), Δ is that of the matrices that do begin at zero. Groups keep the ratios of their rates.
-    0 where no matrix has a scale, or a gradient.
+    Only matrices that are not zero count: biases and zero matrices have no scale. rms(θ) is the geometric mean over the
+    matrices, weighted by size. If none of them has a gradient (in low-rank adapters, the factors that start at zero are
+    updated first), Δ is the step of the zero matrices. Groups keep the ratios of their rates. Returns 0 if no matrix
+    has a scale, or a gradient.
     """
     params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    # of a GradScaler, which a fused step takes away within itself
+    # set by a GradScaler; a fused step divides by it
     scale = getattr(optimizer, "grad_scale", None)
     gradients = (p.grad for p in params if p.grad is not None)
     settled = _settled_step(optimizer, params, tuple(g if scale is None else g / scale for g in gradients))
@@ -45,7 +45,7 @@ def _rms(tensors: list[Tensor]) -> float:
 
 
 def _lengths(tensor: Tensor) -> Tensor:
-    # squares of 16-bit numbers may be below the smallest one
+    # squares of 16-bit numbers may underflow
     lengths = tensor.abs()
     return lengths.to(torch.promote_types(lengths.dtype, torch.float32))
 
@@ -63,7 +63,7 @@ def _settled_step(optimizer: Optimizer, params: list[Tensor], gradient: Sequence
         for _ in range(SETTLING):
             before = [probe.clone() for probe in probes]
             for probe, g in zip(probes, gradient, strict=True):
-                # a copy: Nesterov's step may add to it
+                # a copy: Nesterov's step may modify it
                 probe.grad = g.clone()
             plain_step(optimizer)
     return [probe - b for probe, b in zip(probes, before, strict=True)]

@@ -1,4 +1,4 @@
-"""Which optimizers the method is right for: those whose step is proportional to the learning rate."""
+"""Check that the step of an optimizer is proportional to its learning rate."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -11,35 +11,39 @@ from torch.optim import Optimizer
 from hypergradient.hypothetical import copied_attributes, plain_step, with_attributes
 
 SUPPORTED = "SGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, Adadelta, Adamax, Muon"
-# steps before it is measured: RAdam is SGD for its first five, and what estimates the rate itself takes some to begin
+# steps before the measurement: RAdam is SGD for its first five, and optimizers that estimate the rate need some
 WARM_UP = 19
-# steps that are measured: some optimizers do something else in each fifth or sixth
+# measured steps: some optimizers act differently in each fifth or sixth
 MEASURED = 6
-# how many times longer one step is made -> how exactly it must be
+# factor by which the rate of one step is multiplied -> relative tolerance of the step
 FACTORS = {2.0: 1e-3, 100.0: 0.2}
-# how exactly the run must be, all of it at twice the rate: trust ratios and weight decay see other weights
+# relative tolerance of a whole run at twice the rate: trust ratios and weight decay depend on the weights
 RUN = 0.1
 
 
 def unwrapped(optimizer: Any) -> Optimizer:
-    """Return torch's optimizer inside of what Accelerate, Fabric or Lightning wrap around it."""
+    """Return the optimizer inside the wrappers of Accelerate, Fabric or Lightning."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
     return optimizer  # type: ignore[no-any-return]
 
 
 def check_supported(optimizer: Optimizer) -> None:
-    """Refuse, before training, an optimizer whose step is not proportional to its learning rate.
+    """Raise a ValueError if the step of an optimizer is not proportional to its learning rate.
 
-    Measured, not looked up, so optimizers from anywhere are covered. The optimizer takes steps on small slices of the
-    parameters, in float64 and at its own rates, which leave it as it was: with twice the rate a step must double, and
-    all of them together nearly; else its state depends on the rate, and a later step is not proportional to it.
+    This is measured, so it works for any optimizer. The optimizer takes steps on copies of small slices of the
+    parameters, in float64 and at its own rates, and is left unchanged. At twice the rate, a step must double, and all
+    steps together nearly so: otherwise the state depends on the rate, and later steps are not proportional to it.
 
     Raises:
-        ValueError: what was measured, why that matters and what to use instead.
+        ValueError: with what was measured, why that matters and what to use instead.
 
     Example:
-        >>> check_supported(torch.optim.Adam([torch.ones(2, requires_grad=True)]))
+        >>> theta = torch.ones(2, requires_grad=True)
+        >>> check_supported(torch.optim.Adam([theta]))
+        >>> check_supported(torch.optim.Rprop([theta]))
+        Traceback (most recent call last):
+        ValueError: Rprop cannot be adapted: 2 times the lr multiplied its step by ...
     """
     optimizer = unwrapped(optimizer)
     name = type(optimizer).__name__
@@ -82,18 +86,18 @@ class _Probe:
         groups = [group | {"params": _kinds(group["params"])} for group in optimizer.param_groups]
         params = [p for group in groups for p in group["params"]]
         self.values = [_slice(p) for p in params]
-        # without the state, which is of the whole parameters
+        # without the state of the parameters, which has their full shapes
         state = {key: value for key, value in optimizer.state.items() if not isinstance(key, Tensor)}
         some = vars(optimizer) | {"param_groups": groups, "state": defaultdict(dict, state)}
         with with_attributes(optimizer, some):
             self.attributes = copied_attributes(optimizer, dict(zip(params, self.values, strict=True)))
         with with_attributes(optimizer, self.attributes):
             for group in optimizer.param_groups:
-                # a schedule may begin at 0
+                # a schedule may start at 0
                 group["lr"] = factor * (float(group["lr"]) if 0 < float(group["lr"]) < float("inf") else 1e-3)
 
     def step(self, gradients: list[Tensor], factor: float = 1.0, keep: bool = True) -> Tensor:
-        """Take a step at `factor` times the rates, and return it; without `keep`, only to see what it is."""
+        """Take a step at `factor` times the rates, and return it; without `keep`, on copies."""
         before, attributes, values = _flat(self.values), self.attributes, self.values
         if not keep:
             values = [value.detach().clone().requires_grad_() for value in self.values]
@@ -103,22 +107,22 @@ class _Probe:
             for group in self.optimizer.param_groups:
                 group["lr"] = factor * group["lr"]
             for value, g in zip(values, gradients, strict=True):
-                # a copy: Nesterov's step may add to it
+                # a copy: Nesterov's step may modify it
                 value.grad = g.to(value, copy=True)
             plain_step(self.optimizer)
         return _flat(values) - before
 
 
 def _measure(optimizer: Optimizer) -> tuple[list[Tensor], dict[float, list[Tensor]], Tensor, Tensor, bool]:
-    """Return the last steps, each as it would be if it were longer, and a whole run, at its rate and at twice.
+    """Return the last steps, these steps by FACTORS, the run, the run at twice the rate, and whether any weight climbs.
 
-    And whether a parameter moved along its gradients.
+    A weight climbs if it moves along its gradients, not against them.
     """
     probe, double, draw = _Probe(optimizer, 1.0), _Probe(optimizer, 2.0), torch.Generator("cpu").manual_seed(0)
     start, steps, along = _flat(probe.values), list[Tensor](), torch.zeros(1, device="cpu")
     longer: dict[float, list[Tensor]] = {factor: [] for factor in FACTORS}
     for number in range(WARM_UP + MEASURED):
-        # with a common part: what estimates the rate from how steps agree begins to
+        # with a common part, so that optimizers that estimate the rate from similar steps do so
         gradients = [1 + torch.randn(v.shape, generator=draw, dtype=torch.float64, device="cpu") for v in probe.values]
         if number >= WARM_UP:
             for factor, found in longer.items():
@@ -132,12 +136,12 @@ def _measure(optimizer: Optimizer) -> tuple[list[Tensor], dict[float, list[Tenso
 
 
 def _kinds(params: Iterable[Tensor]) -> list[Tensor]:
-    """Return a parameter of each kind that an optimizer may treat in another way: its dimensions, its numbers."""
+    """Return a parameter of each kind that an optimizer may treat differently, by dimensions, type and device."""
     return list({(p.dim(), p.dtype, p.device, p.requires_grad, min(p.numel(), 2)): p for p in params}.values())
 
 
 def _flat(values: list[Tensor]) -> Tensor:
-    """Return the values as one vector on the CPU, in float64, the imaginary parts too."""
+    """Return the values as one vector on the CPU, in float64, including imaginary parts."""
     real = [torch.view_as_real(value.detach().resolve_conj()) if value.is_complex() else value for value in values]
     return torch.cat([value.detach().flatten().double().cpu() for value in real])
 

@@ -12,37 +12,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# of a module's attributes, those that a forward pass may change in place
+# types of a module's attributes that a forward pass may change in place
 CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
-# and those that are torch's own
+# attributes that every module has
 MODULE = frozenset(vars(nn.Module()))
-# modules that have a random stream, and how it is read and set
+# packages with a random stream, and the functions that read and set it
 STREAMS = {"random": ("getstate", "setstate"), "numpy.random": ("get_state", "set_state")}
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @contextmanager
 def unchanged(network: nn.Module) -> Iterator[None]:
-    """Leave the network's modules and torch's random stream as they were: attributes, modes, replaced buffers.
+    """Restore, after the block, the attributes and modes of a network's modules, and torch's random streams.
 
-    Values that are changed in place, as BatchNorm's statistics, are the caller's: see `hypergradient.sets`.
+    Tensors changed in place, such as BatchNorm's statistics, are left to the caller: see `hypergradient.sets`.
     """
     modules = list(network.modules())
     modes = [module.training for module in modules]
     attributes = [dict(vars(module)) for module in modules]
     own_names = [(own, own.keys() - MODULE) for own in attributes]
     mutable = [own[name] for own, names in own_names for name in names if type(own[name]) in CONTAINERS]
-    # which grows while it is read: containers may have others in them
+    # `mutable` grows in this loop: containers may contain others
     known = {id(value) for value in mutable}
     for container in mutable:
         for value in container.values() if isinstance(container, dict) else container:
             if type(value) in CONTAINERS and id(value) not in known:
                 known.add(id(value))
                 mutable.append(value)
-    # those of a scripted module are in no dictionary
+    # a scripted module does not have its buffers in a dictionary
     mutable += [own["_buffers"] for own in attributes if own["_buffers"] and isinstance(own["_buffers"], dict)]
     containers = [(value, copy.copy(value)) for value in mutable]
-    # a metric of torchmetrics adds to its states in place
+    # metrics of torchmetrics change their states in place
     metrics = [own for own in attributes if "_update_count" in own]
     states = [
         {name: own[name].clone() for name in own["_defaults"] if isinstance(own[name], Tensor)} for own in metrics
@@ -71,9 +71,10 @@ def unchanged(network: nn.Module) -> Iterator[None]:
 
 
 class Streams:
-    """Random streams outside of torch's default ones; generators continue in `own()` where they were in the last one.
+    """Random streams apart from torch's default ones: those of Python and NumPy, and given generators.
 
-    To read NumPy's costs a tenth of a small step: a module's stream that ten evaluations do not draw from is left out.
+    Each `own()` block continues the generators from the previous block. To read NumPy's stream costs a tenth of a small
+    step: the streams of packages from which ten blocks have not drawn are left out.
     """
 
     def __init__(self, generators: Iterable[torch.Generator] = ()) -> None:
@@ -85,7 +86,7 @@ class Streams:
 
     @contextmanager
     def own(self) -> Iterator[None]:
-        """Leave the streams as they were."""
+        """Restore the streams after the block."""
         outer = {key: get() for key, (get, _) in self.calls.items()}
         for generator, state in self.states.items():
             generator.set_state(state)
@@ -103,16 +104,22 @@ class Streams:
 
 @contextmanager
 def no_trace(network: nn.Module, batch_statistics: bool = False) -> Iterator[None]:
-    """Evaluate `network` as validation does, then leave it and the random stream as they were.
+    """Put a network into evaluation mode inside the block; then restore it and the random streams.
 
-    In evaluation mode BatchNorm reads its statistics without updating them and dropout draws nothing: the
-    hypergradient is that of the validation loss as validation measures it.
+    BatchNorm does not update its statistics and dropout is off, so losses are as in validation.
 
     Args:
-        network: whose modules are put into evaluation mode here.
-        batch_statistics: let BatchNorm normalize by the batch, where it has no statistics of these weights. This
-            updates its buffers. Layers that were in evaluation mode before stay frozen, and a batch of one value per
-            channel, which has no variance, is normalized by the statistics.
+        network: the network.
+        batch_statistics: let BatchNorm normalize by the batch, for weights of which it has no statistics. This updates
+            its buffers. Layers that were in evaluation mode before use their statistics, and so do batches with one
+            value per channel, which have no variance.
+
+    Example:
+        >>> network = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())
+        >>> with no_trace(network):
+        ...     loss = network(torch.randn(8, 2)).sum()
+        >>> network.training, network[0].running_mean
+        (True, tensor([0., 0.]))
     """
     # cuDNN's recurrent layers have no backward pass in evaluation mode
     recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
@@ -133,7 +140,7 @@ def no_trace(network: nn.Module, batch_statistics: bool = False) -> Iterator[Non
 
 
 def gpus(network: nn.Module) -> list[int]:
-    """Return the CUDA devices of the network's parameters, whose random streams it may draw from."""
+    """Return the CUDA devices of the network's parameters, from whose random streams it may draw."""
     if not torch.cuda.is_initialized():
         return []
     return list({p.device.index for p in network.parameters() if p.is_cuda})

@@ -1,4 +1,4 @@
-"""What is trained, and how: one ordinary module for the baselines, and those that learn their rate."""
+"""Lightning modules of the baselines and of the methods that adapt the rate; networks."""
 
 from lightning_modules.hypergradient_descent import HypergradientDescentModule
 from lightning_modules.meta import MetaModule

@@ -1,4 +1,4 @@
-"""Hypergradient descent (Baydin et al. 2018, arXiv 1703.04782): the strongest of the simple rivals."""
+"""Hypergradient descent (Baydin et al. 2018, arXiv 1703.04782), a baseline."""
 
 from typing import Any
 
@@ -9,15 +9,15 @@ from lightning_modules.supervised import OptimizerFactory, SupervisedModule
 
 
 class HypergradientDescentModule(SupervisedModule):
-    """A classifier whose rate descends the *training* loss: one dot product of this gradient and the last step.
+    """Adapts the rate to the *training* loss, by the dot product of the gradient and the last step.
 
         α ← α - β ⟨∇L_train(θ), Δ(1)⟩        Δ(1): the last step, at rate 1
 
     Args:
         network: (batch, ...) inputs -> (batch, classes) logits.
         lr: the learning rate to start from.
-        hyper_lr: β. Nothing keeps the rate positive, as published.
-        optimizer: makes the optimizer from the parameters and the rate; Adam by default.
+        hyper_lr: β. As published, the rate may become negative.
+        optimizer: creates the optimizer from the parameters and the rate; Adam by default.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class HypergradientDescentModule(SupervisedModule):
         self.before: list[Tensor] = []
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Move the rate along the product of the gradient with the last step at rate 1, and keep the weights."""
+        """Update the rate by the dot product of the gradient and the last step at rate 1; store the weights."""
         rate, params = optimizer.param_groups[0]["lr"], list(self.network.parameters())
         if self.before:
             pairs = [(p, before) for p, before in zip(params, self.before, strict=True) if p.grad is not None]
@@ -42,11 +42,11 @@ class HypergradientDescentModule(SupervisedModule):
         self.before = [p.detach().clone() for p in params]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the weights before the last step too."""
+        """Save the weights before the last step too."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["before"] = list(self.before)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Resume with them."""
+        """Load the weights before the last step too."""
         super().on_load_checkpoint(checkpoint)
         self.before = list(checkpoint["before"])

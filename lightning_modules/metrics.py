@@ -1,4 +1,4 @@
-"""What torchmetrics has only in float32."""
+"""R² in float64, which torchmetrics computes in float32."""
 
 from typing import Any
 

@@ -16,11 +16,11 @@ class MLP(nn.Sequential):
     """An MLP with ReLU, 40-100-10 by default.
 
     Args:
-        inputs: of a sample.
+        inputs: number of inputs.
         hidden: units of a hidden layer.
-        classes: outputs; 1 for a regression.
-        layers: hidden layers; 0 for logistic regression.
-        norm: None, "layer" or "batch": what stands before the ReLU of each hidden layer.
+        classes: number of outputs; 1 for a regression.
+        layers: number of hidden layers; 0 for logistic regression.
+        norm: None, "layer" or "batch": the normalization before the ReLU of each hidden layer.
         dropout: the fraction of each hidden layer that is dropped.
     """
 
@@ -63,7 +63,7 @@ class ConvNet(nn.Sequential):
 
 
 class GRU(nn.Module):
-    """A bidirectional GRU over the 40 points, its outputs at all of them read by one layer, as in the mnist1d paper."""
+    """A bidirectional GRU over the 40 points, and a linear layer on all its outputs, as in the mnist1d paper."""
 
     def __init__(self, hidden: int = 6, points: int = 40, classes: int = 10) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class GRU(nn.Module):
 class PostLayerNorm(nn.Module):
     """A residual MLP with LayerNorm after each addition, as in the first Transformers: it trains badly without warm-up.
 
-    width: of the residual stream; the branches are twice as wide.
+    width: width of the residual stream; the branches are twice as wide.
     """
 
     def __init__(self, inputs: int = 40, width: int = 48, blocks: int = 8, classes: int = 10) -> None:
@@ -123,7 +123,7 @@ class LSTM(nn.Module):
 class PoissonNetwork(nn.Module):
     """A physics-informed network (Raissi et al. 2019): x -> -u''(x) / k², where u = x (1 - x) N(x), N an MLP with tanh.
 
-    What it should return is sin(k x), k = 3 π. The derivatives are propagated forwards, layer by layer.
+    The target is sin(k x), k = 3 π. The derivatives are propagated forward, layer by layer.
     """
 
     def __init__(self, hidden: int = 32, layers: int = 3, waves: int = 3) -> None:
@@ -145,7 +145,7 @@ class PoissonNetwork(nn.Module):
 
 
 class TrainedConvNet(ConvNet):
-    """A ConvNet that was trained on the first five digits of other samples; its last layer, for all ten, is fresh."""
+    """A ConvNet pretrained on the first five digits of other samples, with a new last layer for all ten."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class TrainedConvNet(ConvNet):
 
 @lru_cache
 def _trained() -> dict[str, Tensor]:
-    """Train for 600 steps, in about two seconds; no data module has this seed."""
+    """Train for 600 steps, in about two seconds, on a seed that no data module uses."""
     args = get_dataset_args()
     args.seed = 1
     with isolate_rng():

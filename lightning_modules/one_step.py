@@ -1,4 +1,4 @@
-"""The plain one-step rule: the learning rate follows the gradient of the validation loss, step by step."""
+"""Train by the plain one-step rule: at each step, the rate follows the gradient of the validation loss."""
 
 import math
 from typing import Any, Literal, cast
@@ -12,16 +12,17 @@ from lightning_modules.supervised import OptimizerFactory, Pair, SupervisedModul
 
 
 class OneStepModule(SupervisedModule):
-    """The plain rule: before each real step, the rate moves along the hypergradient of that step.
+    """Trains by the plain rule: before each real step, the rate moves along the hypergradient of that step.
 
     Args:
         network: (batch, ...) inputs -> (batch, classes) logits.
         lr: the learning rate to start from.
-        meta_lr: the step of the meta-optimizer: of Adam about the largest change, relative for log_rate, in one step.
-        adapt: what the meta-optimizer moves: the logarithm of the rate, or the rate itself, which then has a floor at a
+        meta_lr: the learning rate of the meta-optimizer: for Adam about the largest change in one step, relative for
+            log_rate.
+        adapt: what the meta-optimizer updates: the logarithm of the rate, or the rate itself, which then is at least a
             thousandth of lr, so that it stays positive.
-        optimizer: makes the inner optimizer from the parameters and the rate; Adam by default.
-        meta_optimizer: makes the meta-optimizer from what it moves and meta_lr; Adam by default.
+        optimizer: creates the inner optimizer from the parameters and the rate; Adam by default.
+        meta_optimizer: creates the meta-optimizer from what it updates and meta_lr; Adam by default.
 
     Raises:
         ValueError: lr or meta_lr is out of range, or the inner optimizer's step is not proportional to its rate.
@@ -41,13 +42,13 @@ class OneStepModule(SupervisedModule):
             raise ValueError(f"--model.meta_lr must be a finite number, 0 or more, got {meta_lr}.")
         check_supported(self.inner_optimizer())
         self.meta_lr, self.adapt, self.make_meta_optimizer = meta_lr, adapt, meta_optimizer or Adam
-        # log(rate / lr), or the rate; made here, so that checkpoints hold it; has no gradient, which DDP would wait for
+        # log(rate / lr), or the rate; created here, so that checkpoints hold it; DDP would wait for its gradient
         self.learned = nn.Parameter(torch.tensor(lr if adapt == "rate" else 0.0), requires_grad=False)
         self.batch_size = 0
         self.automatic_optimization = False
 
     def configure_optimizers(self) -> list[Optimizer]:
-        """Build the inner optimizer on the network, and the meta-optimizer on the learning rate."""
+        """Build the inner optimizer for the network, and the meta-optimizer for the learning rate."""
         return [self.inner_optimizer(), self.make_meta_optimizer([self.learned], self.meta_lr)]
 
     def scale(self) -> Tensor:
@@ -56,7 +57,7 @@ class OneStepModule(SupervisedModule):
         return learned / self.lr if self.adapt == "rate" else learned.exp()
 
     def training_step(self, batch: Pair, batch_idx: int) -> dict[str, Tensor | float]:
-        """Take the hypothetical step, look at the validation loss there, move the rate, make it the real step."""
+        """Take the hypothetical step, compute the hypergradient, move the rate, and correct the step."""
         optimizer, meta_optimizer = cast(list[Any], self.optimizers())
         loss = self.loss(batch["train"])
         self.manual_backward(loss)
@@ -66,12 +67,12 @@ class OneStepModule(SupervisedModule):
         self.passes += len(batch["val"][1]) / self.batch_size
         scale = self.scale()
         update = lookahead(optimizer, scale)
-        # the validation gradient takes its memory
+        # frees memory for the validation gradient
         optimizer.zero_grad()
         with no_trace(self.network):
             lookahead_loss = self.loss(batch["val"])
             h = hypergradient(lookahead_loss, update)
-        # over processes: one rate for all
+        # over the processes, which all have the same rate
         h = self.trainer.strategy.reduce(h, reduce_op="mean")
         if h.isfinite():
             # unwrapped: a second Lightning step would count this batch twice

@@ -1,4 +1,4 @@
-"""LR schedules that torch's classes do not give from an optimizer and the number of steps alone."""
+"""LR schedules that need only an optimizer and the number of steps."""
 
 import math
 

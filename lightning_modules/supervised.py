@@ -1,4 +1,4 @@
-"""Any network under any `torch.optim` optimizer and schedule: the baselines."""
+"""Train any network with any `torch.optim` optimizer and schedule: the baselines."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -23,13 +23,13 @@ ScheduleFactory = Callable[[Optimizer, int], LRScheduler]
 
 
 class SupervisedModule(LightningModule):
-    """Training at a fixed or a scheduled learning rate: of cross-entropy, or of squared error where targets are floats.
+    """Minimizes cross-entropy, or squared error if targets are floats, at a fixed or scheduled learning rate.
 
     Args:
         network: (batch, ...) inputs -> (batch, ..., classes) logits, or as many values as targets.
-        lr: the learning rate that the arm starts from, or keeps.
-        optimizer: makes the optimizer from the parameters and the rate; Adam by default.
-        schedule: makes an LR scheduler from the optimizer and the number of steps in the run; stepped every batch
+        lr: the initial learning rate.
+        optimizer: creates the optimizer from the parameters and the rate; Adam by default.
+        schedule: creates an LR scheduler from the optimizer and the number of steps in the run; stepped every batch
             (ReduceLROnPlateau: every epoch, on the validation loss).
 
     Raises:
@@ -47,23 +47,23 @@ class SupervisedModule(LightningModule):
         if not 0 < lr < math.inf:
             raise ValueError(f"--model.lr must be a positive finite number, got {lr}. 0.001 is a usual start.")
         self.network, self.losses, self.r2 = network, list[Tensor](), R2()
-        # forward-backward passes of a training batch, without the plain ones
+        # forward-backward passes over a training batch, beyond those of plain training
         self.passes = 0.0
-        # the random streams of a run that is resumed
+        # random streams of the checkpoint from which the run resumes
         self.random: tuple[Tensor, list[Tensor]] | None = None
         self.lr, self.make_optimizer, self.make_schedule = lr, optimizer or Adam, schedule
-        # what the optimizer or the schedule refuses, it refuses now, before a run begins
+        # built here once, so that wrong options fail before a run starts
         trial = self.inner_optimizer()
         if schedule is not None:
             schedule(trial, 1)
 
     def setup(self, stage: str) -> None:
-        """Forget, before a fit, what a checkpoint brought that was loaded for something else."""
+        """Discard, before a fit, what an earlier checkpoint has loaded."""
         if stage == "fit":
             self.losses, self.passes, self.random = [], 0.0, None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer, and the schedule where there is one."""
+        """Build the optimizer, and the schedule if one is given."""
         optimizer = self.inner_optimizer()
         if self.make_schedule is None:
             return optimizer
@@ -74,11 +74,11 @@ class SupervisedModule(LightningModule):
 
     @property
     def depends_on_length(self) -> bool:
-        """Whether a step depends on the number of steps in the run, which then cannot be made longer."""
+        """Whether a step depends on the length of the run, so that the run cannot be made longer."""
         return self.make_schedule is not None
 
     def inner_optimizer(self) -> Optimizer:
-        """Build the optimizer that moves the network."""
+        """Build the optimizer of the network."""
         return self.make_optimizer(self.network.parameters(), self.lr)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,14 +92,14 @@ class SupervisedModule(LightningModule):
         return objective(self(x), y)
 
     def training_step(self, batch: Pair, batch_idx: int) -> dict[str, Tensor | float]:
-        """Return the loss to be minimised and the rate of this step."""
+        """Return the loss to be minimized and the rate of this step."""
         loss = self.loss(batch["train"])
         self.losses.append(loss.detach())
         seen = {"loss": loss, "lr": self.trainer.optimizers[0].param_groups[0]["lr"], "decay": self.decay()}
         return {name: value for name, value in seen.items() if name != "decay" or value}
 
     def decay(self) -> float:
-        """Return what a step takes from each weight, beside the gradient's part: η = lr · weight_decay in AdamW."""
+        """Return the decay of a step, lr · weight_decay, if it is decoupled from the gradient, as in AdamW; else 0."""
         group = self.trainer.optimizers[0].param_groups[0]
         decoupled = group.get("decoupled_weight_decay", False)
         return float(group["lr"] * group["weight_decay"]) if decoupled else 0.0
@@ -110,17 +110,17 @@ class SupervisedModule(LightningModule):
         self.losses.clear()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the cost, and the random stream."""
+        """Save the cost and the random streams."""
         checkpoint["passes"] = self.passes
         checkpoint["random"] = torch.get_rng_state(), torch.cuda.get_rng_state_all()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Resume with them; take the weights' precision, before Lightning puts them into float32."""
+        """Load cost and random streams; set the precision of the weights, which Lightning would make float32."""
         self.passes, self.random = checkpoint["passes"], checkpoint["random"]
         self.to(next(value.dtype for value in checkpoint["state_dict"].values() if value.is_floating_point()))
 
     def on_train_start(self) -> None:
-        """Continue the random stream of the checkpoint."""
+        """Continue the random streams of the checkpoint."""
         if self.random:
             cpu, gpus = self.random
             torch.set_rng_state(cpu)

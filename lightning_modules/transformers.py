@@ -1,4 +1,4 @@
-"""Two small Transformers, of torch's own layers: pre-norm, GELU, no dropout."""
+"""Two small Transformers of torch's layers: pre-norm, GELU, without dropout."""
 
 import torch
 from torch import Tensor, nn
@@ -14,25 +14,26 @@ class _Encoder(nn.Module):
             width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
         self.layers = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
-        for p in self.layers.parameters():  # its layers are copies of one: each gets weights of its own
+        # the layers are copies of one, with equal weights
+        for p in self.layers.parameters():
             if p.dim() > 1:
                 nn.init.xavier_uniform_(p)
 
     def forward(self, x: Tensor, causal: bool = False) -> Tensor:
-        """Return the states, (batch, tokens, width); causal: none sees what follows it."""
+        """Return the states, (batch, tokens, width); causal: a token does not attend to later ones."""
         mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], x.device, x.dtype) if causal else None
         states: Tensor = self.layers(x + self.positions[: x.shape[1]], mask=mask, is_causal=causal)
         return states
 
 
 class ByteTransformer(nn.Module):
-    """A language model on bytes, as GPT-2 at 1/1000 of its size: (batch, tokens) int64 -> (batch, tokens, 256) logits.
+    """A language model on bytes, like GPT-2 at 1/1000 the size: (batch, tokens) int64 -> (batch, tokens, 256) logits.
 
     Args:
         tokens: the longest context.
-        width: of a token's state.
-        layers: of the Transformer.
-        heads: of attention, which divide the width.
+        width: size of a token's state.
+        layers: number of layers.
+        heads: number of attention heads, a divisor of width.
     """
 
     def __init__(self, tokens: int = 64, width: int = 64, layers: int = 2, heads: int = 4) -> None:
@@ -42,7 +43,7 @@ class ByteTransformer(nn.Module):
         self.encoder = _Encoder(tokens, width, layers, heads)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the logits of each next byte; the embedding reads them out too (Press & Wolf 2017)."""
+        """Return the logits of each next byte; the output layer is the embedding (Press & Wolf 2017)."""
         states: Tensor = self.encoder(self.embedding(x), causal=True)
         return states @ self.embedding.weight.T
 
@@ -53,10 +54,10 @@ class VisionTransformer(nn.Module):
     (batch, 64) -> (batch, classes) logits, from the mean of the patches' states.
 
     Args:
-        width: of a patch's state.
-        layers: of the Transformer.
-        heads: of attention, which divide the width.
-        classes: outputs.
+        width: size of a patch's state.
+        layers: number of layers.
+        heads: number of attention heads, a divisor of width.
+        classes: number of outputs.
     """
 
     def __init__(self, width: int = 64, layers: int = 2, heads: int = 4, classes: int = 10) -> None:

@@ -97,7 +97,7 @@ def test_every_link_leads_somewhere() -> None:
     ("module", "names", "count"),
     [
         ("one_step", "lookahead|hypergradient|learning rate|real step", 4),
-        ("meta", "start|each step|race|look|move", 5),
+        ("meta", "start|each step|look|move", 4),
     ],
 )
 def test_the_equations_of_the_page_are_those_of_the_code(module: str, names: str, count: int) -> None:

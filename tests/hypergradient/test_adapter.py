@@ -206,7 +206,7 @@ def test_a_compiled_step_adapts() -> None:
 def test_the_last_of_two_adapters_replaces_the_first_and_removed_it_leaves_a_plain_optimizer() -> None:
     """In a notebook a cell is run twice; as Fabric's, a wrapper has torch's optimizer in `optimizer`."""
     net, optimizer, first = adapted()
-    with pytest.warns(UserWarning, match="has one already, which this one replaces"):
+    with pytest.warns(UserWarning, match="replacing the adapter that this optimizer already has"):
         second = RateAdapter(SimpleNamespace(optimizer=optimizer), net, loss, VALIDATION, length=None)  # type: ignore[arg-type]
     first.remove()
     assert optimizer.rate_adapter is second  # type: ignore[attr-defined]
@@ -271,11 +271,11 @@ def sparse() -> None:
         (lambda: adapted(patience=0), "patience must be 1 or more, got 0"),
         (
             lambda: RateAdapter(torch.optim.Adam(network().parameters()), network(), loss, VALIDATION, length=None),
-            "the optimizer moves 2 parameters that are not the network's",
+            "the optimizer has 2 parameters that are not the network's",
         ),
-        (lambda: train(*adapted(batches=iter(VALIDATION))[1:], range(20)), "no validation batches, or no second time"),
+        (lambda: train(*adapted(batches=iter(VALIDATION))[1:], range(20)), "validation batches, or an iterator"),
         (without_a_batch, r"no training batch is registered: call adapter.loss\(batch\), or see"),
-        (sparse, r"sparse gradients cannot be adapted: use Embedding\(sparse=False\)"),
+        (sparse, r"Sparse gradients are not supported: use Embedding\(sparse=False\)"),
     ],
 )
 def test_what_cannot_be_adapted_is_refused(work: Callable[[], object], message: str) -> None:

@@ -269,7 +269,7 @@ def refusal(arguments: dict[str, Any], evaluated: Any = None) -> Callable[[Path]
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        (refusal({}, {"one": noise(1), "two": noise(2)}), "looks at one validation set, and eval_dataset has several"),
+        (refusal({}, {"one": noise(1), "two": noise(2)}), "uses one validation set, but eval_dataset has several"),
         (refusal({"optim": "schedule_free_adamw"}), "AdamWScheduleFree cannot be adapted"),
     ],
     ids=["several sets", "Schedule-Free"],

@@ -144,7 +144,7 @@ class Manual(Plain):
 @pytest.mark.parametrize(
     ("case", "options", "callbacks", "message"),
     [
-        (Case(module=Manual, configure=lambda n: [adam(n), adam(n)]), {}, [], "adapts one optimizer, and there are 2"),
+        (Case(module=Manual, configure=lambda n: [adam(n), adam(n)]), {}, [], "one optimizer, but the module has 2"),
         (Case(configure=lambda n: torch.optim.Rprop(n.parameters())), {}, [], "Rprop cannot be adapted"),
         (Case(), {"batches": []}, [], "needs validation batches: a validation loader in fit"),
         (Case(), {}, [ModelCheckpoint(save_weights_only=True)], r"save_weights_only=True\) would save others"),
@@ -165,7 +165,7 @@ def test_a_strategy_that_cuts_up_the_weights_is_refused(monkeypatch: pytest.Monk
     for strategy in (strategies.FSDPStrategy, strategies.DeepSpeedStrategy):
         # which itself needs a GPU, or a package, to start
         monkeypatch.setattr(Trainer, "strategy", object.__new__(strategy))
-        with pytest.raises(ValueError, match=f"under {strategy.__name__}, which cuts up the weights: use DDP"):
+        with pytest.raises(ValueError, match=f"with {strategy.__name__}, which shards the weights: use DDP"):
             AdaptLearningRate(loss).on_fit_start(trainer, Case().build())
 
 

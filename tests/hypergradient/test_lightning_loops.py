@@ -395,5 +395,5 @@ def test_a_backbone_that_is_released_during_training_is_adapted_too(tmp_path: Pa
     assert {len(rates) for rates in watch.rates.values()} == {1, 2}
     # Lightning freezes the backbone again in a run that is resumed
     again = replace(variant, data=lambda: ORDINARY() | {"ckpt_path": tmp_path / "epoch=1.ckpt"})
-    with pytest.raises(ValueError, match="moves other parameters: release or add them first"):
+    with pytest.raises(ValueError, match="has other parameters: unfreeze or add them first"):
         again.fit(tmp_path, AdaptLearningRate(loss, **HELD))

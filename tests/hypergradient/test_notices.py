@@ -17,7 +17,7 @@ FAR = "times the optimizer's lr: another rate won the race"
 BLIND = "was not finite in any look"
 NOISE = "moves within noise have multiplied the learning rate"
 AVERAGE = "the loss of the averaged weights is"
-NOTHING = "has not learned anything that validation measures"
+NOTHING = "the training has not improved it"
 
 
 def adam(lr: float, **options: Any) -> Callable[[Any], torch.optim.Optimizer]:

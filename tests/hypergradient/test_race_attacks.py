@@ -154,5 +154,5 @@ def test_weights_that_begin_at_zero_train_at_the_given_rate(make: Callable[[], n
 
 @pytest.mark.parametrize("length", [0, -1, 1.5, "10"])
 def test_a_length_that_is_no_number_of_steps_is_refused(length: Any) -> None:
-    with pytest.raises(ValueError, match="length must be the steps of the run, or None where they are unknown"):
+    with pytest.raises(ValueError, match="length must be the number of steps of the run, or None if unknown"):
         started(0.1, length=length)
