@@ -80,9 +80,10 @@ test: .venv/installed  ## set up, then run the test suite
 test-all: .venv/tests  ## the slow tests too, in two processes
 	$(BIN)/python -m pytest -m "slow or not slow" -n 2 --dist loadfile --durations=40
 
+# the files in git alone: others in the clone are the user's own
 lint: .venv/tests  ## run the linters, type checks and import rules
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check $$(git ls-files '*.py' '*.ipynb')
+	$(BIN)/ruff format --check $$(git ls-files '*.py' '*.ipynb')
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
 
