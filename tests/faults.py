@@ -45,11 +45,11 @@ BAD_INPUT = {
     "tune.py --optimizer adam --search model.lr=log:1:0.1": r"--search: model.lr=log:1:0.1 must read like ",
     "tune.py --optimizer adam --search data.batch_size=3999:9000": r"--data.batch_size must lie between 1 and 4000",
     "tune.py --optimizer adam --trainer.logger=false": r"--trainer.logger cannot be given here: the runs are read back",
-    "tune.py --optimizer adam --ckpt_path x.ckpt": r"--ckpt_path cannot be given here: each run starts at its own",
+    "tune.py --optimizer adam --ckpt_path x.ckpt": r"--ckpt_path cannot be given here: each run starts from its first",
     "tune.py --optimizer adam --storage sqlite:////nowhere/o.db": r"--storage sqlite:.* cannot be used .*unable to",
     "tune.py --optimizer adam --storage postgresql://u:secret@h/o": r"--storage: .* set MLFLOW_TRACKING_URI",
     "compare.py --optimizers adamm": r"--optimizers: unknown arm or file 'adamm'",
-    "compare.py --optimizers adam adam": r"--optimizers: two of one name would be one row of the table",
+    "compare.py --optimizers adam adam": r"--optimizers: two arms have the same name",
     "compare.py --optimizer adam": r"--optimizer cannot be given here: use --optimizers",
     "compare.py --initial-lrs 0": r"--initial-lrs: must be a positive finite number, got '0'",
     "compare.py --cluster tcp://127.0.0.1:1": r"--cluster: .* set MLFLOW_TRACKING_URI",
@@ -92,13 +92,13 @@ STATE = "the last checkpoint, all points; FAILED"
 LATER = "everything; FINISHED once `tracking.deliver` has sent it"
 FAULTS = {
     "the disk becomes full": Fault(
-        r"error: .*No space left on device.*Finished work is kept", 1, STATE, full_disk, "FAILED"
+        r"error: .*No space left on device.*Finished work is saved", 1, STATE, full_disk, "FAILED"
     ),
     "a file becomes larger than `ulimit -f`": Fault(
-        r"error: .*File too large.*Finished work is kept", 1, STATE, file_limit, "FAILED"
+        r"error: .*File too large.*Finished work is saved", 1, STATE, file_limit, "FAILED"
     ),
     "`mlruns` is removed during a run": Fault(
-        r"error: .*No such file .*Finished work is kept", 1, "the points; FAILED", removed, "FAILED"
+        r"error: .*No such file .*Finished work is saved", 1, "the points; FAILED", removed, "FAILED"
     ),
     "`mlflow.db` becomes read-only during a run": Fault(
         r"did not take everything .*readonly database.*The rest is in .*python -m tracking.deliver ",
@@ -123,13 +123,13 @@ FAULTS = {
     ),
     "the tracking server is restarted during a run": Fault(r"", 0, "everything; FINISHED", server_restarts, "FINISHED"),
     "PostgreSQL stops during a sweep": Fault(
-        r"error: a run was refused; .*Finished work is kept", 1, "all runs that ended; FAILED", database_stops, "FAILED"
+        r"error: a run was refused; .*Finished work is saved", 1, "all finished runs; FAILED", database_stops, "FAILED"
     ),
     "TMPDIR becomes full, and is on another disk": Fault(r"", 0, "everything; FINISHED", full_tmpdir, "FINISHED"),
     "stdout is closed (`>&-`)": Fault(r"", 0, "everything; FINISHED", no_stdout, "FINISHED"),
     "Optuna's journal ends in half a line": Fault(r"", 0, "all trials before it, and all other studies"),
-    "Ctrl-C in a run": Fault(r"interrupted; finished work is kept", 130, "the last checkpoint, all points; KILLED"),
-    "SIGTERM in a run": Fault(r"terminated; finished work is kept", 143, "the last checkpoint, all points; KILLED"),
+    "Ctrl-C in a run": Fault(r"interrupted; finished work is saved", 130, "the last checkpoint, all points; KILLED"),
+    "SIGTERM in a run": Fault(r"terminated; finished work is saved", 143, "the last checkpoint, all points; KILLED"),
     "LANG=C, PYTHONOPTIMIZE=2, warnings are errors": Fault(r"", 0, "everything; FINISHED"),
     "`mlruns` cannot be written": Fault(r"error: The MLflow store .* cannot be used: .*Read-only file system", 2),
     "`mlruns` is a file": Fault(r"error: The MLflow store .* cannot be used: .*exists: .*mlruns", 2),
@@ -168,7 +168,7 @@ FAULTS = {
         inject=b"seed_everything: !!python/object/apply:os.system ['touch sprung']",
     ),
     "a checkpoint of which one bit is flipped": Fault(r"--ckpt_path: .* is damaged", 2, inject=[]),
-    "a checkpoint that is text": Fault(r"--ckpt_path: .* is damaged, .*File is not a zip file", 2, inject=[]),
+    "a checkpoint that is text": Fault(r"--ckpt_path: .* is damaged .*File is not a zip file", 2, inject=[]),
     "a checkpoint of another shape": Fault(
         r"the run was another one; .*: model.network.hidden 100 → 30", 2, inject=["--model.network.hidden=30"]
     ),
