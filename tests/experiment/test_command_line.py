@@ -1,4 +1,4 @@
-"""What is typed is what is trained, and what it is called."""
+"""The command line determines the configuration and the name of a run."""
 
 from inspect import signature
 from itertools import permutations

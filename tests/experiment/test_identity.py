@@ -1,4 +1,4 @@
-"""A result is found again while its configuration, code and data are the same, and only then."""
+"""A stored run is reused if and only if its configuration, code and data are the same."""
 
 import ast
 import shutil

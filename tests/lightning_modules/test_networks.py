@@ -1,4 +1,4 @@
-"""The networks and the data of the tasks, and the loss that all of them have."""
+"""Networks, data and the common loss of the tasks."""
 
 import math
 from importlib import import_module
