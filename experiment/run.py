@@ -122,13 +122,13 @@ class Run(LightningCLI):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the seed as a whole number; Lightning would also accept true (a random seed) and false (none)."""
-        parser.add_argument("--seed_everything", type=SEED, default=0, help="of weights and of the order of samples")
+        parser.add_argument("--seed_everything", type=SEED, default=0, help="seed of weights and order of samples")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the names of arm and task, which `read` puts first, and the number of threads."""
-        parser.add_argument("--optimizer", help=f"the arm, by default meta: {', '.join(options.ARMS)}")
-        parser.add_argument("--task", help=f"data and network, by default mlp: {', '.join(options.TASKS)}")
-        parser.add_argument("--threads", type=PositiveInt, default=1, help="another number gives other last digits")
+        parser.add_argument("--optimizer", help=f"training method (default: meta): {', '.join(options.ARMS)}")
+        parser.add_argument("--task", help=f"data and network (default: mlp): {', '.join(options.TASKS)}")
+        parser.add_argument("--threads", type=PositiveInt, default=1, help="affects the last digits of results")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the given arguments instead of `sys.argv`."""
@@ -214,7 +214,7 @@ class Run(LightningCLI):
         if any(isinstance(found, Timer) and found.time_remaining() == 0 for found in self.trainer.callbacks):  # type: ignore[attr-defined]
             raise ValueError("--trainer.max_time must be positive.")
         if trains and (loss.dim() or not loss.requires_grad):
-            raise ValueError("the loss must be a scalar that depends on weights: is it detached, or all are frozen?")
+            raise ValueError("the loss must be a scalar that depends on weights. Is it detached, or are they frozen?")
         if saved := self.line.saved:
             path = str(self.line.checkpoint)
             self._check_checkpoint(path, saved)
@@ -228,10 +228,10 @@ class Run(LightningCLI):
         any_length = not self.model.depends_on_length and self.config.trainer.max_steps == -1
         refused, listed = differences(saved["config"], self.dump, self.line.command, any_length)
         if refused:
-            advice = "leave out --optimizer, --task and what differs to continue as it was configured"
-            raise ValueError(f"--ckpt_path: the run was another one; {advice}: {', '.join(refused)}.")
+            advice = "To resume its run, omit --optimizer, --task and the options that differ"
+            raise ValueError(f"--ckpt_path: the checkpoint is of another run. {advice}: {', '.join(refused)}.")
         if listed and self.trainer.is_global_zero:
-            print(f"other than in the run of the checkpoint: {', '.join(listed)}")
+            print(f"differs from the run of the checkpoint: {', '.join(listed)}")
         alone = {"logger": False, "devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": False}
         with isolate_rng(), refusing(f"--ckpt_path: {path} has a configuration that cannot be used: "):
             config = self.parser.parse_object(saved["config"] | {"trainer": saved["config"]["trainer"] | alone})
@@ -257,7 +257,7 @@ class Run(LightningCLI):
                 self.test_metrics = dict(tested[0]) if tested else {}
                 self.metrics |= self.test_metrics
             if found := not_finite(self.trainer):
-                raise DivergenceError(f"{command}: {found}. The weights, or the data, are at fault.")
+                raise DivergenceError(f"{command}: {found}. Check the weights and the data.")
             ended = "FINISHED"
         except DivergenceError as error:
             self.diverged = str(error)

@@ -168,7 +168,7 @@ FAULTS = {
     "a checkpoint with one flipped bit": Fault(r"--ckpt_path: .* is damaged", 2, inject=[]),
     "a text file as checkpoint": Fault(r"--ckpt_path: .* is damaged .*File is not a zip file", 2, inject=[]),
     "a checkpoint of another network size": Fault(
-        r"the run was another one; .*: model.network.hidden 100 → 30", 2, inject=["--model.network.hidden=30"]
+        r"the checkpoint is of another run\. .*: model.network.hidden 100 → 30", 2, inject=["--model.network.hidden=30"]
     ),
     "a checkpoint of another arm": Fault(
         r"model lightning_modules.MetaModule → lightning_modules.SupervisedModule", 2, inject=["--optimizer=adam"]

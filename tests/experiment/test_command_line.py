@@ -75,7 +75,7 @@ def test_a_file_that_names_an_arm_and_another_class_is_that_arm_with_this_class_
         base = train(["--optimizer", "meta", "--trainer.fast_dev_run=true"])
         assert (run.line.arm, type(run.model).__name__, run.model.given) == ("mine", "Mine", False)
         assert run.model.settings.pull == (0.1 if model == "variant.Mine" else 0.2)
-        callbacks = [[type(callback) for callback in each.trainer.callbacks] for each in (run, base)]
+        callbacks = [[*map(type, each.trainer.callbacks)] for each in (run, base)]  # type: ignore[attr-defined]
         assert callbacks[0] == callbacks[1]
 
 
