@@ -32,7 +32,7 @@ def main(args: list[str] | None = None) -> None:
     scale = Scale(
         own.seeds, own.data_seeds, workers=own.workers, cluster=own.cluster, output=own.output, retrain=own.retrain
     )
-    table, parent = compare(own.optimizers, own.initial_lrs, rest, scale, options.typed("compare.py", args))
+    table, parent = compare(own.optimizers, own.initial_lrs, rest, scale, options.command("compare.py", args))
     experiment = client().get_run(parent).info.experiment_id
     print(f"{table}\nwritten to  {own.output}\nsee it      {how_to_see(experiment, parent)}")
     print(f"charts      {how_to_compare(experiment, parent)}")

@@ -29,7 +29,7 @@ def main(args: list[str] | None = None) -> None:
         if own.redraw:
             draw(own.output / name, ABOUT)
         else:
-            print(f"\n{name}\n{publish_stage(name, scale, options.typed('results.py', args))}")
+            print(f"\n{name}\n{publish_stage(name, scale, options.command('results.py', args))}")
 
 
 if __name__ == "__main__":

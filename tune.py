@@ -31,7 +31,7 @@ def main(args: list[str] | None = None) -> "optuna.Study":
 
     search = own.search and dict(word.partition("=")[::2] for word in own.search)
     tuning = Tuning(own.optimizer, tuple(rest), search, own.trials, own.seed, own.workers, own.storage)
-    found = tune(tuning, options.typed("tune.py", args), own.retrain)
+    found = tune(tuning, options.command("tune.py", args), own.retrain)
     print(found.text, end="")
     file = own.output or (None if search or rest or own.seed else options.TUNED.get(own.optimizer))
     if file:

@@ -67,10 +67,10 @@ def read(args: Sequence[str]) -> Line:
     tasks, named, over = list(own.task), list[str](), list[str]()
     for file in own.config:
         with refusing(f"--config: {file} cannot be read: "):
-            said = load_once(Path(file).read_text(encoding="utf-8"))
-        if not isinstance(said, dict):
+            content = load_once(Path(file).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
             parser.error(f"--config: {file} is not a mapping with `model:`, `data:` or `trainer:`")
-        model, name = said.get("model"), said.get("optimizer")
+        model, name = content.get("model"), content.get("optimizer")
         with refusing(f"--config: {file}: "):
             module = model.get("class_path") if isinstance(model, dict) else model
             if module:
@@ -82,7 +82,7 @@ def read(args: Sequence[str]) -> Line:
             else:
                 over += ["--config", file]
                 arms |= {name: ["--config", str(CONFIGS / f"{options.arm(name)}.yaml")]} if name else {}
-            named += [options.task(said["task"])] if said.get("task") and not own.task else []
+            named += [options.task(content["task"])] if content.get("task") and not own.task else []
     saved = read_checkpoint(own.ckpt_path) if own.ckpt_path else None
     if saved and not arms and not own.task:
         arms[saved["config"]["optimizer"]] = ["--config", yaml.safe_dump(saved["config"])]

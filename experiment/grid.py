@@ -16,7 +16,7 @@ from tqdm import tqdm
 from experiment.options import QUIET, RESULTS, TUNED, arm_options
 from experiment.parallel import processes
 from experiment.run import look_up, train
-from experiment.tuning import Tuned, Tuning, loss, options, say, tune
+from experiment.tuning import Tuned, Tuning, loss, options, report, tune
 from reporting.curves import read_schedule
 from tracking.store import StoreError, client, tracking_uri
 
@@ -80,13 +80,13 @@ def runs_of(grid: Grid, scale: Scale) -> list[Run]:
     seeds = range(1, 1 + min(scale.seeds, grid.get("seeds", scale.seeds)))
     rows, columns, runs = grid["rows"], columns_of(grid), []
     for data_seed, seed, row, column in product(data_seeds, seeds, rows, columns):
-        said, study = _both(rows[row], columns[column], {"arm": row, "method": column}, grid.get("sgd", ())), None
-        if tunes := said.get("tune"):
-            given = (*[f"--data.seed={data_seed}"] * (data_seed > 0), *said["options"])
-            search = dict(word.partition("=")[::2] for word in said["search"]) if "search" in said else None
-            arm = said["arm"] if tunes is True else tunes
+        cell, study = _merge(rows[row], columns[column], {"arm": row, "method": column}, grid.get("sgd", ())), None
+        if tunes := cell.get("tune"):
+            given = (*[f"--data.seed={data_seed}"] * (data_seed > 0), *cell["options"])
+            search = dict(word.partition("=")[::2] for word in cell["search"]) if "search" in cell else None
+            arm = cell["arm"] if tunes is True else tunes
             study = Tuning(arm, given, search, scale.trials)
-        fields = {name: said[name] for name in ("arm", "method", "rate", "lr", "options", "part") if name in said}
+        fields = {name: cell[name] for name in ("arm", "method", "rate", "lr", "options", "part") if name in cell}
         # without a colon, which YAML would read as a mapping
         label = f"{row}, {column}" if column else row
         runs.append(Run(label, row, column, data_seed, seed, study=study, **fields))
@@ -103,14 +103,14 @@ def columns_of(grid: Grid) -> dict[str, Mapping[str, Any]]:
     return {**grid.get("columns", {}), **steps} or {"": {}}
 
 
-def _both(row: Any, column: Any, names: dict[str, Any], sgd: Sequence[str]) -> dict[str, Any]:
+def _merge(row: Any, column: Any, names: dict[str, Any], sgd: Sequence[str]) -> dict[str, Any]:
     """Merge a row and a column; on a ladder, add the options `sgd` to the rows that ask for them."""
     options = (*row.get("options", ()), *column.get("options", ()))
-    said = {**names, **row, **column, "options": options}
-    if "rate" in said and said.get("sgd"):
+    cell = {**names, **row, **column, "options": options}
+    if "rate" in cell and cell.get("sgd"):
         # rounded: 10 * 3e-4 is 0.0029999999999999996
-        said |= {"options": (*options, *sgd), "lr": round(10 * said["rate"], 12)}
-    return said
+        cell |= {"options": (*options, *sgd), "lr": round(10 * cell["rate"], 12)}
+    return cell
 
 
 def run_grid(grid: Grid, scale: Scale, parent: str, courses: bool = True) -> pd.DataFrame:
@@ -128,7 +128,7 @@ def run_grid(grid: Grid, scale: Scale, parent: str, courses: bool = True) -> pd.
         if file and scale.output == RESULTS and study == Tuning(study.optimizer, trials=study.trials):
             file.write_text(tuned[name].text, encoding="utf-8")
     if studies:
-        say("trials", sum(study.trials for study in studies.values()), sum(found.kept for found in tuned.values()))
+        report("trials", sum(study.trials for study in studies.values()), sum(found.stored for found in tuned.values()))
     lines, samples = [_line(run, tuned[str(run.study)].trials if run.study else []) for run in runs], dict[str, str]()
     known = [look_up(line, samples) for line in tqdm(lines, desc="look up", unit="run", leave=False)]
     # keyed by their tags: runs with equal tags are trained once
@@ -139,7 +139,7 @@ def run_grid(grid: Grid, scale: Scale, parent: str, courses: bool = True) -> pd.
         for key, line, (tags, _) in zip(keys, lines, known, strict=True)
         if key not in ids
     }
-    say("runs", len(set(keys)), len(ids))
+    report("runs", len(set(keys)), len(ids))
     ids |= zip(missing, _all(_train, list(missing.values()), scale, "run"), strict=True)
     return pd.DataFrame(
         {

@@ -154,7 +154,7 @@ def parse_many(
     return own, rest
 
 
-def typed(prog: str, args: Sequence[str] | None) -> str:
+def command(prog: str, args: Sequence[str] | None) -> str:
     """Return the command line, without passwords."""
     # imported here: `--help` must not wait for MLflow
     from tracking.store import hidden

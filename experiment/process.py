@@ -28,7 +28,7 @@ IGNORED = (
 
 
 class SweepError(Exception):
-    """One of many runs could not be trained. The message names the place of the reason."""
+    """One of many runs could not be trained. The message says where to find the reason."""
 
 
 def quiet() -> None:

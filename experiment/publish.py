@@ -61,7 +61,7 @@ def publish_stage(name: str, scale: Scale, command: str) -> str:
     open_experiment()
     folder.mkdir(parents=True, exist_ok=True)
     sweep = f"results {name} {scale.seeds} {scale.data_seeds} {scale.trials}"
-    tuning = {row: scale.trials for row, said in stage["rows"].items() if said.get("tune")}
+    tuning = {row: scale.trials for row, cell in stage["rows"].items() if cell.get("tune")}
     drawn = list(stage["rows"]) if stage.get("sensitivity") else list(stage.get("courses", []))
     with parent_run(f"results: {name}", sweep, {"mlflow.note.content": f"`{command}`"}) as parent:
         runs = run_grid(stage, scale, parent, bool(drawn) or "rates" in stage.get("table", []))

@@ -31,7 +31,7 @@ from experiment.resume import differences, rehearse, unfinished
 from lightning_modules import SupervisedModule
 from reporting.machine import machine
 from tracking.logger import Tracker
-from tracking.runs import close_broken_off, find_run, run_of
+from tracking.runs import find_run, mark_killed, run_of
 from tracking.store import EXPERIMENT, StoreError
 
 
@@ -57,7 +57,7 @@ def train(
         SystemExit: status 2, with one line, if the arguments, the data or the network cannot be used.
     """
     line = read(args)
-    described = {"mlflow.note.content": f"`{options.typed('train.py', args)}`"} | (tags or {})
+    described = {"mlflow.note.content": f"`{options.command('train.py', args)}`"} | (tags or {})
     # any error: arguments are refused by the parser, the Trainer, a module or a class of the user
     with refusing(""):
         run = Run(line, described, callbacks)
@@ -69,7 +69,7 @@ def train(
             run.run_id = found
             return run
         if tracker and "mlflow.parentRunId" in described:
-            close_broken_off(tracker.name, run.identity["config"])
+            mark_killed(tracker.name, run.identity["config"])
         run.check()
     # errors that Lightning raises before training; all others need a traceback
     with refusing("", (StoreError, MisconfigurationException)):
@@ -246,7 +246,7 @@ class Run(LightningCLI):
         tests = command == "fit" and test and not self.config.trainer.fast_dev_run
         ended = "FAILED"
         if tracker:
-            tracker.held = True
+            tracker.ended_by_caller = True
         try:
             getattr(self.trainer, command)(self.model, datamodule=self.datamodule, ckpt_path=self.line.checkpoint)
             if command == "fit" and (reason := unfinished(self.trainer)):

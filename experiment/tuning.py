@@ -68,7 +68,7 @@ class Tuned(NamedTuple):
     trials: list[FrozenTrial]
     text: str
     run_id: str
-    kept: int
+    stored: int
 
 
 def tune(tuning: Tuning, command: str, retrain: bool = False) -> Tuned:
@@ -111,8 +111,8 @@ def tune(tuning: Tuning, command: str, retrain: bool = False) -> Tuned:
             study.tell(trial.number, state=TrialState.FAIL)
             if trial.params:
                 study.enqueue_trial(trial.params)
-        kept = min(len(_complete(study)), tuning.trials)
-        say("trials", tuning.trials, kept)
+        stored = min(len(_complete(study)), tuning.trials)
+        report("trials", tuning.trials, stored)
         _run_trials(study, tuning, parent, run.identity["code"])
         counted = _complete(study)[: tuning.trials]
         best = min(counted, key=loss)
@@ -123,12 +123,12 @@ def tune(tuning: Tuning, command: str, retrain: bool = False) -> Tuned:
         client().log_metric(parent, "best_val_loss", loss(best))
         for option, value in best.params.items():
             client().set_tag(parent, f"best {option}", value)
-    return Tuned(study, counted, text, parent, kept)
+    return Tuned(study, counted, text, parent, stored)
 
 
-def say(kind: str, number: int, kept: int) -> None:
+def report(kind: str, number: int, stored: int) -> None:
     """Print the numbers of stored and missing runs or trials."""
-    print(f"{number} {kind}: {kept} found in the store, {number - kept} to train")
+    print(f"{number} {kind}: {stored} found in the store, {number - stored} to train")
 
 
 def options(params: Mapping[str, Any]) -> tuple[str, ...]:
@@ -207,7 +207,7 @@ def _next_trial(task: tuple[optuna.Study, Tuning, str, str]) -> None:
         return
 
     def objective(trial: optuna.Trial) -> float:
-        values = {option: suggest(trial, option, typed) for option, typed in tuning.space.items()}
+        values = {option: suggest(trial, option, searched) for option, searched in tuning.space.items()}
         name = f"--trainer.logger.run_name={tuning.arm} trial {trial.number}"
         args = [*arm_options(tuning.optimizer), *tuning.arguments, *options(values), name, QUIET]
         run = train(args, {"mlflow.parentRunId": parent}, test=False, code=code)

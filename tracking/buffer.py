@@ -74,7 +74,7 @@ class BufferedClient(MlflowClient):
     def __init__(self, store: MlflowClient, run_id: str, file: Path) -> None:
         super().__init__(store.tracking_uri)
         self.store, self.run_id, self.file, self.records = store, run_id, file, read(file)
-        self.up, self.error, self.begun, self.thread = True, "", time.monotonic(), threading.Thread()
+        self.up, self.error, self.started, self.thread = True, "", time.monotonic(), threading.Thread()
         self.lock, self.sending = threading.RLock(), False
         # records that are not in the file
         self.unwritten: list[Record] = []
@@ -96,8 +96,8 @@ class BufferedClient(MlflowClient):
 
     @property
     def reason(self) -> str:
-        """Why the store does not have everything."""
-        silent = self.sending and time.monotonic() - self.begun > PATIENCE / 2
+        """The reason why records remain."""
+        silent = self.sending and time.monotonic() - self.started > PATIENCE / 2
         return "it does not answer" if silent or not self.error else self.error
 
     def flush(self) -> None:
@@ -111,7 +111,7 @@ class BufferedClient(MlflowClient):
             # on failure, they stay in memory
             with suppress(OSError):
                 self._write()
-            if time.monotonic() - self.begun > PATIENCE:
+            if time.monotonic() - self.started > PATIENCE:
                 self._start()
 
     def _write(self) -> None:
@@ -130,7 +130,7 @@ class BufferedClient(MlflowClient):
     def _start(self) -> None:
         with self.lock:
             if self.records and not self.sending:
-                self.sending, self.begun = True, time.monotonic()
+                self.sending, self.started = True, time.monotonic()
                 self.thread = threading.Thread(target=self._send, daemon=True)
                 self.thread.start()
 
@@ -195,14 +195,14 @@ class BufferedClient(MlflowClient):
             last = threading.Thread(target=self._fail, args=[status], daemon=True)
             last.start()
             last.join(PATIENCE)
-        kept = f"The rest is in {self.file}. When the store works again, run: python -m tracking.deliver "
-        kept += shlex.quote(str(self.file))
+        rest = f"The rest is in {self.file}. When the store works again, run: python -m tracking.deliver "
+        rest += shlex.quote(str(self.file))
         try:
             self._write()
         except OSError as error:
-            kept = f"{len(self.unwritten)} records are lost ({cause(error)}). Rerun the command."
+            rest = f"{len(self.unwritten)} records are lost ({cause(error)}). Rerun the command."
         command = Path(sys.argv[0]).name
-        print(f"{command}: the MLflow store did not take everything ({reason}). {kept}", file=sys.stderr)
+        print(f"{command}: the MLflow store did not take everything ({reason}). {rest}", file=sys.stderr)
 
     def _fail(self, status: str) -> None:
         """Mark the run as ended but incomplete."""

@@ -44,9 +44,9 @@ class Tracker(MLFlowLogger):
         # the last one written: ModelCheckpoint sets its path before it writes
         self.checkpoint: Path | None = None
         # metric -> last step that the run has a point of
-        self.kept: dict[str, int] = {}
+        self.logged: dict[str, int] = {}
         # whether the caller ends the run, not Lightning at the end of `fit`
-        self.held = False
+        self.ended_by_caller = False
 
     def describe(self, name: str, tags: dict[str, str], run_id: str | None) -> None:
         """Name and tag the run before it is created, or resume an existing one. A name given by the user stays."""
@@ -71,9 +71,9 @@ class Tracker(MLFlowLogger):
                 self.lock.acquire()
                 buffered = BufferedClient(store, run_id, folder / "undelivered.jsonl")
                 if resumes and not buffered.wait():
-                    raise OSError(f"the store does not take {buffered.file}: {buffered.reason}")
+                    raise OSError(f"the store does not accept {buffered.file}: {buffered.reason}")
                 for name in store.get_run(run_id).data.metrics if resumes else ():
-                    self.kept[name] = max(point.step for point in store.get_metric_history(run_id, name))
+                    self.logged[name] = max(point.step for point in store.get_metric_history(run_id, name))
                 store.update_run(run_id, "RUNNING")
             except FAULTS as error:
                 another = "another process writes to it. Stop that process, or wait until it ends"
@@ -91,8 +91,8 @@ class Tracker(MLFlowLogger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log the points that the run does not have yet."""
         now = step or 0
-        new = {name: value for name, value in metrics.items() if now > self.kept.get(name, -1)}
-        self.kept |= dict.fromkeys(new, now)
+        new = {name: value for name, value in metrics.items() if now > self.logged.get(name, -1)}
+        self.logged |= dict.fromkeys(new, now)
         super().log_metrics(new, now)
 
     @rank_zero_only
@@ -107,7 +107,7 @@ class Tracker(MLFlowLogger):
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
         """End the run, unless its caller does."""
-        if not self.held:
+        if not self.ended_by_caller:
             self.end("FAILED" if status == "failed" else "FINISHED")
 
     @rank_zero_only

@@ -49,7 +49,7 @@ def children(parent: str) -> set[str]:
     return {str(run.info.run_id) for run in found}
 
 
-def close_broken_off(experiment: str, config: str) -> None:
+def mark_killed(experiment: str, config: str) -> None:
     """Mark runs of this configuration that are RUNNING in the store as KILLED.
 
     A run that is still in progress elsewhere sets its own status when it ends.
