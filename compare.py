@@ -1,4 +1,4 @@
-"""Train every arm on every seed, and compare them in a table and figures: `python compare.py --seeds 5`."""
+"""Train every arm on every seed and compare them in a table and figures: `python compare.py --seeds 5`."""
 
 from pathlib import Path
 
@@ -9,20 +9,20 @@ OWN = {"--optimizer": "use --optimizers", "--seed_everything": "use --seeds", "-
 
 
 def main(args: list[str] | None = None) -> None:
-    """Train what is missing, write the figures, the table and the raw numbers, and print where they are."""
+    """Train the missing runs, write the table, figures and raw numbers, and print their paths."""
     parser = options.Parser("compare.py", description=__doc__, epilog=options.EVERY_RUN, allow_abbrev=False)
-    add, arms = parser.add_argument, f"{' '.join(options.ARMS)}, or YAML files of your own"
-    add("--seeds", type=options.positive, default=5, help="runs per arm: seeds 1 to SEEDS (tuning uses seed 0)")
-    add("--data-seeds", type=options.positive, default=1, help="of the data: 0, the published, to DATA_SEEDS - 1")
+    add, arms = parser.add_argument, f"{' '.join(options.ARMS)}, or YAML files (default: {' '.join(options.HEADLINE)})"
+    add("--seeds", type=options.positive, default=5, help="runs per arm, with seeds 1 to SEEDS (default: 5)")
+    add("--data-seeds", type=options.positive, default=1, help="data sets; the first is the published one (default: 1)")
     add("--optimizers", nargs="+", type=options.arm_or_file, default=options.HEADLINE, metavar="ARM", help=arms)
-    add("--initial-lrs", nargs="+", type=options.rate, default=[None], metavar="LR", help="starting rates of each arm")
-    add("--workers", type=options.positive, default=options.CORES, help="processes (default: the cores)")
-    add("--cluster", metavar="tcp://HOST:PORT", help="a Dask scheduler, whose workers train: docs/scale.md")
-    add("--output", type=Path, default=options.RESULTS / "compare", help="folder (results/compare)")
+    add("--initial-lrs", nargs="+", type=options.rate, default=[None], metavar="LR", help="initial rates of every arm")
+    add("--workers", type=options.positive, default=options.CORES, help="number of processes (default: one per core)")
+    add("--cluster", metavar="tcp://HOST:PORT", help="address of a Dask scheduler: see docs/scale.md")
+    add("--output", type=Path, default=options.RESULTS / "compare", help="folder (default: results/compare)")
     add("--retrain", action="store_true", help=options.RETRAIN)
     own, rest = options.parse_many(parser, args, OWN)
     if len({Path(arm).stem for arm in own.optimizers}) < len(own.optimizers):
-        parser.error("--optimizers: two of one name would be one row of the table")
+        parser.error("--optimizers: two arms have the same name. Remove or rename one.")
     with importing():
         from experiment.grid import Scale
         from experiment.publish import compare
@@ -32,7 +32,7 @@ def main(args: list[str] | None = None) -> None:
     scale = Scale(
         own.seeds, own.data_seeds, workers=own.workers, cluster=own.cluster, output=own.output, retrain=own.retrain
     )
-    table, parent = compare(own.optimizers, own.initial_lrs, rest, scale, options.typed("compare.py", args))
+    table, parent = compare(own.optimizers, own.initial_lrs, rest, scale, options.command("compare.py", args))
     experiment = client().get_run(parent).info.experiment_id
     print(f"{table}\nwritten to  {own.output}\nsee it      {how_to_see(experiment, parent)}")
     print(f"charts      {how_to_compare(experiment, parent)}")

@@ -1,4 +1,4 @@
-"""Train one arm, test it once, keep the run in MLflow: `python train.py --optimizer meta`."""
+"""Train one arm, test it once, store the run in MLflow: `python train.py --optimizer meta`."""
 
 import sys
 
@@ -7,7 +7,7 @@ from experiment.process import importing, script
 
 
 def main(args: list[str] | None = None) -> None:
-    """Train as the command line says, and print the result; exit with status 1 if the run diverged."""
+    """Run the command line and print the result; exit with status 1 if the run diverged."""
     given = sys.argv[1:] if args is None else args
     if given[:1] in (["--help"], ["-h"]):
         one_run().print_help()
@@ -19,7 +19,7 @@ def main(args: list[str] | None = None) -> None:
         from tracking.links import how_to_see
 
     run = train(given)
-    # of several processes, the first one prints
+    # of several processes, only the first prints
     if run.trainer.is_global_zero:
         names = [name for name in ("val/loss", "test/loss", "test/accuracy", "test/r2") if name in run.metrics]
         if names and not run.diverged:

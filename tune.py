@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 
 
 def main(args: list[str] | None = None) -> "optuna.Study":
-    """Run the missing trials, keep them in MLflow, and write the best values."""
+    """Run the missing trials, store them in MLflow, and write the best values."""
     parser = options.Parser("tune.py", description=__doc__, epilog=options.EVERY_RUN, allow_abbrev=False)
     add, arms = parser.add_argument, f"{' '.join(options.ARMS)}, or a YAML file"
     add("--optimizer", required=True, type=options.arm_or_file, metavar="ARM", help=arms)
-    add("--trials", type=options.positive, default=20, help="in all, those of an interrupted command included")
-    values = "like model.lr=log:1e-5:1e-1 data.batch_size=32:512 model.network.layers=1,2,3; default: what the arm has"
+    add("--trials", type=options.positive, default=20, help="total, with those of an interrupted command (default: 20)")
+    values = "such as model.lr=log:1e-5:1e-1 data.batch_size=32:512 model.network.layers=1,2 (default: depends on ARM)"
     add("--search", nargs="+", metavar="OPTION=VALUES", help=values)
-    add("--seed", type=options.seed, default=0, help="of the sampler, if one worker proposes (default: 0)")
-    add("--workers", type=options.positive, default=1, help="trials at once (default: 1, which finds most)")
-    add("--storage", metavar="URL", help="a database that several machines share: docs/scale.md")
-    add("--output", type=Path, help="default: configs/tuned/ARM.yaml, if the study is the arm's own")
-    add("--retrain", action="store_true", help=f"{options.RETRAIN}; on several machines, give it to the first alone")
+    add("--seed", type=options.seed, default=0, help="seed of the sampler; used only with one worker (default: 0)")
+    add("--workers", type=options.positive, default=1, help="parallel trials (default: 1, which finds the best values)")
+    add("--storage", metavar="URL", help="database shared by several machines: see docs/scale.md")
+    add("--output", type=Path, help="file (default: configs/tuned/ARM.yaml, if no option changes the study)")
+    add("--retrain", action="store_true", help=f"{options.RETRAIN}; with several machines, use it only on the first")
     own, rest = options.parse_many(parser, args, {})
     with importing():
         from experiment.tuning import Tuning, tune
@@ -31,12 +31,12 @@ def main(args: list[str] | None = None) -> "optuna.Study":
 
     search = own.search and dict(word.partition("=")[::2] for word in own.search)
     tuning = Tuning(own.optimizer, tuple(rest), search, own.trials, own.seed, own.workers, own.storage)
-    found = tune(tuning, options.typed("tune.py", args), own.retrain)
+    found = tune(tuning, options.command("tune.py", args), own.retrain)
     print(found.text, end="")
     file = own.output or (None if search or rest or own.seed else options.TUNED.get(own.optimizer))
     if file:
         file.write_text(found.text, encoding="utf-8")
-    print(f"written to  {file}" if file else "not written: not the study that an arm reads its values from (--output)")
+    print(f"written to  {file}" if file else "not written: not the default study of a tuned arm; use --output FILE")
     print(f"see it      {how_to_see(client().get_run(found.run_id).info.experiment_id, found.run_id)}")
     return found.study
 

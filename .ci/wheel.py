@@ -1,4 +1,4 @@
-"""The built wheel holds every module of the package and its licence, and can be imported alone: `make wheel`."""
+"""Check that the built wheel contains the package and nothing else, and can be imported: `make wheel`."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ names = set(zipfile.ZipFile(wheel).namelist())
 missing = {str(path) for path in Path("hypergradient").glob("*.py*")} - names
 strangers = {name for name in names if not name.startswith("hypergradient")}
 if missing or strangers:
-    sys.exit(f"{wheel} lacks {sorted(missing)}, and should not hold {sorted(strangers)}: see pyproject.toml.")
+    sys.exit(f"{wheel} lacks {sorted(missing)} and must not contain {sorted(strangers)}: see pyproject.toml.")
 with tempfile.TemporaryDirectory() as empty:
     found = subprocess.run(
         [sys.executable, "-P", "-c", "import hypergradient; print(hypergradient.__file__)"],

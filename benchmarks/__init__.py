@@ -1,1 +1,1 @@
-"""Speed and memory, as ratios to a plain step, a bare Trainer and a raw loop: `python -m benchmarks`."""
+"""Measure speed and memory against a plain step, a bare Trainer and a raw loop: `python -m benchmarks`."""

@@ -20,26 +20,26 @@ from reporting.tables import markdown, write_between_markers
 
 
 def cell(value: Any) -> str:
-    """Return a number, a median and its spread, or several of these, as they stand in a table."""
+    """Format a number, a median with its spread, or several of these, as a cell of a table."""
     if isinstance(value, dict):
         return " / ".join(map(cell, value.values()))
     return f"{value:.3g}" if isinstance(value, float) else "{:.2f} ± {:.2f}".format(*value)
 
 
 def table(corner: str, found: dict[str, dict[str, Any]]) -> str:
-    """Return the table of a section's numbers, which are {column: {row: cell}}."""
+    """Format a section's numbers, {column: {row: cell}}, as a table."""
     rows = [[row, *(cell(column[row]) for column in found.values())] for row in next(iter(found.values()))]
     return markdown([corner, *found], rows)
 
 
 def cost_table(found: dict[str, Any]) -> str:
-    """Return the table of the README: what an adapted step costs."""
+    """Return the table of costs in the README."""
     kinds = {"`meta`": META, "the plain rule": RULE, "plain Adam and a validation gradient": LIMIT}
     rows = [[name, *(f"{of[kind]['time'][0]:.1f}" for of in found.values())] for name, kind in kinds.items()]
     return markdown(["CPU time of a step, over one of plain Adam", *found], rows)
 
 
-# how each is measured, and the top left corner of its table, which says what the cells are
+# section -> function that measures it, top left corner of its table (the meaning of the cells)
 SECTIONS: dict[str, tuple[Callable[[bool], dict[str, dict[str, Any]]], str]] = {
     "starts": (starts, "command"),
     "runs": (runs, "train.py / this / ms a step of this"),
@@ -52,7 +52,7 @@ SECTIONS: dict[str, tuple[Callable[[bool], dict[str, dict[str, Any]]], str]] = {
 
 
 def publish(section: str, found: Any, text: str) -> None:
-    """Write a section's numbers and its table; those of other sections stay."""
+    """Write the numbers and the table of one section."""
     file = ROOT / "benchmarks" / "results.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {section: found}, indent=1) + "\n", encoding="utf-8")
     page = "benchmarks/more.md" if section in ("tracking", "growth") else "docs/performance.md"
@@ -64,11 +64,13 @@ def publish(section: str, found: Any, text: str) -> None:
 
 
 def main(args: list[str] | None = None) -> None:
-    """Measure, print, and write, section by section."""
+    """Measure the sections one by one; print and write each."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     names = ", ".join(SECTIONS)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{names} (default: all but accelerator)")
-    parser.add_argument("--quick", action="store_true", help="seconds a section; the numbers are printed only")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few seconds per section; print the numbers, write nothing"
+    )
     own = parser.parse_args(args)
     if unknown := set(own.sections) - set(SECTIONS):
         parser.error(f"unknown section {', '.join(sorted(unknown))}; choose from {names}")

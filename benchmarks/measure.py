@@ -1,4 +1,4 @@
-"""How everything here is measured: CPU time of one thread, compared in interleaved rounds; memory as allocated."""
+"""Measure CPU time of one thread, compared in interleaved rounds, and allocated memory."""
 
 import gc
 import os
@@ -18,21 +18,21 @@ from reporting.machine import processor
 
 ROOT = Path(__file__).resolve().parents[1]
 QUIET = "--trainer.enable_progress_bar=false"
-# after so many steps the whole rule has looked at least once
+# steps within which the rule evaluates the hypergradient at least once
 CYCLE = 16
 Step = Callable[[], Any]
 Clock = Callable[[], float]
 
 
 def cpu_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the CPU seconds of a call, and what it returned."""
+    """Return the CPU seconds of a call and its result."""
     start = time.process_time()
     result = call()
     return time.process_time() - start, result
 
 
 def time_a_call(step: Step, calls: int, clock: Clock = time.process_time) -> float:
-    """Return the seconds of one call, the mean over `calls`."""
+    """Return the mean seconds per call."""
     start = clock()
     for _ in range(calls):
         step()
@@ -42,11 +42,11 @@ def time_a_call(step: Step, calls: int, clock: Clock = time.process_time) -> flo
 def compare(
     makes: Mapping[str, Callable[[], Step]], budget: float, rounds: int = 9, clock: Clock = time.process_time
 ) -> dict[str, dict[str, Any]]:
-    """Return time and memory of each kind of step, as ratios to the first kind, and its milliseconds.
+    """Return time and memory of each kind of step, relative to the first kind, and its milliseconds.
 
-    A round takes each kind in turn, so that a machine whose speed varies changes all of them alike.
+    Each round runs every kind in turn, so that variations of the machine's speed affect all of them alike.
 
-    budget: seconds in all, roughly; it sets the number of calls in a round, a multiple of CYCLE.
+    budget: approximate total seconds. It sets the number of calls per round, a multiple of CYCLE.
     """
     steps = {name: make() for name, make in makes.items()}
     for step in steps.values():
@@ -75,9 +75,9 @@ def ratio(seconds: Mapping[str, list[float]], name: str, base: str) -> tuple[flo
 
 
 def peak_bytes(make: Callable[[], Step]) -> int:
-    """Return the most bytes of tensors alive at once while `make()` builds and its step runs three times.
+    """Return the peak memory of tensors, in bytes, while `make()` builds a step and the step runs three times.
 
-    Of allocations on the CUDA device, if there are any, else of those on the CPU.
+    Measured on the CUDA device if anything is allocated there, else on the CPU.
     """
     gc.collect()
     cuda = torch.cuda.is_available()
@@ -96,7 +96,7 @@ def peak_bytes(make: Callable[[], Step]) -> int:
 
 
 def machine() -> str:
-    """Return what the numbers depend on."""
+    """Describe what the numbers depend on: processor, threads and versions."""
     packages = (f"{name} {version(name)}" for name in ("torch", "pytorch-lightning", "mlflow"))
     facts = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, Python {platform.python_version()}"
     commit = (get_git_commit(str(ROOT)) or "unknown")[:7]

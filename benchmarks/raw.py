@@ -1,7 +1,7 @@
-"""The reference implementation of the arms `adam`, `cosine`, `meta_onestep` and `meta`, in plain PyTorch.
+"""A reference implementation of the arms `adam`, `cosine`, `meta_onestep` and `meta`, in plain PyTorch.
 
-Independent of the package; a test compares the two to the last digit. Also the lower limit of a run's time: without
-Lightning, MLflow and checkpoints, only the arithmetic remains, and the record of rate and loss of every step.
+It is independent of the package, and a test compares the two to the last digit. It is also the lower limit of a run's
+time: without Lightning, MLflow and checkpoints, only the arithmetic and the recorded rates and losses remain.
 """
 
 import copy
@@ -23,13 +23,13 @@ BATCH, EVERY, PER_EPOCH, CLIMB = 128, 16, 32, 4.0
 
 
 class Arm(Protocol):
-    """The steps of a run: the rate of the last one, and the network that is validated."""
+    """A training method: it takes steps, and has the rate of the last step and the network to validate."""
 
     rate: float
     result: nn.Module
 
     def step(self, train: Batch, look: Batch) -> Tensor:
-        """Take a step on a training batch, with a validation batch to look at; return the training loss, 0-d."""
+        """Take a step on a training batch, with a validation batch for the hypergradient; return the training loss."""
 
 
 Make = Callable[[nn.Module, int], Arm]
@@ -38,7 +38,7 @@ Make = Callable[[nn.Module, int], Arm]
 
 @dataclass
 class Record:
-    """What a run leaves: rate and loss of every step, validation loss and accuracy of every epoch, test loss."""
+    """Results of a run: rate and loss of every step, validation loss and accuracy of every epoch, test loss."""
 
     rates: list[float] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Record:
 
 
 def batches(data: Batch, samples: int, seed: int, epoch: int) -> Iterator[Batch]:
-    """Return an epoch's batches, in the order that the project's loader has."""
+    """Return an epoch's batches, in the order of the project's loader."""
     order_seed = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64).item()
     draw, (x, y) = torch.Generator().manual_seed(order_seed), data
     rows = torch.cat([torch.randperm(len(x), generator=draw) for _ in range(-(-samples // len(x)))])[:samples]
@@ -88,7 +88,7 @@ def run(make: Make, epochs: int, seed: int = 0) -> Record:
 
 
 class Adam:
-    """Adam, its rate annealed or not."""
+    """Adam, at a constant rate or with cosine annealing."""
 
     def __init__(self, network: nn.Module, steps: int, lr: float, cosine: bool = False) -> None:
         self.result, self.rate = network, lr
@@ -108,7 +108,7 @@ class Adam:
 
 
 class OneStep:
-    """Adam at a rate that follows the hypergradient step by step."""
+    """Adam with the plain one-step rule."""
 
     def __init__(self, network: nn.Module, _steps: int, lr: float = 1e-3, meta_lr: float = 0.05) -> None:
         self.result, self.lr = network, lr
@@ -118,7 +118,7 @@ class OneStep:
         self.meta_optimizer = torch.optim.Adam([self.log_scale], lr=meta_lr)
 
     def step(self, train: Batch, look: Batch) -> Tensor:
-        """Take a hypothetical step, look, and make it the real one."""
+        """Take a hypothetical step, compute the hypergradient, and correct it to the real step."""
         loss = backward(self.result, self.params, train)
         before, scale = [p.detach().clone() for p in self.params], self.log_scale.exp()
         self.optimizer.param_groups[0]["lr"] = self.lr * float(scale)
@@ -135,14 +135,14 @@ class OneStep:
 
 
 class Meta:
-    """Adam at a rate that a hypothetical run next to it moves, and averaged weights."""
+    """Adam with a rate adapted by a hypothetical run, and averaged weights."""
 
     def __init__(
         self, network: nn.Module, steps: int, kappa: float = 2.0, c: float = 0.03, decay: float = 0.005
     ) -> None:
-        self.network, self.twin, self.result = network, copy.deepcopy(network), copy.deepcopy(network)
+        self.network, self.hypothetical, self.result = network, copy.deepcopy(network), copy.deepcopy(network)
         self.params: list[Tensor] = list(network.parameters())
-        self.others: list[Tensor] = list(self.twin.parameters())
+        self.others: list[Tensor] = list(self.hypothetical.parameters())
         self.average: list[Tensor] = list(self.result.parameters())
         self.difference = [torch.zeros_like(p) for p in self.params]
         self.optimizer, self.other = (torch.optim.Adam(params, lr=1.0) for params in (self.params, self.others))
@@ -155,21 +155,21 @@ class Meta:
         self.last = (math.inf, math.inf)
 
     def step(self, train: Batch, look: Batch) -> Tensor:
-        """Look and move the rate, where it is time; take the real step and the hypothetical one; average."""
+        """Evaluate the hypergradient and update the rate, when due; take a real and a hypothetical step; average."""
         loss, (x, y), won = backward(self.network, self.params, train), train, False
         if self.steps == 0:
-            unit = weights_per_step(self.optimizer)  # not written twice: another last digit would be another run
+            unit = weights_per_step(self.optimizer)  # shared with the package: another last digit would be another run
             self.rate, self.decay = self.c * unit, self.decay / unit
             self.rival = CLIMB * self.rate
         elif self.steps >= self.next_race and not self.compared:
             self.next_race, self.rival, self.moved = math.inf, CLIMB * self.rate, self.steps
-            self._begin_twin()
+            self._restart()
         part = len(y) if self.rival else min(len(y), max(16, int(0.375 * len(y))))
         moves_now = self.steps - self.moved >= max(1.0, 0.1 * self.steps)
         if self.rival:
             won = self._race(look)
         elif self.compared:
-            # with the last good average, which changes nothing unless the run has failed
+            # the package compares with the last good average here, which matters only if the run has failed
             self.compared -= 1
         elif self.steps > 1 and (moves_now or self.steps % EVERY == 0):
             self._look(look)
@@ -178,13 +178,13 @@ class Meta:
         shrunk = self.rate * self.decay
         factor = CLIMB if self.rival else 2.0
         if won:
-            # the gradients are those of the weights that were left: neither run takes a step
+            # the gradients belong to the replaced weights: neither run takes a step
             with torch.no_grad():
                 torch._foreach_mul_([*self.params, *self.others], 1 - shrunk)
         else:
             longest = math.inf if self.rival else 0.1
             self.shortened += _step(self.optimizer, self.params, self.rate, shrunk, longest)
-            backward(self.twin, self.others, (x[:part], y[:part]))
+            backward(self.hypothetical, self.others, (x[:part], y[:part]))
             _step(self.other, self.others, factor * self.rate, shrunk, 0.1 * factor)
         self.steps += 1
         self._average(0.0 if self.rival else 0.1)
@@ -196,7 +196,7 @@ class Meta:
         return loss
 
     def _race(self, look: Batch) -> bool:
-        """Compare both runs on the last batches of a race; return whether the hypothetical one has become the run."""
+        """Compare both runs on the last batches of a race; return whether the hypothetical run has replaced the run."""
         if self.steps - self.moved <= 32 - 8:
             return False
         with torch.no_grad():
@@ -217,14 +217,14 @@ class Meta:
                 self.rate = self.rival
             else:
                 torch._foreach_copy_(self.average, here)
-            self._begin_twin()
+            self._restart()
             self.rival, self.raced = CLIMB * self.rate if won else 0.0, self.rate
             if not won and mean >= -4 * error:
                 self.next_race = 2 * self.steps
             return won
 
     @torch.no_grad()
-    def _begin_twin(self) -> None:
+    def _restart(self) -> None:
         torch._foreach_copy_(self.others, self.params)
         self.other.load_state_dict(copy.deepcopy(self.optimizer.state_dict()))
         torch._foreach_zero_(self.difference)
@@ -257,7 +257,7 @@ class Meta:
 
     @torch.no_grad()
     def _average(self, pull: float) -> None:
-        """Pull the hypothetical run, and average both."""
+        """Pull the hypothetical run towards the real one, and update both averages."""
         pulled, real = ([*p, *_moments(o)] for p, o in ((self.others, self.other), (self.params, self.optimizer)))
         torch._foreach_lerp_(pulled, real, pull)
         now = [*self.params, *torch._foreach_sub(self.others, self.params)]
@@ -265,7 +265,7 @@ class Meta:
 
 
 def backward(network: nn.Module, params: list[Tensor], batch: Batch) -> Tensor:
-    """Give the parameters the gradients of a batch; return its loss."""
+    """Set the gradients of a batch and return its loss."""
     loss = cross_entropy(network(batch[0]), batch[1])
     for p, g in zip(params, torch.autograd.grad(loss, params), strict=True):
         p.grad = g
@@ -273,7 +273,7 @@ def backward(network: nn.Module, params: list[Tensor], batch: Batch) -> Tensor:
 
 
 def _step(optimizer: torch.optim.Optimizer, params: list[Tensor], rate: float, decay: float, longest: float) -> bool:
-    """Take a step, at most `longest` times as long as the matrices; return whether it was longer."""
+    """Take a step of at most `longest` times the norm of the matrices; return whether it was shortened."""
     before = [p.detach().clone() for p in params]
     with torch.no_grad():
         torch._foreach_mul_(params, 1 - decay)

@@ -1,4 +1,4 @@
-"""What commands cost: starts, runs next to a raw loop, points, the experiment; what grows over many steps or runs."""
+"""Measure commands: start-up, runs against a raw loop, logging, a whole experiment, growth over many steps or runs."""
 
 import math
 import os
@@ -38,7 +38,7 @@ STARTS = {
 
 
 def starts(quick: bool) -> dict[str, dict[str, float]]:
-    """Return the CPU seconds of a fresh process, the median of rounds that interleave the commands."""
+    """Return the CPU seconds of each command in a new process, the median of interleaved rounds."""
 
     def start(args: list[str]) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -57,19 +57,19 @@ ARMS: dict[str, raw.Make] = {"adam": partial(raw.Adam, lr=LR), "meta": raw.Meta}
 
 
 def by_raw_loop(arm: str, epochs: int) -> float:
-    """Train by the raw loop and return the test loss."""
+    """Train with the raw loop and return the test loss."""
     return raw.run(ARMS[arm], epochs).test_loss
 
 
 def by_train(arm: str, epochs: int, *options: str) -> float:
-    """Train by `train.py` and return the test loss."""
+    """Train with `train.py` and return the test loss."""
     rate = [f"--model.lr={LR}"] if arm == "adam" and not options else []
     run = train(["--optimizer", arm, *rate, *options, QUIET, f"--trainer.max_epochs={epochs}"])
     return run.test_metrics["test/loss"]
 
 
 def by_trainer(arm: str, epochs: int) -> None:
-    """Train the arm's own module by a Trainer without logger, checkpoint and bar."""
+    """Train the arm's module with a Trainer without logger, checkpoints and progress bar."""
     callbacks: list[Callback] = [] if arm == "adam" else [TailAverage()]
     module = SupervisedModule(MLP(), LR) if arm == "adam" else MetaModule(MLP())
     off: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
@@ -86,12 +86,12 @@ WAYS: dict[str, Callable[[str, int], Any]] = {
 
 
 def runs(quick: bool) -> dict[str, Any]:
-    """Measure, of each arm, the CPU time of a step in all three ways, and the ratio of `train.py` to each.
+    """Measure, for each arm, the CPU time of a step in all three ways, and the ratio of `train.py` to each.
 
-    From the difference of a long and a short run, which is free of what a run costs once; a round takes all ways.
+    The difference between a long and a short run excludes fixed costs. Each round runs all ways.
 
     Raises:
-        RuntimeError: `train.py` and the raw loop do not end at the same test loss: something else would be timed.
+        RuntimeError: `train.py` and the raw loop have different test losses, so their times cannot be compared.
     """
     rounds, short, long = (1, 1, 3) if quick else (7, 10, 40)
     found: dict[str, Any] = {}
@@ -115,11 +115,11 @@ def runs(quick: bool) -> dict[str, Any]:
 
 
 def tracking(quick: bool) -> dict[str, dict[str, float]]:
-    """Return the CPU milliseconds a step of three values on their way into MLflow, in each step and each 16th."""
+    """Return the CPU milliseconds per step to log three values to MLflow, in every step and in every 16th."""
     steps, found = 320 if quick else 3_200, {}
     for title, every in {"in each step": 1, "in each 16th": 16}.items():
         tracker = Tracker()
-        # reading it makes the run, to which the points are sent
+        # the first use creates the run
         _ = tracker.run_id
         began = time.process_time()
         for step in range(0, steps, every):
@@ -130,10 +130,10 @@ def tracking(quick: bool) -> dict[str, dict[str, float]]:
 
 
 def experiment(quick: bool) -> dict[str, dict[str, float]]:
-    """Measure 20 tuning trials of Adam and a run of each of four arms, next to a plain script that does the same.
+    """Measure 20 tuning trials of Adam and a run of each of four arms, against a plain script that does the same.
 
     Raises:
-        RuntimeError: the arms that are not tuned end elsewhere: something else would be timed.
+        RuntimeError: the arms that are not tuned have different test losses, so the times cannot be compared.
     """
     trials, epochs, seed = (2, 2, 1) if quick else (20, 50, 1)
 
@@ -168,7 +168,7 @@ PARTS = 5
 
 
 def growth(quick: bool) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the CPU time of one step or run in each fifth of many, and the memory after it."""
+    """Return the CPU time per step or run in each fifth of many, and the memory after it."""
     seeds = count()
 
     def run() -> None:

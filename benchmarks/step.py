@@ -1,4 +1,4 @@
-"""What an adapted step costs: four kinds of step over Adam, on two networks, and on a CUDA device on a large one."""
+"""Measure the cost of an adapted step: four kinds of step on two networks, and on a large one on a CUDA device."""
 
 import math
 import time
@@ -33,7 +33,7 @@ def mean_loss(network: nn.Module, batch: Batch) -> Tensor:
 
 @dataclass
 class Problem:
-    """What a step needs: a network and its optimizer, a training and a validation batch, the loss of such a batch."""
+    """A network and its optimizer, a training and a validation batch, and the loss of a batch."""
 
     network: nn.Module
     optimizer: Optimizer
@@ -54,7 +54,7 @@ def plain(problem: Problem) -> Step:
 
 
 def limit(problem: Problem) -> Step:
-    """Return a plain step with one validation gradient, forward and backward: no hypergradient can cost less."""
+    """Return a plain step with one validation gradient, the lower limit of any hypergradient's cost."""
     plain_step, params = plain(problem), list(problem.network.parameters())
 
     def step() -> None:
@@ -83,7 +83,7 @@ def plain_rule(problem: Problem, meta_lr: float = META_LR) -> Step:
 
 
 def meta(problem: Problem) -> Step:
-    """Return a step under `RateAdapter`, after its races: hypothetical step, averages, decay; a look every 16 steps."""
+    """Return a step with `RateAdapter` after its races: hypothetical step, averages, decay; a look every 16 steps."""
     adapter = RateAdapter(problem.optimizer, problem.network, problem.loss, [problem.look], length=None)
 
     def step() -> None:
@@ -101,12 +101,12 @@ KINDS: dict[str, Callable[[Problem], Step]] = {"plain Adam": plain, LIMIT: limit
 
 
 def each_kind(build: Callable[..., Problem], suffix: str = "", **options: Any) -> dict[str, Callable[[], Step]]:
-    """Return, by name, what builds a step of each kind; options: of Adam."""
+    """Return functions, by name, that build a step of each kind. options: arguments of Adam."""
     return {name + suffix: partial(lambda kind: kind(build(**options)), kind) for name, kind in KINDS.items()}
 
 
 def mlp(title: str, **options: Any) -> Problem:
-    """Return an MLP with ReLU and random batches, the same at each call."""
+    """Return an MLP with ReLU and random batches, the same in each call."""
     torch.manual_seed(0)
     widths, samples = MLPS[title]
     layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
@@ -116,7 +116,7 @@ def mlp(title: str, **options: Any) -> Problem:
 
 
 def steps(quick: bool) -> dict[str, Any]:
-    """Measure the CPU time and the memory of each kind, plain and fused, in one process."""
+    """Measure CPU time and memory of each kind of step, plain and fused, in one process."""
     # flush subnormals: the gradients of a fixed batch underflow, and such arithmetic is slow on some processors
     torch.set_flush_denormal(True)
     found = {}
@@ -148,7 +148,7 @@ def language_model(size: tuple[int, ...], device: str, bf16: bool, **options: An
 
 
 def accelerator(quick: bool) -> dict[str, Any]:
-    """Measure wall time and memory on a CUDA device; quickly, a small network where there is none."""
+    """Measure wall time and memory on a CUDA device; with `quick`, a small network, on the CPU if necessary."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def clock() -> float:

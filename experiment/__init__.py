@@ -1,3 +1,3 @@
-"""How runs are made: the command line, one run, a tuning study, a grid of runs, the published results."""
+"""Make runs: the command line, a single run, a tuning study, a grid of runs, the published results."""
 
-import tracking  # noqa: F401  # before MLflow, whose environment it sets
+import tracking  # noqa: F401  # first: it sets MLflow's environment

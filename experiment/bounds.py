@@ -1,4 +1,4 @@
-"""Values of options that Lightning accepts, and that would train something else than was meant, or nothing."""
+"""Refuse values of options that Lightning accepts although they train nothing, or not what was meant."""
 
 import math
 
@@ -10,7 +10,7 @@ POSITIVE = (
     *("max_epochs", "max_steps", "min_epochs", "min_steps", "accumulate_grad_batches", "gradient_clip_val"),
     *("limit_train_batches", "check_val_every_n_epoch", "val_check_interval"),
 )
-"""Options of the Trainer that must be positive and finite if they are numbers; `max_...` may be -1, for no limit."""
+"""Options of the Trainer that must be positive and finite; `max_...` may also be -1, no limit."""
 
 
 def refuse_out_of_range(trainer: Namespace) -> None:
@@ -24,4 +24,4 @@ def refuse_out_of_range(trainer: Namespace) -> None:
         raise ValueError("--trainer.precision 16-true: Adam's eps of 1e-8 is 0 in float16. Use bf16-true.")
     callbacks = trainer.callbacks
     if callbacks is None or any(callback.class_path == "pytorch_lightning.Callback" for callback in callbacks):
-        raise ValueError("--trainer.callbacks: null, or an empty entry, would replace the arm's. Name a class.")
+        raise ValueError("--trainer.callbacks: null or an empty entry would remove the arm's callbacks. Name a class.")

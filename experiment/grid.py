@@ -1,4 +1,4 @@
-"""Rows × columns × data seeds × seeds: the runs of a grid, trained where MLflow has none, as a data frame."""
+"""Train the runs of a grid, rows × columns × data seeds × seeds, that MLflow does not have; return a data frame."""
 
 import math
 import shlex
@@ -16,19 +16,26 @@ from tqdm import tqdm
 from experiment.options import QUIET, RESULTS, TUNED, arm_options
 from experiment.parallel import processes
 from experiment.run import look_up, train
-from experiment.tuning import Tuned, Tuning, loss, options, say, tune
+from experiment.tuning import Tuned, Tuning, loss, options, report, tune
 from reporting.curves import read_schedule
 from tracking.store import StoreError, client, tracking_uri
 
 Grid = Mapping[str, Any]
-"""`rows`, `columns`, `ladders`: name -> what they say of a run, as `stages.yaml` describes; `seeds`, `data_seeds`."""
+"""A stage in the format described in `stages.yaml`."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything, and on what: numbers of seeds, data seeds and trials; processes, or a Dask cluster.
+    """The size of a comparison, the workers that train it, and the output folder.
 
-    retrain: train what the store has, too.
+    Args:
+        seeds: number of seeds, 1 to `seeds`.
+        data_seeds: number of data seeds, from 0.
+        trials: number of trials per study.
+        workers: number of processes.
+        cluster: address of a Dask scheduler, used instead of local processes.
+        output: folder of the tables and figures.
+        retrain: whether runs that are in the store are trained again.
     """
 
     seeds: int
@@ -40,16 +47,17 @@ class Scale:
     retrain: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse machines that share runs and not their store."""
+        """Refuse a cluster without a tracking server."""
         if self.cluster and tracking_uri().startswith("sqlite"):
             raise StoreError("--cluster: machines that share runs need one tracking server: set MLFLOW_TRACKING_URI.")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a grid; `study`: the tuning that its options come from, `part` of its options.
+    """One run of a grid.
 
-    `method`: the column, or the ladder that it belongs to; `rate`: where on that ladder, before a row multiplies it.
+    `method` is its column or ladder; `rate` the rate on the ladder, before the row scales it; `study` the tuning study
+    that its options come from, restricted to those whose name contains `part`.
     """
 
     label: str
@@ -67,26 +75,26 @@ class Run:
 
 
 def runs_of(grid: Grid, scale: Scale) -> list[Run]:
-    """Return every run of a grid, before tuning."""
+    """Return all runs of a grid, before tuning."""
     data_seeds = range(min(scale.data_seeds, grid.get("data_seeds", scale.data_seeds)))
     seeds = range(1, 1 + min(scale.seeds, grid.get("seeds", scale.seeds)))
     rows, columns, runs = grid["rows"], columns_of(grid), []
     for data_seed, seed, row, column in product(data_seeds, seeds, rows, columns):
-        said, study = _both(rows[row], columns[column], {"arm": row, "method": column}, grid.get("sgd", ())), None
-        if tunes := said.get("tune"):
-            given = (*[f"--data.seed={data_seed}"] * (data_seed > 0), *said["options"])
-            search = dict(word.partition("=")[::2] for word in said["search"]) if "search" in said else None
-            arm = said["arm"] if tunes is True else tunes
+        cell, study = _merge(rows[row], columns[column], {"arm": row, "method": column}, grid.get("sgd", ())), None
+        if tunes := cell.get("tune"):
+            given = (*[f"--data.seed={data_seed}"] * (data_seed > 0), *cell["options"])
+            search = dict(word.partition("=")[::2] for word in cell["search"]) if "search" in cell else None
+            arm = cell["arm"] if tunes is True else tunes
             study = Tuning(arm, given, search, scale.trials)
-        fields = {name: said[name] for name in ("arm", "method", "rate", "lr", "options", "part") if name in said}
-        # a colon would make a mapping of it on the command line
+        fields = {name: cell[name] for name in ("arm", "method", "rate", "lr", "options", "part") if name in cell}
+        # without a colon, which YAML would read as a mapping
         label = f"{row}, {column}" if column else row
         runs.append(Run(label, row, column, data_seed, seed, study=study, **fields))
     return runs
 
 
 def columns_of(grid: Grid) -> dict[str, Mapping[str, Any]]:
-    """Return the columns of a grid, and one for each rate of each ladder: "cosine 0.001", with its `lr`."""
+    """Return the columns of a grid, with one for each rate of each ladder, such as "cosine 0.001"."""
     ladders = grid.get("ladders", {})
     steps = {
         f"{name} {rate:g}": {**ladders[name], "method": name, "lr": rate, "rate": rate}
@@ -95,23 +103,23 @@ def columns_of(grid: Grid) -> dict[str, Mapping[str, Any]]:
     return {**grid.get("columns", {}), **steps} or {"": {}}
 
 
-def _both(row: Any, column: Any, names: dict[str, Any], sgd: Sequence[str]) -> dict[str, Any]:
-    """Return what row and column say together: the options of both, and `sgd` for a row that says it, on a ladder."""
+def _merge(row: Any, column: Any, names: dict[str, Any], sgd: Sequence[str]) -> dict[str, Any]:
+    """Merge a row and a column; on a ladder, add the options `sgd` to the rows that ask for them."""
     options = (*row.get("options", ()), *column.get("options", ()))
-    said = {**names, **row, **column, "options": options}
-    if "rate" in said and said.get("sgd"):
+    cell = {**names, **row, **column, "options": options}
+    if "rate" in cell and cell.get("sgd"):
         # rounded: 10 * 3e-4 is 0.0029999999999999996
-        said |= {"options": (*options, *sgd), "lr": round(10 * said["rate"], 12)}
-    return said
+        cell |= {"options": (*options, *sgd), "lr": round(10 * cell["rate"], 12)}
+    return cell
 
 
 def run_grid(grid: Grid, scale: Scale, parent: str, courses: bool = True) -> pd.DataFrame:
-    """Tune, train what MLflow does not have yet, and return a row a run with what MLflow holds. Print how many that is.
+    """Tune, train the runs that MLflow does not have, print their number, and return one row of results per run.
 
-    courses: with what happened in each step, which takes five times as long to read.
+    courses: whether to include the values of each step, which takes five times as long to read.
     """
     runs = runs_of(grid, scale)
-    # by their text: a Tuning holds a dictionary, and cannot be a key
+    # keyed by their text: a Tuning contains a dictionary, so it is not hashable
     studies = {str(run.study): run.study for run in runs if run.study}
     tasks = [(study, scale.retrain) for study in studies.values()]
     tuned: dict[str, Tuned] = dict(zip(studies, _all(_tune, tasks, scale, "study"), strict=True))
@@ -120,10 +128,10 @@ def run_grid(grid: Grid, scale: Scale, parent: str, courses: bool = True) -> pd.
         if file and scale.output == RESULTS and study == Tuning(study.optimizer, trials=study.trials):
             file.write_text(tuned[name].text, encoding="utf-8")
     if studies:
-        say("trials", sum(study.trials for study in studies.values()), sum(found.kept for found in tuned.values()))
+        report("trials", sum(study.trials for study in studies.values()), sum(found.stored for found in tuned.values()))
     lines, samples = [_line(run, tuned[str(run.study)].trials if run.study else []) for run in runs], dict[str, str]()
     known = [look_up(line, samples) for line in tqdm(lines, desc="look up", unit="run", leave=False)]
-    # by their tags: of equal runs one is trained
+    # keyed by their tags: runs with equal tags are trained once
     keys = [str(tags) for tags, _ in known]
     ids = {key: run_id for key, (_, run_id) in zip(keys, known, strict=True) if run_id and not scale.retrain}
     missing = {
@@ -131,7 +139,7 @@ def run_grid(grid: Grid, scale: Scale, parent: str, courses: bool = True) -> pd.
         for key, line, (tags, _) in zip(keys, lines, known, strict=True)
         if key not in ids
     }
-    say("runs", len(set(keys)), len(ids))
+    report("runs", len(set(keys)), len(ids))
     ids |= zip(missing, _all(_train, list(missing.values()), scale, "run"), strict=True)
     return pd.DataFrame(
         {
@@ -144,7 +152,7 @@ def run_grid(grid: Grid, scale: Scale, parent: str, courses: bool = True) -> pd.
 
 
 def _all(call: Any, tasks: Sequence[Any], scale: Scale, unit: str) -> list[Any]:
-    """Call it for every task, with a bar; return the results in the order of the tasks."""
+    """Call `call` for every task, with a progress bar; return the results in the order of the tasks."""
     if not tasks:
         return []
     done = dict(tqdm(processes(call, tasks, scale.workers, scale.cluster), total=len(tasks), unit=unit))
@@ -160,7 +168,7 @@ def _tune(task: tuple[Tuning, bool]) -> Tuned:
 
 
 def _line(run: Run, trials: list[FrozenTrial]) -> list[str]:
-    """Return the command line of a run; `trials`: of its study."""
+    """Return the command line of a run, with the best options of its study's `trials`."""
     tuned = options(min(trials, key=loss).params) if trials else ()
     lr = [] if run.lr is None else [f"--model.lr={run.lr}"]
     seeds = [f"--data.seed={run.data_seed}"] * (run.data_seed > 0) + [f"--seed_everything={run.seed}"]
@@ -173,14 +181,14 @@ def _train(task: tuple[list[str], str, str, bool]) -> str:
     line, code, parent, retrain = task
     run = train(line, {"mlflow.parentRunId": parent}, reuse=not retrain, code=code)
     if run.run_id is None:
-        raise StoreError(f"{shlex.join(line)} left no run: does a file say fast_dev_run, or another logger?")
+        raise StoreError(f"{shlex.join(line)} stored no run: does a file set fast_dev_run or another logger?")
     return run.run_id
 
 
 def read_run(run_id: str, courses: bool = True) -> dict[str, Any]:
-    """Return a run's figures; a run that diverged has an infinite loss and no accuracy.
+    """Return a run's results; a run that diverged has an infinite loss and no accuracy.
 
-    courses: with its rate in every step, and what else its `schedule.csv` holds.
+    courses: whether to include its `schedule.csv`: rate, hypergradient and decay of each step.
     """
     run = client().get_run(run_id)
     metrics, info = run.data.metrics, run.info
@@ -197,7 +205,7 @@ def read_run(run_id: str, courses: bool = True) -> dict[str, Any]:
         "final_lr": seen["lrs"][-1] if courses else metrics.get("lr", math.nan),
         "passes": float(run.data.tags.get("passes", math.nan)),
         "seconds": (info.end_time - info.start_time) / 1000,
-        "trained_on": run.data.tags.get("trained_on", "a machine that was not noted"),
+        "trained_on": run.data.tags.get("trained_on", "an unknown machine"),
         "commit": run.data.tags.get("mlflow.source.git.commit", "unknown")[:7] + dirty,
         "code": run.data.tags.get("code", ""),
         "val_losses": [point.value for point in client().get_metric_history(run_id, "val/loss")],
@@ -205,5 +213,5 @@ def read_run(run_id: str, courses: bool = True) -> dict[str, Any]:
 
 
 def _finite(loss: float | None) -> float:
-    """Return the loss; infinite where there is none, or it is not a number, which every mean would leave out."""
+    """Return the loss, or infinity if it is missing or NaN, which pandas would leave out of a mean."""
     return loss if loss is not None and math.isfinite(loss) else math.inf

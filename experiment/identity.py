@@ -1,4 +1,4 @@
-"""What identifies a run: its configuration, its code and its samples. Where one of them changes, it is another run."""
+"""Identify a run by digests of its configuration and its code. The data module adds that of its samples."""
 
 import ast
 import hashlib
@@ -18,28 +18,28 @@ from experiment.options import ROOT
 SHOWS_OR_STORES = ("logger", "enable_progress_bar", "enable_model_summary", "default_root_dir")
 """Options of the Trainer that do not change what a run computes."""
 APART = {"experiment", "reporting", "tracking", *sys.stdlib_module_names}
-"""Packages that start, show and store runs, and Python's own: no run is another one by their code."""
+"""Packages that start, show and store runs, and the standard library: their code does not identify a run."""
 OWN = {"callbacks", "data", "hypergradient", "lightning_modules"}
-"""Packages whose `__init__` only names what their modules define: of these, a run has the modules that it uses."""
+"""Packages whose `__init__` only re-exports names: only the modules that a run uses identify it."""
 INSTALLED = {"site-packages", "dist-packages"}
-# what commands write
+# written by the commands, or not part of a run
 WRITTEN = (":!results", ":!configs/tuned", ":!docs", ":!tests")
 
 
 def digest(content: bytes) -> str:
-    """Return a short name for the content."""
+    """Return a short digest of the content."""
     return f"sha256:{hashlib.sha256(content).hexdigest()[:16]}"
 
 
 def identity(config: dict[str, Any]) -> dict[str, str]:
-    """Return the tags `config`, the configuration without what only shows or stores a run, and `code`."""
+    """Return the tags `config` and `code`. Options that only show or store a run are left out of `config`."""
     facts = {name: config[name] for name in ("seed_everything", "threads", "model", "data")}
     facts["trainer"] = {name: value for name, value in config["trainer"].items() if name not in SHOWS_OR_STORES}
     return {"config": digest(json.dumps(facts, sort_keys=True).encode()), "code": code(tuple(_paths(facts)))}
 
 
 def _paths(value: Any) -> Iterator[str]:
-    """Yield the texts in a configuration that may be the path of a class or a function."""
+    """Yield the strings in a configuration that may be the path of a class or a function."""
     if isinstance(value, str) and "." in value:
         yield value
     elif isinstance(value, dict | list):
@@ -47,14 +47,13 @@ def _paths(value: Any) -> Iterator[str]:
             yield from _paths(part)
 
 
-# once a process, as Python imports once: an edit during a long command is not in the runs that follow
+# cached, since Python imports once per process: later runs of a command do not use edits made meanwhile
 @lru_cache(None)
 def code(paths: tuple[str, ...]) -> str:
-    """Return a digest of `experiment/run.py`, the modules that define these objects, and all that they import.
+    """Return a digest of `experiment/run.py`, the modules that define the objects at `paths`, and all their imports.
 
-    Import statements are followed wherever they stand, into the user's own files too, but not into installed packages.
-    A syntax tree has neither comments nor layout, and docstrings are left out. Imports by name
-    (`importlib.import_module`) are not seen.
+    Import statements anywhere in a file are followed, also into the user's own files, but not into installed packages.
+    Comments, layout and docstrings do not change the digest. Imports by name (`importlib.import_module`) are ignored.
     """
     found, waiting = {"experiment.run": _read(str(ROOT / "experiment" / "run.py"), "experiment")[0]}, [*paths]
     while waiting:
@@ -66,9 +65,9 @@ def code(paths: tuple[str, ...]) -> str:
 
 
 def _modules(path: str) -> list[ModuleSpec]:
-    """Return what the import of a path like `package.module.name` executes, if it is not installed.
+    """Return the modules that the import of a path like `package.module.name` executes, without installed ones.
 
-    Of a package of this project, that is the module that defines the name.
+    For a package in OWN, return only the module that defines the name.
     """
     top, *names = path.split(".")
     found: list[ModuleSpec] = []
@@ -89,7 +88,7 @@ def _modules(path: str) -> list[ModuleSpec]:
 
 @lru_cache(None)
 def _read(file: str, package: str) -> tuple[str, tuple[str, ...]]:
-    """Return a digest of a module's syntax tree, or of a file that is not Python, and the paths that it imports."""
+    """Return a digest of a module's syntax tree (of the bytes if it is not Python) and the paths that it imports."""
     content, imports = Path(file).read_bytes(), []
     if not file.endswith(".py"):
         return digest(content), ()
@@ -104,9 +103,9 @@ def _read(file: str, package: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _skeleton(node: Any) -> Any:
-    """Return a syntax tree as tuples, without texts that are statements.
+    """Return a syntax tree as tuples, without docstrings and other constant statements.
 
-    Unlike those of `ast.dump` and `ast.unparse`, they are the same in Python 3.11 to 3.13: empty fields are left out.
+    Empty fields are left out, so that the tuples are equal in Python 3.11 to 3.13, unlike the output of `ast.dump`.
     """
     if isinstance(node, list):
         effective = (part for part in node if not (isinstance(part, ast.Expr) and isinstance(part.value, ast.Constant)))
@@ -119,7 +118,7 @@ def _skeleton(node: Any) -> Any:
 
 @lru_cache(None)
 def uncommitted() -> bool:
-    """Return whether Python or YAML files differ from the commit; not those that commands write."""
+    """Return whether Python or YAML files have uncommitted changes, except for files written by commands."""
     git = shutil.which("git")
     command = ["status", "--porcelain", "--", "*.py", "*.yaml", *WRITTEN]
     return bool(git and subprocess.run([git, *command], cwd=ROOT, capture_output=True, check=False).stdout)

@@ -1,4 +1,4 @@
-"""Names, help and options that the commands share. Imports neither torch nor YAML: `--help` prints at once."""
+"""Names, help texts and options shared by the commands. Imports neither torch nor YAML, so `--help` is fast."""
 
 import argparse
 import math
@@ -18,7 +18,7 @@ CONFIGS, RESULTS = ROOT / "configs", ROOT / "results"
 BASE = CONFIGS / "base.yaml"
 ARMS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if path != BASE)
 TASKS = sorted(path.stem for path in (CONFIGS / "tasks").glob("*.yaml"))
-# the files of best options that arms read
+# files written by tuning and read by arms
 TUNED = {path.stem: path for path in (CONFIGS / "tuned").glob("*.yaml")}
 DEFAULT_ARM, DEFAULT_TASK = "meta", "mlp"
 HEADLINE = ["meta", "meta_onestep", "meta_original", "adam", "cosine"]
@@ -28,10 +28,10 @@ CORES = os.cpu_count() or 1
 QUIET = "--trainer.enable_progress_bar=false"
 REFUSED = {
     "--trainer.logger": "the runs are read back from this project's MLflow store",
-    "--trainer.fast_dev_run": "it leaves no run in MLflow; for a short run use --trainer.max_epochs=1",
-    "--ckpt_path": "each run starts at its own first step",
+    "--trainer.fast_dev_run": "it stores no run in MLflow; for a short run use --trainer.max_epochs=1",
+    "--ckpt_path": "each run starts from its first step",
 }
-"""Options of one run that the commands of many runs do not take, and why."""
+"""Options of `train.py` that commands with many runs refuse -> the reason."""
 MEANT = {
     "lr": "--model.lr",
     "learning_rate": "--model.lr",
@@ -40,26 +40,26 @@ MEANT = {
     "batch_size": "--data.batch_size",
     "seed": "--seed_everything",
 }
-"""Options of other programs, and what they are called here."""
+"""Common names of options -> their names here."""
 WORDS = ["none", "null", "nan", "na", "inf", "infinity", "true", "false", "yes", "no", "on", "off", "y", "n"]
-"""Names that YAML, pandas or MLflow would take for a value."""
+"""Names that YAML, pandas or MLflow would read as a value."""
 EVERY_RUN = "Options not listed here apply to every run: see train.py --help."
-RETRAIN = "train all again: by default, runs of the same configuration, code and data are taken from the store"
+RETRAIN = "train all runs again (default: reuse stored runs with the same configuration, code and data)"
 USAGE = "python train.py [fit | validate | test] [options]"
 EXAMPLES = """
   python train.py                                      the same as --optimizer meta
-  python train.py --optimizer adam --model.lr 0.01     another arm, at another rate
-  python train.py --optimizer meta --print_config      what an arm is made of
-  python train.py --ckpt_path CHECKPOINT               continue a run that was stopped
+  python train.py --optimizer adam --model.lr 0.01     another arm, another learning rate
+  python train.py --optimizer meta --print_config      print the configuration of an arm
+  python train.py --ckpt_path CHECKPOINT               resume an interrupted run
   python train.py test --ckpt_path CHECKPOINT          test a run again
-  python train.py fit --help                           every option, of Lightning's Trainer too
+  python train.py fit --help                           all options, including Lightning's
   python train.py --model.help MetaModule              the options of a module
 
-  --trainer.max_epochs EPOCHS, --seed_everything SEED, --model.lr RATE, from which the arm starts; `meta` needs none"""
+Common options: --trainer.max_epochs EPOCHS, --seed_everything SEED, --model.lr RATE (`meta` needs none)"""
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports an error in one line, without the usage."""
+    """A parser that reports an error in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2."""
@@ -67,36 +67,36 @@ class Parser(argparse.ArgumentParser):
 
 
 def one_run() -> Parser:
-    """Return the parser of what `train.py` reads itself; the rest is Lightning's."""
+    """Return the parser of the options that `train.py` reads itself; Lightning parses the others."""
     parser = Parser(
         prog="train.py",
         usage=USAGE,
-        description="Train one arm on mnist1d, test it once, keep the run in MLflow. Later options win.",
+        description="Train one arm, test it once, store the run in MLflow. Later options override earlier ones.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,
         allow_abbrev=False,
     )
     add: Any = parser.add_argument
-    add("--optimizer", type=arm, action="append", default=[], metavar="ARM", help=" ".join(ARMS))
-    add("--task", type=task, action="append", default=[], metavar="TASK", help=" ".join(TASKS))
-    add("-c", "--config", action="append", default=[], metavar="FILE", help="YAML: an arm of your own, or options")
-    add("--ckpt_path", metavar="CHECKPOINT", help="to resume, validate or test")
+    add("--optimizer", type=arm, action="append", default=[], metavar="ARM", help=f"training method: {' '.join(ARMS)}")
+    add("--task", type=task, action="append", default=[], metavar="TASK", help=f"data and network: {' '.join(TASKS)}")
+    add("-c", "--config", action="append", default=[], metavar="FILE", help="YAML file: an arm of your own, or options")
+    add("--ckpt_path", metavar="CHECKPOINT", help="checkpoint to resume, validate or test")
     return parser
 
 
 def label(name: str) -> str:
-    """Return the name of an arm if store, tables and figures show it as it is; else raise ArgumentTypeError."""
+    """Return the name of an arm, or raise ArgumentTypeError if MLflow, tables or figures would alter it."""
     if re.fullmatch(r"[^\W\d_][\w .+-]*", name) and name.lower() not in WORDS:
         return name
     raise argparse.ArgumentTypeError(
-        f"{name!r} cannot be the name of an arm: rename the file. A name begins with a letter, has letters, digits, "
-        "blanks and _ . + - alone, and is not a word like None or true."
+        f"{name!r} cannot be the name of an arm: rename the file. A name starts with a letter, contains only "
+        "letters, digits, blanks and _ . + -, and is not a word like None or true."
     )
 
 
 def better(before: str, word: str) -> str | None:
-    """Return what was meant by a word that is not an option here, or None. before: the word before it."""
+    """Return the option that an unknown word probably stands for, or None. before: the preceding word."""
     if word.startswith("--"):
         return MEANT.get(word[2:].split("=")[0].replace("-", "_"))
     value_of_an_option = before.startswith("--") and "=" not in before
@@ -104,7 +104,7 @@ def better(before: str, word: str) -> str | None:
 
 
 def one_of(names: Sequence[str], kind: str) -> Callable[[str], str]:
-    """Return a reader of one of the names, or of an existing YAML file if `kind` says so; an error has the nearest."""
+    """Return a parser of one of the names or, if `kind` contains "file", of the path of an existing YAML file."""
 
     def read(text: str) -> str:
         file = text.endswith((".yaml", ".yml"))
@@ -118,7 +118,7 @@ def one_of(names: Sequence[str], kind: str) -> Callable[[str], str]:
 
 
 def number(kind: type[int] | type[float], valid: Callable[[Any], bool], words: str) -> Callable[[str], Any]:
-    """Return a reader of a number that is valid; `words` say what it must be."""
+    """Return a parser of a valid number; `words` describe it in the error message."""
 
     def read(text: str) -> Any:
         try:
@@ -139,14 +139,14 @@ rate = number(float, lambda value: 0 < value < math.inf, "a positive finite numb
 
 
 def arm_options(name: str) -> list[str]:
-    """Return the options of `train.py` for the name of an arm or a file."""
+    """Return the options of `train.py` that select an arm by its name or file."""
     return ["--optimizer", name] if name in ARMS else ["--config", name]
 
 
 def parse_many(
     parser: Parser, args: Sequence[str] | None, refused: Mapping[str, str]
 ) -> tuple[argparse.Namespace, list[str]]:
-    """Return the parser's own options, and the other ones, for every run; refuse those that `refused` explains."""
+    """Return the command's own options and those for every run; refuse the keys of REFUSED and `refused`."""
     own, rest = parser.parse_known_args(args)
     for option, reason in (REFUSED | dict(refused)).items():
         if any(word.split("=")[0].startswith(option) for word in rest):
@@ -154,8 +154,9 @@ def parse_many(
     return own, rest
 
 
-def typed(prog: str, args: Sequence[str] | None) -> str:
-    """Return the command as a person types it again, without passwords."""
-    from tracking.store import hidden  # late: the help does not wait for MLflow
+def command(prog: str, args: Sequence[str] | None) -> str:
+    """Return the command line, without passwords."""
+    # imported here: `--help` must not wait for MLflow
+    from tracking.store import hidden
 
     return f"python {prog} {shlex.join(map(hidden, sys.argv[1:] if args is None else args))}".strip()

@@ -1,4 +1,4 @@
-"""Many runs at once, by joblib: in processes of this machine, or on the workers of a Dask cluster."""
+"""Run many tasks in parallel with joblib: in local processes or on a Dask cluster."""
 
 import os
 import signal
@@ -21,9 +21,9 @@ Result = TypeVar("Result")
 def processes(
     call: Callable[[Task], Result], tasks: Sequence[Task], workers: int, cluster: str | None = None
 ) -> Iterator[tuple[int, Result]]:
-    """Call `call(task)` for every task, and yield (its number, what it returned) in the order in which they end.
+    """Call `call(task)` for every task and yield (number of the task, result) in the order of completion.
 
-    One worker is this process. A run depends on its own arguments alone, so the order does not matter.
+    With one worker, the tasks run in this process. A run depends only on its arguments, so the order does not matter.
     """
     jobs = (joblib.delayed(_numbered)(tracking_uri(), number, call, task) for number, task in enumerate(tasks))
     settings: dict[str, Any] = {"n_jobs": workers, "batch_size": 1, "return_as": "generator_unordered"}
@@ -35,7 +35,7 @@ def processes(
 
                 client = stack.enter_context(Client(cluster, timeout=10))
             if any(threads > 1 for threads in client.nthreads().values()):
-                raise StoreError("--cluster: runs share one random stream a process: start workers with --nthreads 1.")
+                raise StoreError("--cluster: threads share one random stream. Start the workers with --nthreads 1.")
             stack.enter_context(joblib.parallel_config("dask"))
             settings["n_jobs"] = -1
         elif workers > 1:
@@ -44,7 +44,7 @@ def processes(
 
 
 def _worker(parent: int) -> None:
-    """Prepare a worker process: leave Ctrl-C to the parent, print nothing, end when the parent ends."""
+    """Set up a worker process: ignore Ctrl-C, print nothing, exit when the parent exits."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -64,5 +64,5 @@ def _numbered(uri: str, number: int, call: Callable[[Task], Result], task: Task)
     try:
         return number, call(task)
     except SystemExit as stop:
-        # a Dask worker would end, and the next one that got the task too
-        raise SweepError("a run was refused; the line above, or the log of its Dask worker, says why") from stop
+        # an exit would end the Dask worker, and each further worker that is given the task
+        raise SweepError("a run was refused; see the line above or the log of its Dask worker") from stop

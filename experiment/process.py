@@ -1,4 +1,4 @@
-"""A command as a process: an error that its user can fix gives one line and a status, not a traceback."""
+"""Run a command as a process. Errors that the user can fix give one line and an exit status, not a traceback."""
 
 import gc
 import logging
@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 QUIET_LOGGERS = ("mlflow", "pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed")
-# warnings that a user of this project can do nothing about: of Lightning and MLflow about torch and type hints, of
-# Optuna about what is experimental, of Lightning about the folders and the few batches of our runs, of joblib about a
-# worker that has grown and is replaced
-UNHEEDED = (
+# warnings that the user cannot act on: Lightning and MLflow on torch and type hints, Optuna on experimental features,
+# Lightning on folders and on short epochs, joblib on a worker that is replaced because its memory has grown
+IGNORED = (
     ".*LeafSpec.*",
     "The tensor attributes .*_flat_weights",
     ".*Any type hint is inferred as AnyType",
@@ -29,36 +28,36 @@ UNHEEDED = (
 
 
 class SweepError(Exception):
-    """One of many runs could not be trained. The message says where the reason is."""
+    """One of many runs could not be trained. The message says where to find the reason."""
 
 
 def quiet() -> None:
-    """Silence what a user of this project can do nothing about."""
+    """Silence messages and warnings that the user cannot act on."""
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in UNHEEDED:
+    for message in IGNORED:
         warnings.filterwarnings("ignore", message)
 
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Import late, for the help does not wait; without collecting garbage, which takes a quarter of a start's time.
+    """Import without garbage collection, which takes a quarter of the start-up time.
 
-    Where a package is missing, the command ends with status 2.
+    Commands import after parsing, so that `--help` is fast. A missing package ends them with status 2.
     """
     gc.disable()
     try:
         yield
     except ModuleNotFoundError as error:
-        end(f"error: the package {error.name} is not installed here: run `make train`, or activate .venv.", 2)
+        end(f"error: the package {error.name} is not installed here: run `make train` or activate .venv.", 2)
     gc.freeze()
     gc.enable()
 
 
 def script(command: Callable[[], Any]) -> None:
-    """Run a command as a process: status 2 if nothing was started, 1 if that failed, 130 at Ctrl-C, 143 at SIGTERM."""
+    """Run a command. Exit status 2: nothing was started; 1: a started run failed; 130: Ctrl-C; 143: SIGTERM."""
     quiet()
-    # where stdout is closed (`>&-`), the next file that is opened, a database, would get what is printed
+    # if stdout is closed (`>&-`), output would go to the next file that is opened, a database
     while (place := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(place, True)
     os.close(place)
@@ -66,9 +65,9 @@ def script(command: Callable[[], Any]) -> None:
     try:
         command()
     except KeyboardInterrupt as stop:
-        end(f"{str(stop) or 'interrupted'}; finished work is kept.", 143 if str(stop) else 130)
+        end(f"{str(stop) or 'interrupted'}; finished work is saved.", 143 if str(stop) else 130)
     except Exception as error:
-        # late: the help does not wait for these
+        # imported here: `--help` must not wait for it
         from optuna.exceptions import StorageInternalError
 
         from tracking.store import FAULTS, StoreError, cause
@@ -76,26 +75,26 @@ def script(command: Callable[[], Any]) -> None:
         if isinstance(error, StoreError):
             end(f"error: {error}", 2)
         if isinstance(error, (SweepError, BrokenExecutor, StorageInternalError, *FAULTS)):
-            end(f"error: {cause(error)}. Finished work is kept: fix the problem and rerun the command.", 1)
+            end(f"error: {cause(error)}. Finished work is saved. Fix the problem and rerun the command.", 1)
         raise
 
 
 @contextmanager
 def refusing(what: str, errors: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
-    """End with status 2 and one line that begins with `what` if the block raises one of the errors."""
+    """Exit with status 2 and one line that starts with `what` if the block raises one of the errors."""
     try:
         yield
     except errors as error:
-        # late: the help does not wait for MLflow
+        # imported here: `--help` must not wait for MLflow
         from tracking.store import StoreError
 
-        # jsonargparse wraps what the class that refused a value said
+        # jsonargparse wraps the error of the class that refused the value
         while isinstance(error, ValueError) and isinstance(error.__cause__, ValueError | StoreError):
             error = error.__cause__
         end(f"error: {what}{' '.join(str(error).split())[:500] or type(error).__name__}", 2)
 
 
 def end(message: str, status: int) -> NoReturn:
-    """Print one line, with the name of the command before it, and exit."""
+    """Print one line, prefixed by the name of the command, and exit."""
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     sys.exit(status)

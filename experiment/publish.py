@@ -1,4 +1,4 @@
-"""What comes out of a grid: its table and figures in a folder, in MLflow, and in the documents."""
+"""Write the table and figures of a grid to a folder, to MLflow and to the documentation."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -22,16 +22,16 @@ from tracking.store import client, open_experiment
 
 STAGES: Mapping[str, Grid] = yaml.safe_load(Path(__file__).with_name("stages.yaml").read_text(encoding="utf-8"))
 ABOUT = "mnist1d, MLP 40-100-10, 50 epochs, data seed 0; "
-"""What every stage that is drawn trains."""
+"""The setting of all stages with figures, for their titles."""
 DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "original.md"]
 
 
 def compare(
     arms: Sequence[str], lrs: Sequence[float | None], arguments: Sequence[str], scale: Scale, command: str
 ) -> tuple[str, str]:
-    """Train what is missing of arms × starting rates, and keep table, figures and raw numbers in `scale.output`.
+    """Train the missing runs of arms × initial rates, and write table, figures and raw numbers to `scale.output`.
 
-    Returns the table, and the run in MLflow that holds everything.
+    Returns the table and the id of the parent run in MLflow.
     """
     rows = {Path(arm).stem: {"arm": arm, "options": list(arguments)} for arm in arms}
     starts = {"" if lr is None else f"from {lr:g}": {} if lr is None else {"lr": lr} for lr in lrs}
@@ -40,7 +40,7 @@ def compare(
     for arm in arms:
         run = train([*arm_options(arm), *arguments, QUIET, "--trainer.fast_dev_run=true"])
         if run.config.data.init_args.get("seed", 0):
-            end("error: a file or an option gives a data seed; in a comparison, use --data-seeds.", 2)
+            end("error: a file or an option sets data.seed. Use --data-seeds instead.", 2)
         facts.append(str(run.identity))
     sweep = f"compare {hashlib.sha256(' '.join(facts).encode()).hexdigest()[:12]}"
     open_experiment(run.experiment)
@@ -56,12 +56,12 @@ def compare(
 
 
 def publish_stage(name: str, scale: Scale, command: str) -> str:
-    """Run a stage, keep what came out, put its table into the documents, and return it."""
+    """Run a stage, write its results, insert its table into the documentation, and return the table."""
     stage, folder = STAGES[name], scale.output / name
     open_experiment()
     folder.mkdir(parents=True, exist_ok=True)
     sweep = f"results {name} {scale.seeds} {scale.data_seeds} {scale.trials}"
-    tuning = {row: scale.trials for row, said in stage["rows"].items() if said.get("tune")}
+    tuning = {row: scale.trials for row, cell in stage["rows"].items() if cell.get("tune")}
     drawn = list(stage["rows"]) if stage.get("sensitivity") else list(stage.get("courses", []))
     with parent_run(f"results: {name}", sweep, {"mlflow.note.content": f"`{command}`"}) as parent:
         runs = run_grid(stage, scale, parent, bool(drawn) or "rates" in stage.get("table", []))
@@ -86,13 +86,13 @@ def publish_stage(name: str, scale: Scale, command: str) -> str:
 
 
 def _keep(runs: pd.DataFrame, drawn: list[str], text: str, folder: Path, parent: str, about: str) -> None:
-    """Write table, raw numbers, and courses and figures of the rows that are drawn; keep all with the parent run."""
+    """Write table and raw numbers, and courses and figures of the `drawn` rows; log all to the parent run."""
     runs.drop(columns=[*COURSES, "trained_on"], errors="ignore").to_csv(folder / "results.csv", index=False)
     (folder / "table.md").write_text(text, encoding="utf-8")
     written = ["results.csv", "table.md"]
     if drawn:
         own = runs[runs.row.isin(drawn) & (runs.data_seed == runs.data_seed.min())].assign(arm=runs.row)
-        # of several starts, the courses of the first row from each
+        # with several initial rates, the courses of the first row
         if runs.start_lr.nunique() > 1:
             own = own[own.row == drawn[0]].assign(arm=[f"from {lr:g}" for lr in own[own.row == drawn[0]].start_lr])
         courses(own).to_csv(folder / "courses.csv", index=False, float_format="%.6g")
@@ -100,13 +100,13 @@ def _keep(runs: pd.DataFrame, drawn: list[str], text: str, folder: Path, parent:
     if drawn or runs.rate.notna().any():
         written += draw(folder, about)
     client().set_tag(parent, "mlflow.note.content", text)
-    # by name: the folder may hold what is not of this grid
+    # by name: the folder may contain files of other grids
     for name in written:
         client().log_artifact(parent, str(folder / name))
 
 
 def draw(folder: Path, about: str) -> list[str]:
-    """Draw the ladders or courses that the folder holds, if any; return the figures' names. about: of the titles."""
+    """Draw the figures of the results in the folder, if any, and return their names. about: the setting, for titles."""
     if not (folder / "results.csv").exists():
         return []
     runs = pd.read_csv(folder / "results.csv")
@@ -124,7 +124,7 @@ def draw(folder: Path, about: str) -> list[str]:
 
 
 def publish(name: str, text: str, documents: Sequence[Path]) -> None:
-    """Put a table into every document that has its markers."""
+    """Insert a table into every document that has its markers."""
     begin, finish = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
     for path in documents:
         if begin in path.read_text(encoding="utf-8"):

@@ -1,4 +1,4 @@
-"""A checkpoint as the beginning of a run: undamaged, of the same configuration, and loadable in every part."""
+"""Check, before a run resumes, that its checkpoint is undamaged, has the same configuration and can be loaded."""
 
 import math
 import tempfile
@@ -17,27 +17,27 @@ from experiment.identity import SHOWS_OR_STORES
 from experiment.process import refusing
 
 NOT_COMPARED = {"config", "hyper_parameters", "random"}
-"""Parts of a checkpoint that continuing a run does not need, or that depend on the machine."""
+"""Parts of a checkpoint that are not needed to resume, or that depend on the machine."""
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
-    """Return the content of a checkpoint, with the configuration of its run as `config`, or end with status 2."""
-    with refusing(f"--ckpt_path: {path} is damaged, or another version wrote it: "):
-        # torch does not look at the checksums
+    """Return the content of a checkpoint, with the configuration of its run as `config`, or exit with status 2."""
+    with refusing(f"--ckpt_path: {path} is damaged or from another version: "):
+        # torch does not check the checksums
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
                 raise zipfile.BadZipFile(f"its part {damaged} is damaged")
         saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         labels = [saved["config"][name] for name in ("optimizer", "task")]
         if not all(isinstance(label, str) for label in labels):
-            raise ValueError(f"its run is called {labels}")
+            raise ValueError(f"invalid names of arm and task: {labels}")
     return saved
 
 
 def differences(then: dict[str, Any], now: dict[str, Any], command: str, any_length: bool) -> tuple[list[str], ...]:
-    """Return where the configuration differs from the checkpoint's: what changes the run, and what does not.
+    """Return the differences to the checkpoint's configuration: those that change the run, and all others.
 
-    An evaluation may have other data; a fit may be made longer where nothing in it depends on its length.
+    An evaluation may use other data; a fit may be longer if nothing in it depends on its length (`any_length`).
     """
     one, other = flat(then), flat(now)
     refused, listed = list[str](), list[str]()
@@ -45,7 +45,7 @@ def differences(then: dict[str, Any], now: dict[str, Any], command: str, any_len
     classes = [at.removesuffix(".class_path") for at in others if at.endswith(".class_path")]
     for name in others:
         a, b = one.get(name), other.get(name)
-        # the arguments of another class are not compared one by one
+        # if the class differs, its arguments are not compared
         if any(name.startswith(f"{above}.init_args.") for above in classes):
             continue
         part, _, option = name.partition(".")
@@ -68,13 +68,13 @@ def flat(config: Any, name: str = "") -> dict[str, Any]:
 
 
 def rehearse(trainer: Trainer, module: LightningModule, data: Any, path: str, saved: dict[str, Any]) -> None:
-    """Continue a run for one step in copies of all its parts, or end with status 2.
+    """Resume a run for one step in copies of all its parts, or exit with status 2.
 
-    trainer, module, data: copies, made from the configuration of the checkpoint. What they save once they have loaded
-    it has the structure of the file, so that nothing in it is missing, left over, or of another shape.
+    trainer, module, data: copies, built from the configuration of the checkpoint. After they have loaded the file, they
+    must save one of the same structure, so that no part is missing, superfluous or of another shape.
     """
     trainer.callbacks.append(Rehearsal(saved))  # type: ignore[attr-defined]
-    with refusing(f"--ckpt_path: {path} cannot be continued: "), suppress(StepTakenError):
+    with refusing(f"--ckpt_path: {path} cannot be resumed: "), suppress(StepTakenError):
         trainer.fit(module, datamodule=data, ckpt_path=path)
 
 
@@ -83,17 +83,17 @@ class StepTakenError(Exception):
 
 
 class Rehearsal(Callback):
-    """Compares what was loaded with the checkpoint, and ends the fit with its first step."""
+    """Compares the loaded state with the checkpoint and ends the fit after its first step."""
 
     def __init__(self, saved: dict[str, Any]) -> None:
         self.saved = saved
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare the kinds of values with those of copies that have loaded nothing but weights."""
+        """Compare the types of values with those of a new run, in which only the weights are loaded."""
         self._compare(trainer, lambda saved, fresh: alike(fresh, saved))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compare the structure with that of copies that have loaded all."""
+        """Compare the structure after everything is loaded."""
         self._compare(trainer, lambda saved, loaded: structure(loaded) == structure(saved))
         self.states = self._states(trainer)
 
@@ -104,12 +104,12 @@ class Rehearsal(Callback):
             own = torch.load(file, map_location="cpu", weights_only=True)
         for name in sorted((self.saved.keys() | own.keys()) - NOT_COMPARED):
             if not fits(self.saved.get(name), own.get(name)):
-                raise ValueError(f"its {name} lacks something, or is of another network, optimizer or version")
+                raise ValueError(f"its {name} is incomplete, or from another network, optimizer or version")
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """End the fit, unless the optimizer had to begin a state again."""
+        """End the fit; fail if the optimizer had to initialize missing state."""
         if self._states(trainer) != self.states:
-            raise ValueError("its optimizer_states lack something")
+            raise ValueError("its optimizer_states are incomplete")
         raise StepTakenError
 
     def _states(self, trainer: Trainer) -> list[Any]:
@@ -117,7 +117,7 @@ class Rehearsal(Callback):
 
 
 def structure(value: Any) -> Any:
-    """Return the keys, the lengths, and the shapes and types of tensors, without the values."""
+    """Return keys, lengths, and shapes and types of tensors, without values."""
     if isinstance(value, dict):
         return {key: structure(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -126,7 +126,7 @@ def structure(value: Any) -> Any:
 
 
 def alike(fresh: Any, saved: Any) -> bool:
-    """Return whether the values that both have are of one kind."""
+    """Return whether values at common keys have the same types."""
     if isinstance(fresh, dict) and isinstance(saved, dict):
         return all(alike(fresh[key], saved[key]) for key in fresh.keys() & saved.keys())
     if isinstance(fresh, (list, tuple)) and isinstance(saved, (list, tuple)):
@@ -135,7 +135,7 @@ def alike(fresh: Any, saved: Any) -> bool:
 
 
 def unfinished(trainer: Trainer) -> str | None:
-    """Return, after a fit, why it is not the one that was asked for; None if it is."""
+    """Return why a fit is incomplete, or None if it is complete."""
     done, loop = trainer.global_step, trainer.fit_loop
     batches = (trainer.max_epochs or 0) * trainer.num_training_batches
     if not done:

@@ -1,4 +1,4 @@
-"""One run: named, tagged, checked, reused or resumed, trained, and tested once."""
+"""Check, name, train and test one run, or reuse or resume a stored one."""
 
 import json
 import shlex
@@ -31,7 +31,7 @@ from experiment.resume import differences, rehearse, unfinished
 from lightning_modules import SupervisedModule
 from reporting.machine import machine
 from tracking.logger import Tracker
-from tracking.runs import close_broken_off, find_run, run_of
+from tracking.runs import find_run, mark_killed, run_of
 from tracking.store import EXPERIMENT, StoreError
 
 
@@ -46,19 +46,19 @@ def train(
     """Run the command line `args` of `train.py`.
 
     Args:
-        args: the words that were typed.
+        args: the arguments of the command line.
         tags: additional tags of the MLflow run.
         test: whether `fit` ends with a test.
         reuse: whether a finished run of the same configuration, code and data may be returned instead of training.
-        code: the digest of the code that the run must have, if it is one of many.
+        code: the required digest of the code, for one of many runs.
         callbacks: additional callbacks.
 
     Raises:
-        SystemExit: status 2, with one line, where the arguments, the data or the network cannot be trained.
+        SystemExit: status 2, with one line, if the arguments, the data or the network cannot be used.
     """
     line = read(args)
-    described = {"mlflow.note.content": f"`{options.typed('train.py', args)}`"} | (tags or {})
-    # whatever refuses what was typed: a parser, the Trainer, a module, or a user's own class
+    described = {"mlflow.note.content": f"`{options.command('train.py', args)}`"} | (tags or {})
+    # any error: arguments are refused by the parser, the Trainer, a module or a class of the user
     with refusing(""):
         run = Run(line, described, callbacks)
     with refusing("", (ValueError, StoreError)):
@@ -69,18 +69,18 @@ def train(
             run.run_id = found
             return run
         if tracker and "mlflow.parentRunId" in described:
-            close_broken_off(tracker.name, run.identity["config"])
+            mark_killed(tracker.name, run.identity["config"])
         run.check()
-    # what Lightning refuses before it trains; any other error while it trains is one to look into
+    # errors that Lightning raises before training; all others need a traceback
     with refusing("", (StoreError, MisconfigurationException)):
         run.execute(test)
     return run
 
 
 def look_up(args: Sequence[str], samples: dict[str, str]) -> tuple[dict[str, str], str | None]:
-    """Return the tags that identify the run of a command line, and the finished run that has them, if there is one.
+    """Return the tags that identify the run of a command line, and the id of the finished run with these tags, if any.
 
-    samples: digests of samples, by the configuration of the data; a missing one is added, by setting the data up.
+    samples: configuration of the data -> digest of the samples. A missing entry is computed and added.
     """
     line = read(args)
     with refusing(""):
@@ -93,10 +93,10 @@ def look_up(args: Sequence[str], samples: dict[str, str]) -> tuple[dict[str, str
 
 
 class Run(LightningCLI):
-    """What a command line builds, and what came out of it; with `build=False`, only what it says.
+    """The objects of one run and its results; with `build=False`, only its parsed configuration.
 
-    `run_id` is the MLflow run, `identity` are its tags that identify what it computes, `diverged` is the message of a
-    diverged run, `metrics` holds what the last validation and the test found, and `test_metrics` the latter alone.
+    `run_id` is the MLflow run, `identity` the tags that identify it, `diverged` the message of a diverged run,
+    `metrics` the results of the last validation and the test, and `test_metrics` those of the test.
     """
 
     def __init__(self, line: Line, tags: dict[str, str], callbacks: Sequence[Callback], build: bool = True) -> None:
@@ -121,37 +121,37 @@ class Run(LightningCLI):
         )
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the seed; Lightning's would take true for a random one, and false for none."""
-        parser.add_argument("--seed_everything", type=SEED, default=0, help="of weights and of the order of samples")
+        """Add the seed as a whole number; Lightning would also accept true (a random seed) and false (none)."""
+        parser.add_argument("--seed_everything", type=SEED, default=0, help="seed of weights and order of samples")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what is not Lightning's: the names of arm and task, which `read` put first, and the threads."""
-        parser.add_argument("--optimizer", help=f"the arm, by default meta: {', '.join(options.ARMS)}")
-        parser.add_argument("--task", help=f"data and network, by default mlp: {', '.join(options.TASKS)}")
-        parser.add_argument("--threads", type=PositiveInt, default=1, help="another number gives other last digits")
+        """Add the names of arm and task, which `read` puts first, and the number of threads."""
+        parser.add_argument("--optimizer", help=f"training method (default: meta): {', '.join(options.ARMS)}")
+        parser.add_argument("--task", help=f"data and network (default: mlp): {', '.join(options.TASKS)}")
+        parser.add_argument("--threads", type=PositiveInt, default=1, help="affects the last digits of results")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the given arguments, whatever stands in `sys.argv`."""
+        """Parse the given arguments instead of `sys.argv`."""
         self.config = parser.parse_args(args)
 
     @property
     def experiment(self) -> str:
-        """MLflow's experiment for the data: a user's own have one of their own."""
+        """The MLflow experiment: one for all data of this project, one for each data module of the user."""
         package, _, name = self.config.data.class_path.rpartition(".")
         return EXPERIMENT if package.split(".")[0] == "data" else name
 
     @property
     def tracker(self) -> Tracker | None:
-        """The logger, if it is MLflow's."""
+        """The logger, if it is a `Tracker`."""
         logger = self.trainer.logger
         return logger if isinstance(logger, Tracker) else None
 
     def before_instantiate_classes(self) -> None:
-        """Identify what is typed."""
+        """Check the configuration, compute its digests and choose the MLflow experiment."""
         config = self.config
         torch.set_num_threads(config.threads)
         refuse_out_of_range(config.trainer)
-        # a module that optimizes by hand does itself what the Trainer refuses to do for it
+        # with manual optimization, the module does what the Trainer would refuse
         for option, default in (("gradient_clip_val", None), ("accumulate_grad_batches", 1)):
             if option in config.model.init_args and config.trainer[option] != default:
                 config.model.init_args[option], config.trainer[option] = config.trainer[option], default
@@ -168,7 +168,7 @@ class Run(LightningCLI):
             super().instantiate_classes()
 
     def after_instantiate_classes(self) -> None:
-        """Set up the data, name the run after its arm, tag it, and put the configuration into its checkpoints."""
+        """Set up the data, name and tag the run, and add the configuration to its checkpoints."""
         if not self.build:
             return
         config, line = self.config, self.line
@@ -176,14 +176,14 @@ class Run(LightningCLI):
         self.datamodule.setup("fit")
         self.identity["data_digest"] = self.datamodule.digest()
         name = line.arm
-        # neither an evaluation nor a run with weights of another configuration is the training that `find_run` seeks
+        # `find_run` must not return an evaluation, or a run that starts from the weights of another configuration
         if line.command != "fit":
             name = f"{line.command} {line.arm}"
             self.identity["config"] += f" {line.command}"
         elif line.checkpoint:
             self.resumes = run_of(line.checkpoint, self.identity)
             self.identity["config"] += "" if self.resumes else " from a checkpoint"
-        # one colour an arm in MLflow's charts
+        # one colour per arm in MLflow's charts
         place = options.ARMS.index(line.arm) if line.arm in options.ARMS else len(options.ARMS)
         tags = {
             "optimizer": line.arm,
@@ -201,7 +201,7 @@ class Run(LightningCLI):
         self.model.save_hyperparameters(origin | model["init_args"], logger=False)
 
     def check(self) -> None:
-        """Refuse what cannot be trained or resumed, before a run is stored."""
+        """Raise ValueError, before a run is stored, if it cannot be trained or resumed."""
         trains = self.line.command == "fit"
         x, y = batch = self.datamodule.extremes()
         modes = {module: module.training for module in self.model.modules()}
@@ -214,7 +214,7 @@ class Run(LightningCLI):
         if any(isinstance(found, Timer) and found.time_remaining() == 0 for found in self.trainer.callbacks):  # type: ignore[attr-defined]
             raise ValueError("--trainer.max_time must be positive.")
         if trains and (loss.dim() or not loss.requires_grad):
-            raise ValueError("the loss must be a scalar that depends on weights: is it detached, or all are frozen?")
+            raise ValueError("the loss must be a scalar that depends on weights. Is it detached, or are they frozen?")
         if saved := self.line.saved:
             path = str(self.line.checkpoint)
             self._check_checkpoint(path, saved)
@@ -224,14 +224,14 @@ class Run(LightningCLI):
             self.tracker.hold()
 
     def _check_checkpoint(self, path: str, saved: dict[str, Any]) -> None:
-        """Refuse one of another run, or one that copies of all parts cannot load and take a step from."""
+        """Refuse a checkpoint of another run, or one from which copies of all parts cannot take a step."""
         any_length = not self.model.depends_on_length and self.config.trainer.max_steps == -1
         refused, listed = differences(saved["config"], self.dump, self.line.command, any_length)
         if refused:
-            advice = "leave out --optimizer, --task and what differs to continue as it was configured"
-            raise ValueError(f"--ckpt_path: the run was another one; {advice}: {', '.join(refused)}.")
+            advice = "To resume its run, omit --optimizer, --task and the options that differ"
+            raise ValueError(f"--ckpt_path: the checkpoint is of another run. {advice}: {', '.join(refused)}.")
         if listed and self.trainer.is_global_zero:
-            print(f"other than in the run of the checkpoint: {', '.join(listed)}")
+            print(f"differs from the run of the checkpoint: {', '.join(listed)}")
         alone = {"logger": False, "devices": 1, "num_nodes": 1, "strategy": "auto", "enable_progress_bar": False}
         with isolate_rng(), refusing(f"--ckpt_path: {path} has a configuration that cannot be used: "):
             config = self.parser.parse_object(saved["config"] | {"trainer": saved["config"]["trainer"] | alone})
@@ -241,12 +241,12 @@ class Run(LightningCLI):
             rehearse(trainer, made.model, made.data, path, saved)
 
     def execute(self, test: bool) -> None:
-        """Fit, or evaluate; test after a fit, once, with the final weights; keep in MLflow how it ended."""
+        """Fit, and test once with the final weights, or evaluate; store the status of the run in MLflow."""
         tracker, command = self.tracker, self.line.command
         tests = command == "fit" and test and not self.config.trainer.fast_dev_run
         ended = "FAILED"
         if tracker:
-            tracker.held = True
+            tracker.ended_by_caller = True
         try:
             getattr(self.trainer, command)(self.model, datamodule=self.datamodule, ckpt_path=self.line.checkpoint)
             if command == "fit" and (reason := unfinished(self.trainer)):
@@ -257,7 +257,7 @@ class Run(LightningCLI):
                 self.test_metrics = dict(tested[0]) if tested else {}
                 self.metrics |= self.test_metrics
             if found := not_finite(self.trainer):
-                raise DivergenceError(f"{command}: {found}. The weights, or the data, are at fault.")
+                raise DivergenceError(f"{command}: {found}. Check the weights and the data.")
             ended = "FINISHED"
         except DivergenceError as error:
             self.diverged = str(error)
@@ -267,10 +267,10 @@ class Run(LightningCLI):
             if not self.trainer.interrupted:
                 raise
             ended = "KILLED"
-            # Lightning makes an exit of Ctrl-C, which callers could not tell apart
+            # Lightning turns Ctrl-C into SystemExit, which callers could not distinguish from others
             raise KeyboardInterrupt(*["terminated"] * isinstance(stop, SIGTERMException)) from None
         finally:
-            # here, not in Lightning's handler of exceptions, which one more exception of a callback would leave
+            # here, since Lightning's handler of exceptions may itself be left by an exception of a callback
             if tracker:
                 tracker.end(ended)
                 path, alone = tracker.checkpoint, "mlflow.parentRunId" not in self.tags

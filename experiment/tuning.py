@@ -1,4 +1,4 @@
-"""An arm's best options, found by one Optuna study: on one machine in a journal, on many in a database."""
+"""Tune an arm's options with an Optuna study, stored in a journal or, for several machines, in a database."""
 
 import math
 import sys
@@ -31,7 +31,7 @@ from tracking.store import StoreError, artifact_dir, client, hidden, open_experi
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 Space = dict[str, str]
-"""Option -> values, written as they are typed: `log:1e-5:1e-1`, `32:512`, `1,2,3`."""
+"""Option -> values, as on the command line: `log:1e-5:1e-1`, `32:512`, `1,2,3`."""
 RATE: Space = {"model.lr": "log:1e-5:1e-1"}
 WITH_DECAY: Space = {"model.lr": "log:1e-4:1e-1", "model.optimizer.weight_decay": "log:1e-3:1.0"}
 WITH_HYPER_RATE: Space = RATE | {"model.hyper_lr": "log:1e-8:1e-4"}
@@ -39,7 +39,7 @@ WITH_HYPER_RATE: Space = RATE | {"model.hyper_lr": "log:1e-8:1e-4"}
 
 @dataclass(frozen=True)
 class Tuning:
-    """What is tuned and how: the options of `tune.py`; `arguments` apply to every run."""
+    """The options of `tune.py`; `arguments` are those of `train.py`, for every run."""
 
     optimizer: str
     arguments: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class Tuning:
 
     @property
     def space(self) -> Space:
-        """What is searched."""
+        """The search space."""
         default = WITH_DECAY if self.arm.startswith("adamw") else WITH_HYPER_RATE if self.arm == "descent" else RATE
         return self.search or default
 
@@ -62,29 +62,34 @@ class Tuning:
 
 
 class Tuned(NamedTuple):
-    """A study, its trials that count, the best values as a file, its MLflow run, and the number of trials it had."""
+    """A study, its valid trials, the text of the file of best values, its MLflow run, its number of earlier trials."""
 
     study: optuna.Study
     trials: list[FrozenTrial]
     text: str
     run_id: str
-    kept: int
+    stored: int
 
 
 def tune(tuning: Tuning, command: str, retrain: bool = False) -> Tuned:
-    """Run the missing trials and keep them in MLflow; `command` is what the file says that it was made by.
+    """Run the missing trials of a study and store them in MLflow.
 
-    The study is that of one MLflow run, of one configuration, code and data. retrain: begin another one.
+    A study belongs to one MLflow run, with one configuration, code and data.
+
+    Args:
+        tuning: the options of the study.
+        command: the command that is written to the file of best values.
+        retrain: whether to start a new study.
 
     Raises:
-        SystemExit: status 2 where an option is wrong, before anything is kept; 1 where every trial diverged.
-        StoreError: several machines have no common tracking server.
+        SystemExit: status 2 if an option is invalid, before anything is stored; 1 if every trial diverged.
+        StoreError: several machines share the study without a common tracking server.
         Timeout: another process on this machine runs the study.
     """
     if tuning.storage and not tuning.storage.startswith("sqlite") and tracking_uri().startswith("sqlite"):
         raise StoreError("--storage: machines that share a study need one tracking server: set MLFLOW_TRACKING_URI.")
     storage = tuning.storage and _database(tuning.storage)
-    # the lowest and the highest values: if any value is refused, one of these is
+    # the bounds of every range: if any value is refused, one of these is
     ends = {option: _extremes(distribution(option, values)) for option, values in tuning.space.items()}
     for number in range(max(map(len, ends.values()))):
         values = options({option: end[number % len(end)] for option, end in ends.items()})
@@ -93,37 +98,37 @@ def tune(tuning: Tuning, command: str, retrain: bool = False) -> Tuned:
     facts = sha256(f"{run.identity} {tuning.space} {tuning.seed}".encode()).hexdigest()[:12]
     name = f"tune {tuning.arm.replace(chr(39), '')} {facts}"
     open_experiment(run.experiment)
-    # two commands that share a journal would take each other's trials for dead
+    # of two commands that share a journal, each would restart the running trials of the other
     alone = FileLock(artifact_dir() / f".{name.replace(' ', '-')}.lock", timeout=0)
     about = {"optimizer": tuning.arm, "mlflow.note.content": f"{tuning.trials} trials: `{command}`"}
     again = parent_run(f"tune {tuning.arm}", name, about, run.experiment, retrain)
     with nullcontext() if tuning.storage else alone, again as parent:
         storage = storage or _journal(artifact_dir() / "optuna" / f"{parent}.log")
-        # of the MLflow run: where that was deleted, the study begins again
+        # named after the MLflow run: if that is deleted, the study starts again
         study = optuna.create_study(storage=storage, study_name=parent, load_if_exists=True)
         # queue again the trials that a killed process left running
         for trial in study.get_trials(states=[TrialState.RUNNING]) if not tuning.storage else ():
             study.tell(trial.number, state=TrialState.FAIL)
             if trial.params:
                 study.enqueue_trial(trial.params)
-        kept = min(len(_complete(study)), tuning.trials)
-        say("trials", tuning.trials, kept)
+        stored = min(len(_complete(study)), tuning.trials)
+        report("trials", tuning.trials, stored)
         _run_trials(study, tuning, parent, run.identity["code"])
         counted = _complete(study)[: tuning.trials]
         best = min(counted, key=loss)
         if loss(best) == math.inf:
-            sys.exit("tune.py: error: no trial reached a finite validation loss: search lower rates.")
+            sys.exit("tune.py: error: no trial reached a finite validation loss. Search lower learning rates.")
         text = _describe(best, len(counted), tuning, command)
         client().log_text(parent, text, "best.yaml")
         client().log_metric(parent, "best_val_loss", loss(best))
         for option, value in best.params.items():
             client().set_tag(parent, f"best {option}", value)
-    return Tuned(study, counted, text, parent, kept)
+    return Tuned(study, counted, text, parent, stored)
 
 
-def say(kind: str, number: int, kept: int) -> None:
-    """Print how many are not trained again."""
-    print(f"{number} {kind}: {kept} found in the store, {number - kept} to train")
+def report(kind: str, number: int, stored: int) -> None:
+    """Print the numbers of stored and missing runs or trials."""
+    print(f"{number} {kind}: {stored} found in the store, {number - stored} to train")
 
 
 def options(params: Mapping[str, Any]) -> tuple[str, ...]:
@@ -137,10 +142,10 @@ def loss(trial: FrozenTrial) -> float:
 
 
 def distribution(option: str, values: str) -> BaseDistribution:
-    """Return what the values mean: log-uniform, uniform (whole numbers where both bounds are), or a choice.
+    """Return the distribution of an option: log-uniform, uniform (of integers if both bounds are), or categorical.
 
     Raises:
-        SystemExit: status 2: they mean nothing, or no run has the option.
+        SystemExit: status 2 if the values cannot be parsed, or the option cannot be tuned.
     """
     with refusing(f"--search: {option}={values} must read like model.lr=log:1e-5:1e-1 or data.batch_size=64,128: "):
         if not option.startswith(("model.", "data.", "trainer.")) or option.startswith("trainer.logger"):
@@ -159,20 +164,20 @@ def _extremes(values: BaseDistribution) -> list[Any]:
 
 
 def _journal(file: Path) -> BaseStorage:
-    """Return the storage of one study, in a file of its own: what happens to the file happens to no other study."""
+    """Return the storage of one study. Each has its own file, so that a damaged one affects no other study."""
     file.parent.mkdir(parents=True, exist_ok=True)
     whole_lines(file)
     return JournalStorage(JournalFileBackend(str(file)))
 
 
 def _database(url: str) -> BaseStorage:
-    # seconds between a worker's signs of life, and after which it is taken for dead
+    # seconds between heartbeats of a worker, and without one until its trial is restarted
     beats: dict[str, Any] = {
         "heartbeat_interval": 5,
         "grace_period": 20,
         "heartbeat_stale_trial_callback": RetryHeartbeatStaleTrialCallback(),
     }
-    # the first attempt fails where another machine makes the tables at the same moment
+    # the first attempt fails if another machine creates the tables at the same time
     with suppress(SQLAlchemyError):
         return RDBStorage(url, **beats)
     time.sleep(1)
@@ -183,11 +188,11 @@ def _database(url: str) -> BaseStorage:
 
 
 def _run_trials(study: optuna.Study, tuning: Tuning, parent: str, code: str) -> None:
-    """Run trials until so many are complete, on all machines together."""
+    """Run trials until `tuning.trials` are complete, on all machines together."""
     done = len(_complete(study))
     several = tuning.workers > 1 or tuning.storage
-    # after a resume another seed: the same one would propose the first points again. A quarter of 20 trials at random:
-    # the half that is the default is too much
+    # with the same seed, a resumed study would propose its first points again; of 20 trials, Optuna's default of 10
+    # random ones is too many
     seed = None if several else tuning.seed + len(study.get_trials(deepcopy=False))
     study.sampler = TPESampler(seed=seed, n_startup_trials=5)
     tasks = [(study, tuning, parent, code)] * (tuning.trials - done)
@@ -202,15 +207,15 @@ def _next_trial(task: tuple[optuna.Study, Tuning, str, str]) -> None:
         return
 
     def objective(trial: optuna.Trial) -> float:
-        values = {option: suggest(trial, option, typed) for option, typed in tuning.space.items()}
+        values = {option: suggest(trial, option, searched) for option, searched in tuning.space.items()}
         name = f"--trainer.logger.run_name={tuning.arm} trial {trial.number}"
         args = [*arm_options(tuning.optimizer), *tuning.arguments, *options(values), name, QUIET]
         run = train(args, {"mlflow.parentRunId": parent}, test=False, code=code)
         if run.run_id is None:
-            end("error: a trial left no run in MLflow: does a file say fast_dev_run, or another logger?", 2)
+            end("error: a trial stored no run in MLflow: does a file set fast_dev_run or another logger?", 2)
         trial.set_user_attr("run_id", run.run_id)
         if "val/loss" not in run.metrics and not run.diverged:
-            end("error: no validation took place, so the trials cannot be compared", 2)
+            end("error: the trials cannot be compared without a validation loss. Enable validation.", 2)
         found = math.nan if run.diverged else run.metrics["val/loss"]
         return found if math.isfinite(found) else math.inf
 
@@ -218,7 +223,7 @@ def _next_trial(task: tuple[optuna.Study, Tuning, str, str]) -> None:
 
 
 def suggest(trial: optuna.Trial, option: str, values: str) -> Any:
-    """Return what the sampler proposes for an option."""
+    """Return the sampler's proposal for an option."""
     match distribution(option, values):
         case object(choices=choices):
             return trial.suggest_categorical(option, choices)
@@ -229,20 +234,20 @@ def suggest(trial: optuna.Trial, option: str, values: str) -> Any:
 
 
 def _complete(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the trials that count, in the order of their numbers: complete, and their runs were not deleted."""
+    """Return the complete trials whose MLflow runs were not deleted, in the order of their numbers."""
     complete, runs = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]), children(study.study_name)
     return [trial for trial in complete if trial.user_attrs.get("run_id") in runs]
 
 
 def _describe(best: FrozenTrial, count: int, tuning: Tuning, command: str) -> str:
-    """Return the best values as the text of a configuration file that is read over an arm."""
+    """Return the best values as the text of a configuration file that overrides an arm's."""
     params = client().get_run(best.user_attrs["run_id"]).data.params
     config: dict[str, Any] = {}
     for option, value in best.params.items():
         place, path = config, option.split(".")
         for depth, name in enumerate(path[:-1], 1):
             place = place.setdefault(name, {})
-            # what MLflow has a class of is a class in the file too
+            # a value that MLflow has as a class is a class in the file too
             if ".".join(path[:depth]) in params:
                 place = place.setdefault("init_args", {})
         place[path[-1]] = float(f"{value:.4g}") if isinstance(value, float) else value

@@ -1,4 +1,4 @@
-"""Data and networks of a user's own that cannot be trained: named on the command line by the tests."""
+"""Invalid data modules and networks, which the tests name on the command line."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""A real MLflow store for each test, in a folder of its own."""
+"""A separate MLflow store for each test."""
 
 import gc
 import shutil

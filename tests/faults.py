@@ -1,4 +1,4 @@
-"""What goes wrong, and the answer: the tests run over these tables; `python -m tests.faults` writes docs/faults.md."""
+"""Faults and their messages, as tables for the tests; `python -m tests.faults` writes them to docs/faults.md."""
 
 import re
 from collections.abc import Callable
@@ -45,11 +45,11 @@ BAD_INPUT = {
     "tune.py --optimizer adam --search model.lr=log:1:0.1": r"--search: model.lr=log:1:0.1 must read like ",
     "tune.py --optimizer adam --search data.batch_size=3999:9000": r"--data.batch_size must lie between 1 and 4000",
     "tune.py --optimizer adam --trainer.logger=false": r"--trainer.logger cannot be given here: the runs are read back",
-    "tune.py --optimizer adam --ckpt_path x.ckpt": r"--ckpt_path cannot be given here: each run starts at its own",
+    "tune.py --optimizer adam --ckpt_path x.ckpt": r"--ckpt_path cannot be given here: each run starts from its first",
     "tune.py --optimizer adam --storage sqlite:////nowhere/o.db": r"--storage sqlite:.* cannot be used .*unable to",
     "tune.py --optimizer adam --storage postgresql://u:secret@h/o": r"--storage: .* set MLFLOW_TRACKING_URI",
     "compare.py --optimizers adamm": r"--optimizers: unknown arm or file 'adamm'",
-    "compare.py --optimizers adam adam": r"--optimizers: two of one name would be one row of the table",
+    "compare.py --optimizers adam adam": r"--optimizers: two arms have the same name",
     "compare.py --optimizer adam": r"--optimizer cannot be given here: use --optimizers",
     "compare.py --initial-lrs 0": r"--initial-lrs: must be a positive finite number, got '0'",
     "compare.py --cluster tcp://127.0.0.1:1": r"--cluster: .* set MLFLOW_TRACKING_URI",
@@ -68,15 +68,15 @@ BAD_INPUT = {
     "train.py --model.network tests.broken.Frozen": r"the loss must be a scalar that depends on weights",
     "train.py --model tests.broken.Unreduced": r"the loss must be a scalar that depends on weights",
 }
-"""What is typed -> the one line of the answer, a pattern. Each ends with status 2, before a run is kept."""
+"""Command -> pattern of its one line of output. Each exits with status 2 before a run is stored."""
 
 
 class Fault(NamedTuple):
-    """A pattern of what is printed, the status of the command, what is kept, and the injection.
+    """The expected message (a pattern) and exit status of a fault, what is saved, and how it is injected.
 
-    inject: bytes of a YAML file, the address of a store, what is typed to resume a run of `meta`, or a context of
-    `tests.injections`; None where the test does it.
-    run: the status in MLflow in the end, of the run or of the one that holds a sweep.
+    inject: bytes of a YAML file, the address of a store, options to resume a run of `meta`, or a context manager in
+    `tests.injections`; None if the test injects the fault itself.
+    run: the final status in MLflow, of the run or of the parent run of a sweep.
     """
 
     line: str
@@ -86,19 +86,19 @@ class Fault(NamedTuple):
     run: str = ""
 
 
-# examples of wrong options on the page
+# number of wrong options on the page
 SHOWN = 16
-STATE = "the last checkpoint, all points; FAILED"
-LATER = "everything; FINISHED once `tracking.deliver` has sent it"
+STATE = "the last checkpoint, all metrics; FAILED"
+LATER = "everything; FINISHED after `tracking.deliver`"
 FAULTS = {
     "the disk becomes full": Fault(
-        r"error: .*No space left on device.*Finished work is kept", 1, STATE, full_disk, "FAILED"
+        r"error: .*No space left on device.*Finished work is saved", 1, STATE, full_disk, "FAILED"
     ),
-    "a file becomes larger than `ulimit -f`": Fault(
-        r"error: .*File too large.*Finished work is kept", 1, STATE, file_limit, "FAILED"
+    "a file exceeds `ulimit -f`": Fault(
+        r"error: .*File too large.*Finished work is saved", 1, STATE, file_limit, "FAILED"
     ),
     "`mlruns` is removed during a run": Fault(
-        r"error: .*No such file .*Finished work is kept", 1, "the points; FAILED", removed, "FAILED"
+        r"error: .*No such file .*Finished work is saved", 1, "the metrics; FAILED", removed, "FAILED"
     ),
     "`mlflow.db` becomes read-only during a run": Fault(
         r"did not take everything .*readonly database.*The rest is in .*python -m tracking.deliver ",
@@ -123,13 +123,13 @@ FAULTS = {
     ),
     "the tracking server is restarted during a run": Fault(r"", 0, "everything; FINISHED", server_restarts, "FINISHED"),
     "PostgreSQL stops during a sweep": Fault(
-        r"error: a run was refused; .*Finished work is kept", 1, "all runs that ended; FAILED", database_stops, "FAILED"
+        r"error: a run was refused; .*Finished work is saved", 1, "all finished runs; FAILED", database_stops, "FAILED"
     ),
-    "TMPDIR becomes full, and is on another disk": Fault(r"", 0, "everything; FINISHED", full_tmpdir, "FINISHED"),
+    "TMPDIR, on another disk, becomes full": Fault(r"", 0, "everything; FINISHED", full_tmpdir, "FINISHED"),
     "stdout is closed (`>&-`)": Fault(r"", 0, "everything; FINISHED", no_stdout, "FINISHED"),
-    "Optuna's journal ends in half a line": Fault(r"", 0, "all trials before it, and all other studies"),
-    "Ctrl-C in a run": Fault(r"interrupted; finished work is kept", 130, "the last checkpoint, all points; KILLED"),
-    "SIGTERM in a run": Fault(r"terminated; finished work is kept", 143, "the last checkpoint, all points; KILLED"),
+    "Optuna's journal ends in an incomplete line": Fault(r"", 0, "all earlier trials and all other studies"),
+    "Ctrl-C in a run": Fault(r"interrupted; finished work is saved", 130, "the last checkpoint, all metrics; KILLED"),
+    "SIGTERM in a run": Fault(r"terminated; finished work is saved", 143, "the last checkpoint, all metrics; KILLED"),
     "LANG=C, PYTHONOPTIMIZE=2, warnings are errors": Fault(r"", 0, "everything; FINISHED"),
     "`mlruns` cannot be written": Fault(r"error: The MLflow store .* cannot be used: .*Read-only file system", 2),
     "`mlruns` is a file": Fault(r"error: The MLflow store .* cannot be used: .*exists: .*mlruns", 2),
@@ -143,23 +143,21 @@ FAULTS = {
         2,
         inject="postgresql://me:hush-hush@127.0.0.1:1/o",
     ),
-    "the address of the store means nothing": Fault(
+    "the address of the store is invalid": Fault(
         r"The MLflow store nonsense://.* cannot be used", 2, inject="nonsense://me:hush-hush@x"
     ),
-    "no tracking server at the start": Fault(
+    "the tracking server is down": Fault(
         r"The MLflow store http://me:\*\*\*@127.* cannot be used: .*refused",
         2,
         inject="http://me:hush-hush@127.0.0.1:1",
     ),
-    "a tracking server that does not answer": Fault(
-        r"error: The MLflow store http://.* cannot be used: .*timed out", 2
-    ),
-    "PostgreSQL that does not answer": Fault(r"error: The MLflow store postgresql://.* cannot be used: .*timeout", 2),
-    "a YAML file of random bytes": Fault(
+    "the tracking server does not answer": Fault(r"error: The MLflow store http://.* cannot be used: .*timed out", 2),
+    "PostgreSQL does not answer": Fault(r"error: The MLflow store postgresql://.* cannot be used: .*timeout", 2),
+    "a YAML file with random bytes": Fault(
         r"--config: .*arm.yaml cannot be read: .*codec can't decode", 2, inject=bytes(range(255, 0, -1))
     ),
-    "a YAML file that is empty": Fault(r"--config: .*arm.yaml is not a mapping", 2, inject=b""),
-    "a YAML file with a brace too few": Fault(
+    "an empty YAML file": Fault(r"--config: .*arm.yaml is not a mapping", 2, inject=b""),
+    "a YAML file with a missing brace": Fault(
         r"--config: .*arm.yaml cannot be read: .*line", 2, inject=b"model: {lr: 1"
     ),
     "a YAML file that would run code": Fault(
@@ -167,10 +165,10 @@ FAULTS = {
         2,
         inject=b"seed_everything: !!python/object/apply:os.system ['touch sprung']",
     ),
-    "a checkpoint of which one bit is flipped": Fault(r"--ckpt_path: .* is damaged", 2, inject=[]),
-    "a checkpoint that is text": Fault(r"--ckpt_path: .* is damaged, .*File is not a zip file", 2, inject=[]),
-    "a checkpoint of another shape": Fault(
-        r"the run was another one; .*: model.network.hidden 100 → 30", 2, inject=["--model.network.hidden=30"]
+    "a checkpoint with one flipped bit": Fault(r"--ckpt_path: .* is damaged", 2, inject=[]),
+    "a text file as checkpoint": Fault(r"--ckpt_path: .* is damaged .*File is not a zip file", 2, inject=[]),
+    "a checkpoint of another network size": Fault(
+        r"the checkpoint is of another run\. .*: model.network.hidden 100 → 30", 2, inject=["--model.network.hidden=30"]
     ),
     "a checkpoint of another arm": Fault(
         r"model lightning_modules.MetaModule → lightning_modules.SupervisedModule", 2, inject=["--optimizer=adam"]
@@ -178,15 +176,15 @@ FAULTS = {
     "a checkpoint of another optimizer": Fault(
         r"model.optimizer torch.optim.Adam → torch.optim.SGD", 2, inject=["--model.optimizer=torch.optim.SGD"]
     ),
-    "a checkpoint whose schedule.csv was changed": Fault(
+    "a checkpoint with a modified schedule.csv": Fault(
         r"error: .*schedule.csv was changed after its run wrote it", 2, inject=[]
     ),
 }
-"""What a command is started into, or what happens to it: tests/test_faults.py."""
+"""Faults at the start of a command or during it: tests/test_faults.py."""
 
 
 def readable(pattern: str) -> str:
-    """Return what a pattern stands for, as a reader of a table takes it."""
+    """Return a pattern as a readable example of a message."""
     first = re.sub(r"(?<!\\)\(([^()|]*)\|[^()]*\)", r"\1", pattern)
     text = re.sub(r"\\(.)", r"\1", first.replace(".*", "…"))
     return f"`{text.replace('|', chr(92) + '|')}`" if text else "–"
@@ -207,30 +205,32 @@ def document() -> str:
             before.append(row)
     return f"""# When things go wrong
 
-Each row is a test ([tests/faults.py](../tests/faults.py), from which `python -m tests.faults` writes this file). The
-messages are shortened: … stands for any text. Exit status 2: nothing was started; 1: a started run failed; 130: Ctrl-C;
-143: SIGTERM. Finished work is always kept, and a command that is typed again does what is missing.
+Each row is tested; `python -m tests.faults` writes this page from [tests/faults.py](../tests/faults.py). Messages are
+shortened: … stands for any text. Finished work is always saved: rerun the command to do what is missing.
+Exit status 1: a started run failed; 2: nothing was started; 130: Ctrl-C; 143: SIGTERM.
 
-**A YAML file and a class path are code**: `class_path: any.thing` imports it and calls it, with the rights of whoever
-typed the command. Do not train from a file that you would not run. A checkpoint is not: it is read as tensors, numbers
-and text alone.
+**YAML files and class paths are code**: `class_path: any.thing` is imported and called with your rights. Do not use a
+file that you would not run. Checkpoints are not code: only tensors, numbers and text are read from them.
 
 ## During a run or a sweep
 
-A run that ends early prints the path of its last checkpoint. What the store did not take is in a file, and a line says
-how to send it; until then the run is marked FAILED, if the store takes that.
+A run that ends early prints the path of its last checkpoint. If the MLflow store did not take all records, the rest is
+in a file, and a printed command sends it. Until then the run is marked FAILED, if the store is reachable.
 
-{markdown(["what happens", "what is printed", "status", "what is kept; the run's status in MLflow"], during)}
+{markdown(["fault", "message", "exit status", "what is saved; status in MLflow"], during)}
 
-## Before a run: one line, status 2, nothing is kept
+## Before a run
 
-{markdown(["what happens", "what is printed"], before)}
+Each fault gives one line and exit status 2; nothing is stored.
 
-## Wrong options, data and networks: the same
+{markdown(["fault", "message"], before)}
 
-One example of each option; all {len(BAD_INPUT)} are in [tests/faults.py](../tests/faults.py).
+## Wrong options, data and networks
 
-{markdown(["command", "what is printed"], list(kinds.values())[:SHOWN])}
+These also give one line and exit status 2. The table has one example per option; all {len(BAD_INPUT)} cases are in
+[tests/faults.py](../tests/faults.py).
+
+{markdown(["command", "message"], list(kinds.values())[:SHOWN])}
 """
 
 

@@ -1,4 +1,4 @@
-"""What strikes a command that trains: each is a context that yields how the command is started, with real means."""
+"""Faults of disks, stores and servers, as context managers that yield how to start a command and inject the fault."""
 
 import os
 import resource
@@ -21,14 +21,14 @@ Process = subprocess.Popen[str]
 
 
 def nothing(_: Process) -> None:
-    """Leave it as it is."""
+    """Inject no fault."""
 
 
 @dataclass
 class Struck:
-    """How a command is started; what strikes it once the store has a validation loss; what ends the fault.
+    """How to start a command, inject a fault once the store has a validation loss (`strike`), and remove it (`lift`).
 
-    The process is stopped while it is struck: it writes nothing in between, and does not end before.
+    The process is stopped meanwhile, so that it neither writes nor ends.
     """
 
     uri: str
@@ -59,7 +59,7 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> None:
-    """Leave no byte."""
+    """Fill a disk to the last byte."""
     with (disk / "filler").open("wb", buffering=0) as filler:
         for size in (65_536, 1):
             try:
@@ -84,7 +84,7 @@ def full_tmpdir(folder: Path) -> Iterator[Struck]:
 
 @contextmanager
 def file_limit(folder: Path) -> Iterator[Struck]:
-    """Let checkpoints be larger than files may be."""
+    """Limit the size of files below that of checkpoints."""
 
     def strike(process: Process) -> None:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2**21, 2**21))
@@ -108,7 +108,7 @@ def no_stdout(folder: Path) -> Iterator[Struck]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[Struck]:
-    """Root writes what has no permission to be written, but not what is immutable."""
+    """As root, make the file immutable: permissions do not stop root."""
     changes = [["chattr", sign] for sign in ("+i", "-i")] if os.getuid() == 0 else [["chmod", "a-w"], ["chmod", "u+w"]]
 
     def change(command: list[str]) -> None:
@@ -129,11 +129,11 @@ class Server:
         self.uri = f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start, and wait until it answers."""
+        """Start the server and wait until it answers."""
         self.running.enter_context(mlflow_server(sqlite(self.folder), self.folder, self.port))
 
     def signal(self, number: int) -> None:
-        """Send all its processes a signal."""
+        """Send a signal to all processes of the server."""
         [server] = [child for child in psutil.Process().children() if str(self.port) in child.cmdline()]
         os.killpg(server.pid, number)
 
@@ -148,7 +148,7 @@ def running(folder: Path) -> Iterator[Server]:
 
 @contextmanager
 def server_silent(folder: Path) -> Iterator[Struck]:
-    """The kernel accepts connections for a process that is stopped."""
+    """Stop the process: the kernel still accepts connections for it."""
     with running(folder) as server:
         lift = partial(server.signal, signal.SIGCONT)
         yield Struck(server.uri, strike=lambda _: server.signal(signal.SIGSTOP), lift=lift)

@@ -1,4 +1,4 @@
-"""Real processes: commands as they are typed, and servers on loopback, PostgreSQL and `mlflow server`."""
+"""Start real processes: commands, and PostgreSQL and `mlflow server` on loopback."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What a test asks the store, and of its processes."""
+"""Queries of the store and functions for processes, for the tests."""
 
 import csv
 import signal

@@ -107,8 +107,8 @@ def test_a_comparison_that_was_stopped_continues(sent: str, tmp_path: Path) -> N
         errors = process.communicate()[1]
     status, last = {
         "SIGKILL": (-signal.SIGKILL, ""),
-        "SIGINT": (130, "compare.py: interrupted; finished work is kept."),
-        "a worker is killed": (1, "Finished work is kept: fix the problem and rerun"),
+        "SIGINT": (130, "compare.py: interrupted; finished work is saved."),
+        "a worker is killed": (1, "Finished work is saved. Fix the problem and rerun"),
     }[sent]
     assert (process.returncode, last in errors.splitlines()[-1]) == (status, True), errors
     assert not psutil.wait_procs(children, timeout=60)[1]
@@ -137,5 +137,5 @@ def test_a_data_seed_in_a_file_is_refused_as_the_option_is(tmp_path: Path, capsy
     for given in (["--config", str(tmp_path / "d.yaml")], ["--data.init_args.seed=2"]):
         with pytest.raises(SystemExit, match="2"):
             run(tmp_path, *given)
-        assert "a file or an option gives a data seed; in a comparison, use --data-seeds" in capsys.readouterr().err
+        assert "a file or an option sets data.seed. Use --data-seeds instead" in capsys.readouterr().err
     assert runs() == []

@@ -1,4 +1,4 @@
-"""Every arm, killed and resumed, equals the run that was never stopped; its checkpoint is what was tested."""
+"""Every arm, killed and resumed, equals the uninterrupted run; its checkpoint has the tested weights."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Input, files, stores, signals and environments that a command cannot work with: one line, a status, no traceback."""
+"""Invalid input, damaged files, failing stores and signals: each gives one line and a status, not a traceback."""
 
 import importlib
 import os
@@ -33,12 +33,12 @@ LONG = ["--optimizer", "cosine", f"--trainer.max_epochs={EPOCHS}", SHORT[1]]
 
 
 def names(kind: type | UnionType) -> list[str]:
-    """The faults whose injection is of a kind."""
+    """The faults whose injection has a type."""
     return [name for name, fault in FAULTS.items() if isinstance(fault.inject, kind)]
 
 
 def answers(file: str, *args: str) -> int:
-    """Run a command in this process, and return its status."""
+    """Run a command in this process and return its exit status."""
     command = importlib.import_module(file.removesuffix(".py")).main
     # put back by the fixture of every test
     sys.argv = [file, *args]
@@ -59,7 +59,7 @@ def test_bad_input_gives_one_line_status_2_and_no_run(words: str, capsys: pytest
 
 
 def ended(process: "subprocess.Popen[str]", fault: str) -> tuple[str, str]:
-    """Hold status and last line of a command against the table of faults; return what it printed."""
+    """Compare exit status and last line of a command with the table of faults; return its output."""
     out, errors = process.communicate(timeout=240)
     assert "Traceback" not in errors, errors
     [line] = [line for line in errors.splitlines() if line.strip()][-1:] or [""]
@@ -104,8 +104,8 @@ def test_a_server_and_a_database_that_do_not_answer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         server, database = (typed("train.py", *SHORT, uri=f"{kind}://{address}") for kind in ("http", "postgresql"))
-        ended(server, "a tracking server that does not answer")
-        ended(database, "PostgreSQL that does not answer")
+        ended(server, "the tracking server does not answer")
+        ended(database, "PostgreSQL does not answer")
 
 
 @pytest.mark.slow
@@ -167,8 +167,8 @@ def test_a_store_that_is_locked_or_whose_folder_is_a_file(store: Path, tmp_path:
 def test_half_a_line_at_the_end_of_a_journal_is_dropped_and_no_other_study_has_the_journal(
     store: Path,
 ) -> None:
-    """Of a process that died while it wrote. Without an end, the next line would continue it."""
-    assert FAULTS["Optuna's journal ends in half a line"].status == 0
+    """A killed process may leave one, which the next line would continue."""
+    assert FAULTS["Optuna's journal ends in an incomplete line"].status == 0
     command = ["--optimizer", "adam", *SHORT, "--trials"]
     tune.main([*command, "1"])
     [journal] = store.glob("mlruns/optuna/*")

@@ -1,3 +1,5 @@
+"""The structure of the repository, checked on the files in git: others in the clone are the user's own."""
+
 import ast
 import re
 import subprocess
@@ -10,8 +12,10 @@ import yaml
 
 from experiment.options import ROOT
 
-COMMANDS = {path.stem for path in ROOT.glob("*.py")}
-PACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py") if path.parent.name != "benchmarks")
+LISTED = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+FILES = [Path(name) for name in LISTED.stdout.splitlines() if (ROOT / name).is_file()]
+COMMANDS = {path.stem for path in FILES if len(path.parts) == 1}
+PACKAGES = sorted(path.parts[0] for path in FILES if path.name == "__init__.py" and path.parts[0] != "benchmarks")
 FRAMEWORK = {
     "huggingface.py": {"transformers"},
     "lightning.py": {"pytorch_lightning", "lightning"},
@@ -25,6 +29,11 @@ def imported(path: Path) -> Iterator[str]:
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield str(node.module).split(".")[0]
+
+
+def modules(package: str) -> list[Path]:
+    """The files of a package."""
+    return [ROOT / path for path in FILES if path.parts[0] == package]
 
 
 def test_imports_run_one_way() -> None:
@@ -41,12 +50,12 @@ def test_imports_run_one_way() -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_package_imports_a_command(package: str) -> None:
-    for path in (ROOT / package).glob("**/*.py"):
+    for path in modules(package):
         assert not COMMANDS & set(imported(path)), path
 
 
 def test_the_method_imports_torch_alone() -> None:
-    for path in (ROOT / "hypergradient").glob("*.py"):
+    for path in modules("hypergradient"):
         allowed = {"torch", "hypergradient"} | FRAMEWORK.get(path.name, set()) | sys.stdlib_module_names
         assert set(imported(path)) <= allowed, path
 

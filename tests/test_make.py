@@ -1,4 +1,4 @@
-"""Targets of the Makefile, without setting up the environment."""
+"""Targets of the Makefile, without the set-up of the environment."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""The pages: recipes run, equations are those of the code, tables are current, links lead somewhere."""
+"""The pages: examples run, equations agree with the code, tables are current, links have targets."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Several machines: processes that share a tracking server, a database and a Dask scheduler, all on loopback."""
+"""Several machines: processes that share a tracking server, a database and a Dask scheduler on loopback."""
 
 import os
 import subprocess

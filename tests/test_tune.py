@@ -115,7 +115,7 @@ def test_ctrl_c_ends_tuning_with_one_line_and_a_second_command_on_the_study_is_r
     finally:
         process.kill()
     assert process.returncode == 130, errors
-    assert errors.splitlines()[-1] == "tune.py: interrupted; finished work is kept."
+    assert errors.splitlines()[-1] == "tune.py: interrupted; finished work is saved."
     assert "Traceback" not in errors
 
 

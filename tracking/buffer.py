@@ -1,4 +1,4 @@
-"""What a run logs waits in a file until the store has it: the store can neither stop the run nor lose a point."""
+"""Buffer what a run logs in a file until the store has it, so that a failing store neither stops it nor loses data."""
 
 import errno
 import json
@@ -19,21 +19,21 @@ from mlflow.entities import Metric, Param, RunTag
 
 from tracking.store import cause
 
-# points that MLflow takes in one call
+# MLflow's limit of points per call
 LARGEST = 1_000
-# seconds between two sendings, and how long the end of a run waits for a store that takes nothing
+# seconds between two attempts to send, and until the end of a run gives up on a store that takes nothing
 PATIENCE = 5.0
-# bytes: SQLite takes 16 kB to change the status of a run
+# bytes: SQLite needs 16 kB to change the status of a run
 RESERVED = 65_536
 
 Record = tuple[str, Any]
-"""A "metric", "pairs" of params and tags, or another method of MLflow's client; and its content, for JSON."""
+"""Kind and content: "metric", "pairs" (params and tags) or a method of MLflow's client; its arguments, for JSON."""
 
 
 def whole_lines(file: Path) -> list[str]:
-    """Return the lines of a file that only this process writes; one without an end, of a process that died, is cut off.
+    """Return the lines of a file that only this process writes, after an incomplete last line is removed.
 
-    Else the next line would continue it, and neither could be read.
+    A process that was killed may leave one, which the next line would continue.
     """
     file.touch()
     os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
@@ -41,12 +41,12 @@ def whole_lines(file: Path) -> list[str]:
 
 
 def read(file: Path) -> list[Record]:
-    """Return the records of such a file; none if it does not exist."""
+    """Return the records in a buffer file; none if it does not exist."""
     return [tuple(json.loads(line)) for line in whole_lines(file)] if file.exists() else []
 
 
 def send(store: MlflowClient, run_id: str, records: Sequence[Record]) -> int:
-    """Send the first record, or as many points as go together, and return how many records that were."""
+    """Send the first record, or a batch of points if it is one, and return the number of records sent."""
     if points := [point for _, point in takewhile(lambda record: record[0] == "metric", records[:LARGEST])]:
         store.log_batch(run_id, metrics=[Metric(*point) for point in points])
         return len(points)
@@ -60,32 +60,32 @@ def send(store: MlflowClient, run_id: str, records: Sequence[Record]) -> int:
 
 
 class BufferedClient(MlflowClient):
-    """MLflow's client for a run in progress: what it writes is kept in a file until a thread has sent it.
+    """MLflow's client for a run in progress: records are buffered in a file until a thread has sent them.
 
-    So a call neither waits nor fails, and what is left in the end can be sent later. What cannot be written to the file
-    is in memory alone, and is lost only if the store has not taken it when the run ends.
+    Calls neither wait nor fail, and records that remain at the end can be sent later. Records that cannot be written to
+    the file are buffered in memory, and are lost if the store has not taken them when the run ends.
 
     Args:
-        store: the client that sends.
+        store: the client that sends the records.
         run_id: the run.
-        file: of the records; those of a process that was killed are sent first.
+        file: the buffer file. If a killed process left records in it, they are sent first.
     """
 
     def __init__(self, store: MlflowClient, run_id: str, file: Path) -> None:
         super().__init__(store.tracking_uri)
         self.store, self.run_id, self.file, self.records = store, run_id, file, read(file)
-        self.up, self.error, self.begun, self.thread = True, "", time.monotonic(), threading.Thread()
+        self.up, self.error, self.started, self.thread = True, "", time.monotonic(), threading.Thread()
         self.lock, self.sending = threading.RLock(), False
-        # what the file does not have
+        # records that are not in the file
         self.unwritten: list[Record] = []
         file.parent.mkdir(parents=True, exist_ok=True)
-        # room for the end of the run on a disk that becomes full
+        # space for the final status on a disk that becomes full
         self.reserve = file.with_name(".reserve")
         with suppress(OSError):
             self.reserve.write_bytes(os.urandom(RESERVED))
 
     def wait(self) -> bool:
-        """Send now, and return whether the store has everything; give up when it takes nothing for seconds."""
+        """Send now, and return whether the store has everything; give up when it takes nothing for PATIENCE seconds."""
         left, until = len(self.records), time.monotonic() + PATIENCE
         while self.records and time.monotonic() < until:
             self._start()
@@ -96,30 +96,30 @@ class BufferedClient(MlflowClient):
 
     @property
     def reason(self) -> str:
-        """Why the store does not have everything."""
-        silent = self.sending and time.monotonic() - self.begun > PATIENCE / 2
+        """The reason why records remain."""
+        silent = self.sending and time.monotonic() - self.started > PATIENCE / 2
         return "it does not answer" if silent or not self.error else self.error
 
     def flush(self) -> None:
-        """Send now, and wait until the store has everything, unless it failed the last time."""
+        """Send now and wait until the store has everything, unless the last attempt failed."""
         self.up = self.up and self.wait()
 
     def _add(self, *records: Record) -> None:
         with self.lock:
             self.records += records
             self.unwritten += records
-            # else in memory alone
+            # on failure, they stay in memory
             with suppress(OSError):
                 self._write()
-            if time.monotonic() - self.begun > PATIENCE:
+            if time.monotonic() - self.started > PATIENCE:
                 self._start()
 
     def _write(self) -> None:
-        """Append what the file does not have, all of it or nothing."""
+        """Append the unwritten records to the file: all of them or none."""
         if not self.unwritten:
             return
         lines = "".join(json.dumps(record) + "\n" for record in self.unwritten).encode()
-        # in one piece: a process that is killed leaves no half line
+        # in one call, so that a killed process does not leave half a line
         with self.file.open("ab", buffering=0) as out:
             before = out.tell()
             if out.write(lines) < len(lines):
@@ -130,7 +130,7 @@ class BufferedClient(MlflowClient):
     def _start(self) -> None:
         with self.lock:
             if self.records and not self.sending:
-                self.sending, self.begun = True, time.monotonic()
+                self.sending, self.started = True, time.monotonic()
                 self.thread = threading.Thread(target=self._send, daemon=True)
                 self.thread.start()
 
@@ -144,7 +144,7 @@ class BufferedClient(MlflowClient):
                     if not self.records:
                         self.unwritten.clear()
                         self.file.unlink(missing_ok=True)
-        # whatever a store, or a proxy in between, raises: the records stay, for another thread
+        # any error of the store or of a proxy: the records stay, and another thread sends them
         except Exception as error:
             self.up, self.error = False, cause(error)
             time.sleep(0.1)
@@ -158,18 +158,18 @@ class BufferedClient(MlflowClient):
         tags: Sequence[RunTag] = (),
         synchronous: bool | None = None,
     ) -> None:
-        """Keep points, params and tags."""
+        """Buffer points, params and tags."""
         records: list[Record] = [("metric", (m.key, m.value, m.timestamp, m.step)) for m in metrics]
         if params or tags:
             records.append(("pairs", [[(pair.key, pair.value) for pair in pairs] for pairs in (params, tags)]))
         self._add(*records)
 
     def set_tag(self, run_id: str, key: str, value: Any, synchronous: bool | None = None) -> None:
-        """Keep a tag."""
+        """Buffer a tag."""
         self.log_batch(run_id, tags=[RunTag(key, str(value))])
 
     def log_artifact(self, run_id: str, local_path: str, artifact_path: str | None = None) -> None:
-        """Keep a file, in the run's own folder; `log_text`, `log_dict` and `log_figure` come here too."""
+        """Copy a file to the run's folder and buffer it; `log_text`, `log_dict` and `log_figure` call this too."""
         path, own = Path(local_path).resolve(), self.file.parent.resolve()
         if own not in path.parents:
             place = own / (artifact_path or "")
@@ -178,9 +178,9 @@ class BufferedClient(MlflowClient):
         self._add(("log_artifact", (str(path), artifact_path)))
 
     def set_terminated(self, run_id: str, status: str | None = None, end_time: int | None = None) -> None:
-        """End the run: wait a few seconds for the store.
+        """End the run, after waiting a few seconds for the store.
 
-        If it has not everything then, the run is FAILED until the rest is sent; print what to do.
+        If records remain, mark the run as FAILED until they are sent, and print how to send them.
         """
         status = status or "FINISHED"
         self._add(("set_terminated", (status, end_time or int(1000 * time.time()))))
@@ -190,21 +190,21 @@ class BufferedClient(MlflowClient):
         if done:
             return
         reason = self.reason
-        # it is over in any case
+        # the run has ended in any case
         if reason == self.error:
             last = threading.Thread(target=self._fail, args=[status], daemon=True)
             last.start()
             last.join(PATIENCE)
-        kept = f"The rest is in {self.file}. When the cause is removed, run: python -m tracking.deliver "
-        kept += shlex.quote(str(self.file))
+        rest = f"The rest is in {self.file}. When the store works again, run: python -m tracking.deliver "
+        rest += shlex.quote(str(self.file))
         try:
             self._write()
         except OSError as error:
-            kept = f"{len(self.unwritten)} entries are lost ({cause(error)}): run it again"
+            rest = f"{len(self.unwritten)} records are lost ({cause(error)}). Rerun the command."
         command = Path(sys.argv[0]).name
-        print(f"{command}: the MLflow store did not take everything ({reason}). {kept}", file=sys.stderr)
+        print(f"{command}: the MLflow store did not take everything ({reason}). {rest}", file=sys.stderr)
 
     def _fail(self, status: str) -> None:
-        """Mark the run as one that is over, and is not complete."""
+        """Mark the run as ended but incomplete."""
         with suppress(Exception):
             self.store.set_terminated(self.run_id, "FAILED" if status == "FINISHED" else status)

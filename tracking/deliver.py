@@ -1,4 +1,4 @@
-"""Send what the MLflow store did not take of a run: `python -m tracking.deliver FILE`."""
+"""Send the buffered records of a run to the MLflow store: `python -m tracking.deliver FILE`."""
 
 import argparse
 from pathlib import Path
@@ -10,12 +10,12 @@ from tracking.store import FAULTS, cause, client
 
 
 def main() -> None:
-    """Send what the MLflow store did not take of a run, and remove the file."""
+    """Send the buffered records of a run to the MLflow store, and remove the file."""
     parser = argparse.ArgumentParser(prog="python -m tracking.deliver", description=main.__doc__)
     parser.add_argument("file", type=Path, help="mlruns/EXPERIMENT/RUN/undelivered.jsonl")
     file = parser.parse_args().file.resolve()
     if file.name != "undelivered.jsonl" or not file.is_file():
-        parser.error(f"{file} is not an existing undelivered.jsonl: was it sent already?")
+        parser.error(f"{file} is not an existing undelivered.jsonl. Was it sent already?")
     try:
         with FileLock(file.with_name(".writer"), timeout=0):
             left = records = read(file)
@@ -23,7 +23,7 @@ def main() -> None:
                 left = left[send(client(), file.parent.name, left) :]
             file.unlink()
     except FAULTS as error:
-        parser.error(f"{cause(error)}. What was not sent stays in {file}.")
+        parser.error(f"{cause(error)}. Records that were not sent stay in {file}.")
     print(f"sent {len(records)} records of run {file.parent.name}")
 
 

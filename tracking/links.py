@@ -1,4 +1,4 @@
-"""Commands and links that show a run, or a comparison, in MLflow's UI."""
+"""Commands and links that show a run or a comparison in MLflow's UI."""
 
 from pathlib import Path
 from urllib.parse import quote
@@ -17,7 +17,7 @@ def how_to_see(experiment_id: str, run_id: str) -> str:
 def how_to_compare(experiment_id: str, parent: str) -> str:
     """Return the command and the link that show the charts of the runs of a comparison, side by side."""
     own = quote(f"tags.mlflow.parentRunId = '{parent}'", safe="")
-    # by date, the runs of a comparison would be folded
+    # sorted by date, the UI would collapse the runs of a comparison
     best_first = f"orderByKey={quote('metrics.`test/loss`', safe='')}&orderByAsc=true"
     return _command(f"#/experiments/{experiment_id}/runs?{VIEW}&compareRunsMode=CHART&{best_first}&searchFilter={own}")
 

@@ -1,4 +1,4 @@
-"""Find runs to reuse or resume, and open the run that holds a sweep."""
+"""Find runs to reuse or resume, and open the parent run of a sweep."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -11,14 +11,14 @@ from mlflow.tracking.context.registry import resolve_tags
 from tracking.buffer import BufferedClient
 from tracking.store import EXPERIMENT, FAULTS, artifact_dir, client, open_experiment
 
-# seconds in which another machine that found no run of a sweep has made one
+# seconds after which another machine that found no parent run has created one
 MOMENT = 0.5
 
 
 def find_run(experiment: str, identity: Mapping[str, str]) -> str | None:
-    """Return the newest run with these tags that ended, tested or diverged, and was not deleted.
+    """Return the newest run with these tags that was tested or diverged, and was not deleted.
 
-    A run with another status lacks its last artifacts: it is running, or was killed. So does one whose files are gone.
+    Runs that are RUNNING or KILLED, or whose artifacts were removed, are not returned.
     """
     store, query = client(), " and ".join(f"tags.{name} = '{value}'" for name, value in identity.items())
     for run in store.search_runs([open_experiment(experiment)], query):
@@ -37,22 +37,22 @@ def run_of(checkpoint: str, identity: Mapping[str, str]) -> str | None:
     except MlflowException:
         # from another store, or moved
         return None
-    # the configuration may be followed by "from a checkpoint"
+    # by prefix: the tag of the configuration may end in "from a checkpoint"
     same = all(run.data.tags.get(name, "").startswith(value) for name, value in identity.items())
     return str(run.info.run_id) if same and run.info.status != "FINISHED" else None
 
 
 def children(parent: str) -> set[str]:
-    """Return the ids of the runs of a sweep that were not deleted."""
+    """Return the ids of the runs in a sweep that were not deleted."""
     store, query = client(), f"tags.mlflow.parentRunId = '{parent}'"
     found = store.search_runs([store.get_run(parent).info.experiment_id], query, max_results=50_000)
     return {str(run.info.run_id) for run in found}
 
 
-def close_broken_off(experiment: str, config: str) -> None:
-    """Mark the runs of this configuration that were killed, and are RUNNING in the store, as KILLED.
+def mark_killed(experiment: str, config: str) -> None:
+    """Mark runs of this configuration that are RUNNING in the store as KILLED.
 
-    If one does run, somewhere else, it sets its own status when it ends.
+    A run that is still in progress elsewhere sets its own status when it ends.
     """
     _kill(open_experiment(experiment), f"tags.config = '{config}'")
 
@@ -67,12 +67,12 @@ def _kill(experiment_id: str, query: str) -> None:
 def parent_run(
     name: str, sweep: str, tags: dict[str, str], experiment_name: str = EXPERIMENT, again: bool = False
 ) -> Iterator[str]:
-    """Open the run that holds a sweep, the existing one if the sweep is continued, and end it as the work ends.
+    """Open the parent run of a sweep, or the existing one if the sweep is resumed; set its status at the end.
 
-    If the work breaks off, the runs in it that are still RUNNING are marked KILLED. A store that is lost does not hide
-    why the work broke off, and gets the end of the run later.
+    If the sweep fails, its runs that are still RUNNING are marked KILLED. If the store fails too, the status is
+    sent later, and the error of the sweep is still the one raised.
 
-    sweep: what identifies the sweep. again: begin it again, in another run.
+    sweep: identifies the sweep. again: start it again, in a new parent run.
     """
     store, experiment = client(), open_experiment(experiment_name)
 
@@ -83,8 +83,8 @@ def parent_run(
         store.set_tag(run_id, "sweep", f"replaced: {sweep}")
     if not found():
         made = store.create_run(experiment, run_name=name, tags=resolve_tags(tags | {"sweep": sweep}))
-        # another machine may have begun at the same moment: it has made its run by then, and both take the same one,
-        # by its id, since their clocks may differ
+        # another machine may have created one at the same time: after the pause both choose the first by id, since
+        # their clocks may differ
         time.sleep(MOMENT)
         if found()[0] != made.info.run_id:
             store.delete_run(made.info.run_id)

@@ -38,7 +38,7 @@ def test_more_samples_than_there_are_begin_another_pass() -> None:
 
 
 def test_each_of_several_processes_gets_a_part_of_every_batch() -> None:
-    """Also of a last one that is smaller than their number: the mean of nothing is no number."""
+    """Also of a last batch smaller than the number of processes: the mean of an empty part would be NaN."""
     parts = [list(TensorLoader(torch.arange(9), batch_size=4, share=(rank, 3))) for rank in range(3)]
     assert [[x.tolist() for (x,) in part] for part in parts] == [
         [[0, 3], [4, 7], [8]],

@@ -1,4 +1,4 @@
-"""What is typed is what is trained, and what it is called."""
+"""The command line determines the configuration and the name of a run."""
 
 from inspect import signature
 from itertools import permutations
@@ -53,7 +53,7 @@ def test_two_arms_by_any_spelling_are_refused(
         words += ["--config", file(tmp_path, f"mine{number}", **MODULE)] if option == ["mine"] else option
     with pytest.raises(SystemExit, match="2"):
         read(words)
-    assert "are two arms: a run has one. Compare them by compare.py" in capsys.readouterr().err
+    assert "are two arms: a run has one. Use compare.py to compare arms" in capsys.readouterr().err
 
 
 def test_a_file_without_a_class_is_read_over_an_arm_and_one_with_a_class_is_the_arm(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_file_that_names_an_arm_and_another_class_is_that_arm_with_this_class_
         base = train(["--optimizer", "meta", "--trainer.fast_dev_run=true"])
         assert (run.line.arm, type(run.model).__name__, run.model.given) == ("mine", "Mine", False)
         assert run.model.settings.pull == (0.1 if model == "variant.Mine" else 0.2)
-        callbacks = [[type(callback) for callback in each.trainer.callbacks] for each in (run, base)]
+        callbacks = [[*map(type, each.trainer.callbacks)] for each in (run, base)]  # type: ignore[attr-defined]
         assert callbacks[0] == callbacks[1]
 
 
@@ -165,7 +165,7 @@ def test_a_key_that_stands_twice_is_refused(text: str, tmp_path: Path, capsys: p
     for words in (["--config", str(tmp_path / "twice.yaml")], ["--config", nested]):
         with pytest.raises(SystemExit, match="2"):
             train([*words, *SHORT])
-        assert "stands twice" in capsys.readouterr().err
+        assert "duplicate key" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["1e5", "None", "true", "nan", "_x", "a$b$c", "a|b", "a,b", "-a", "a'b", " a", "a\nb"])

@@ -1,4 +1,4 @@
-"""A checkpoint continues the run that wrote it, or nothing is started."""
+"""A checkpoint resumes the run that wrote it, or is refused before anything starts."""
 
 import copy
 import random

@@ -1,7 +1,7 @@
-"""Training loops that others wrote, each with the lines that adapt its rate: one list, shown in docs/support.md.
+"""Trainers of other packages, each with the lines that adapt its learning rate: one list, shown in docs/support.md.
 
-A client trains a `LanguageModel` on `rows()` for 40 steps of 8 rows, and returns it and the adapter. With `adapt` None
-it trains as its users do, at the rate `lr`.
+A client trains a `LanguageModel` on `rows()` for 40 steps with 8 rows each, and returns it and the adapter. If `adapt`
+is None, it trains at the constant rate `lr`.
 """
 
 import tempfile

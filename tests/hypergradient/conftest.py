@@ -1,4 +1,4 @@
-"""Races that end as a test wants."""
+"""Fixtures that determine the result of races."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Losses and batches that are hard to evaluate a second time: one list, each against the loop without the adapter."""
+"""Losses and batches that are hard to evaluate twice: one list, each compared with the loop without the adapter."""
 
 import copy
 import random

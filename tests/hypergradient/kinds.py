@@ -1,4 +1,4 @@
-"""Networks and optimizers that a copy of objects has difficulties with: one list."""
+"""Networks and optimizers that are difficult to copy: one list."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the Lightning callback is tested under: one list, shown in docs/support.md; and how a case is fitted."""
+"""Cases in which the Lightning callback is tested, shown in docs/support.md, and a function that fits a case."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

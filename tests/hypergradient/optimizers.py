@@ -1,4 +1,4 @@
-"""The optimizers that the tests run over: one list."""
+"""The optimizers used by the tests: one list."""
 
 from collections.abc import Callable, Iterable
 from functools import partial

@@ -1,4 +1,4 @@
-"""A small problem in float64, plain and under a `RateAdapter`."""
+"""A small training problem in float64, with and without a `RateAdapter`."""
 
 import copy
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`lr` in the parameter groups is the user's: schedules compose, and `used_lr` is what was used."""
+"""The parameter groups keep the user's `lr`, so schedules compose with the adapter; `used_lr` is the adapted rate."""
 
 from collections.abc import Callable
 from typing import Any

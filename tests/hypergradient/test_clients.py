@@ -1,4 +1,4 @@
-"""Real trainers of other packages: what is adapted, and that nothing else is changed."""
+"""Trainers of other packages: their rate is adapted, and nothing else changes."""
 
 import math
 from importlib.metadata import version

@@ -1,4 +1,4 @@
-"""The loss is evaluated where its user did not ask for it: nothing may notice, and what cannot work is said."""
+"""The adapter's additional evaluations of the loss have no side effects, or are refused with a message."""
 
 import gc
 import random

@@ -1,4 +1,4 @@
-"""When the rule goes back to its last good weights, and when it does not."""
+"""When the rule rewinds to its last good weights, and when it does not."""
 
 import copy
 import math

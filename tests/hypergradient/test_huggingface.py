@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer in its variants: looks work in all of them, and with the rate held nothing else changes."""
+"""Variants of Hugging Face's Trainer: hypergradients are evaluated; at a constant rate, training is unchanged."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

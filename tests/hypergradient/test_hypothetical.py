@@ -1,4 +1,4 @@
-"""The hypothetical run and the averages, which are sets of tensors, against copies of objects, and against calculus."""
+"""The hypothetical run and the averages, compared with copies of objects and with analytical derivatives."""
 
 import copy
 import math

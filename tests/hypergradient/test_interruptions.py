@@ -1,4 +1,4 @@
-"""Errors in the middle of a step, and states and parameters that change at unusual moments."""
+"""Errors within a step, and states and parameters that change at unusual times."""
 
 import copy
 from collections.abc import Callable

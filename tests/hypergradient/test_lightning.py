@@ -1,4 +1,4 @@
-"""Lightning's Trainer with the rate adapted: what is adapted, and that nothing else is changed."""
+"""Lightning's Trainer with an adapted rate: nothing else changes."""
 
 from collections.abc import Iterator
 from itertools import islice

@@ -1,4 +1,4 @@
-"""The callback in a configuration of LightningCLI."""
+"""The Lightning callback in a configuration of LightningCLI."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Lightning's loops in their variants: looks work in all of them, and with the rate held nothing else changes."""
+"""Variants of Lightning's loops: hypergradients are evaluated; at a constant rate, training is unchanged."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Lightning's checkpoints of an adapted run, saved at usual and at unusual moments, and what continues from them."""
+"""Lightning's checkpoints of an adapted run, saved at usual and unusual times, and the runs resumed from them."""
 
 from pathlib import Path
 from typing import Any

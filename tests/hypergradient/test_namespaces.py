@@ -1,4 +1,4 @@
-"""`import lightning as L` and `import pytorch_lightning as L`: one callback, each package alone and both together."""
+"""One callback for `lightning` and `pytorch_lightning`, installed separately or together."""
 
 import subprocess
 import sys

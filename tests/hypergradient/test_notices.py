@@ -1,4 +1,4 @@
-"""What the adapter says of a training: once, and only where it is so."""
+"""Notices of the adapter: issued once, and only when they apply."""
 
 import warnings
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A run starts from its user's rate, and leaves it where a race says so; what is switched off is off."""
+"""A run starts at the user's rate and changes it only after a race; disabled parts have no effect."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""Losses, batches and parameters that a race and a comparison must stand."""
+"""Adverse losses, batches and parameters for races and comparisons."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""The adapter's state is part of the optimizer's own `state_dict()`."""
+"""The adapter's state is part of the optimizer's `state_dict()`."""
 
 import copy
 import io

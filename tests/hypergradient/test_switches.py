@@ -1,4 +1,4 @@
-"""What is switched off is off, a held run is its user's, a step has its longest length; and warm-ups are followed."""
+"""Disabled parts have no effect, the length of steps is limited, and warm-ups of the user are followed."""
 
 import copy
 from collections.abc import Callable

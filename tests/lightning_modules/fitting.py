@@ -1,4 +1,4 @@
-"""How the modules are fitted in their tests."""
+"""Helpers that fit the modules in tests."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every metric that is logged against its float64 reference, at targets far from 0."""
+"""Every logged metric equals its float64 reference, for targets far from 0."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The networks and the data of the tasks, and the loss that all of them have."""
+"""Networks, data and the common loss of the tasks."""
 
 import math
 from importlib import import_module
@@ -10,6 +10,7 @@ import yaml
 from torch.nn.functional import mse_loss
 
 from experiment.options import CONFIGS, TASKS
+from experiment.publish import STAGES
 from lightning_modules import ConvNet, PoissonNetwork, TrainedConvNet
 from lightning_modules.networks import _trained
 from lightning_modules.supervised import objective
@@ -42,7 +43,9 @@ def test_each_task_has_a_network_that_its_samples_train(task: str) -> None:
 
 
 def test_the_comparison_has_fifteen_tasks() -> None:
-    assert len(TASKS) == 15
+    tasks = set(STAGES["suite"]["rows"])
+    assert len(tasks) == 15
+    assert tasks <= {*TASKS}
 
 
 def test_the_second_derivative_that_is_propagated_forwards_is_that_of_autograd() -> None:

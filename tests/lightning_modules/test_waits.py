@@ -1,4 +1,4 @@
-"""How often a step reads a number from the device, where the processor waits for all that it has launched."""
+"""The number of synchronizations with the device in a step."""
 
 import traceback
 from collections.abc import Callable

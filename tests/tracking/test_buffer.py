@@ -113,7 +113,7 @@ def test_what_neither_the_store_nor_the_disk_takes_is_counted(store: Path, capsy
         assert history(run_id, "lr") == [(1, 0.1)] * (not refuses)
         assert client().get_run(run_id).info.status == ("FAILED" if refuses else "FINISHED")
         told = capsys.readouterr().err
-        assert ("2 entries are lost ([Errno 2] No such file" in told) == refuses
+        assert ("2 records are lost ([Errno 2] No such file" in told) == refuses
         assert "python -m" not in told
 
 

@@ -54,7 +54,7 @@ def test_a_folder_whose_name_is_not_one_in_an_address_is_refused(
     odd: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/a{odd}b/mlflow.db")
-    with pytest.raises(StoreError, match=rf"has {re.escape(odd)} in its name, .*rename it"):
+    with pytest.raises(StoreError, match=rf"has {re.escape(odd)} in its name, .*Rename it"):
         open_experiment()
     assert not (tmp_path / f"a{odd}b").exists()
 
