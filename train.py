@@ -24,13 +24,15 @@ def main(args: list[str] | None = None) -> None:
         names = [name for name in ("val/loss", "test/loss", "test/accuracy", "test/r2") if name in run.metrics]
         if names and not run.diverged:
             print(", ".join(f"{name} {run.metrics[name]:.4f}" for name in names))
-        if (file := schedule_file(run.trainer)) and file.exists():
+        file, tab = schedule_file(run.trainer), ""
+        if file and file.exists():
+            tab = "" if run.diverged else "/artifacts/trajectory.png"
             print(f"the learning rate ended at {read_schedule(file)['lrs'][-1]:.3g}")
         if path := getattr(run.trainer.checkpoint_callback, "best_model_path", None):
             print(f"checkpoint  {path}")
         if run.run_id and run.tracker:
             print(f"MLflow run  {run.run_id}")
-            print(f"see it      {how_to_see(str(run.tracker.experiment_id), run.run_id)}")
+            print(f"see it      {how_to_see(str(run.tracker.experiment_id), run.run_id, tab)}")
     if run.diverged:
         sys.exit(f"train.py: {run.diverged}")
 

@@ -17,6 +17,7 @@ from reporting.suite import headline, suite_table
 from reporting.suite_figures import draw_suite
 from reporting.tables import conditions, legend, paired_table, write_between_markers
 from reporting.tables import grid as grid_table
+from tracking.links import save_view
 from tracking.runs import parent_run
 from tracking.store import client, open_experiment
 
@@ -43,12 +44,13 @@ def compare(
             end("error: a file or an option sets data.seed. Use --data-seeds instead.", 2)
         facts.append(str(run.identity))
     sweep = f"compare {hashlib.sha256(' '.join(facts).encode()).hexdigest()[:12]}"
-    open_experiment(run.experiment)
+    experiment = open_experiment(run.experiment)
     scale.output.mkdir(parents=True, exist_ok=True)
     first = "meta" if "meta" in rows else next(iter(rows))
     base = ", ".join(filter(None, [first, next(iter(starts))]))
     with parent_run("compare", sweep, {"mlflow.note.content": f"`{command}`"}, run.experiment) as parent:
         runs = run_grid(grid, scale, parent)
+        save_view(experiment, parent, list(runs.run_id.unique()))
         shown = paired_table(runs, base)
         text = f"{shown}\n\n{conditions(runs, command)}{legend(shown)}\n"
         _keep(runs, list(rows), text, scale.output, parent, f"{' '.join(arguments) or run.experiment}; ")

@@ -1,6 +1,5 @@
-"""MLflow's UI in a browser: `python -m tests.browser OUTPUT.png --store URI` makes the README's picture of it."""
+"""MLflow's UI in a browser."""
 
-import argparse
 import os
 import shutil
 import signal
@@ -12,9 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import quote
 
-from mlflow import MlflowClient
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
@@ -22,9 +19,6 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.expected_conditions import element_to_be_clickable
 from selenium.webdriver.support.wait import WebDriverWait
-
-from reporting.figures import COLORS
-from tracking.store import EXPERIMENT
 
 T = TypeVar("T")
 OPTIONS = [
@@ -37,32 +31,14 @@ OPTIONS = [
     # without a mouse the charts' tools lie over the curves
     "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4,availablePointerTypes=4",
 ]
-# by date, the runs of a comparison are folded
-BEST_FIRST = "orderByKey=metrics.%60test%2Floss%60&orderByAsc=true"
-CHARTS = f"runs?workflowType=machine_learning&compareRunsMode=CHART&{BEST_FIRST}"
-# MLflow's search among the charts takes a regular expression
-COURSES = "^(val/loss|lr)$"
 # seconds that a page may take
 LIMIT = 60
 # each chart, by its title, with the runs of which there is a path of more than a point
 DRAWN = """
     const drawn = plot => [...plot.querySelectorAll("g.trace")].filter(trace => trace.querySelector(".js-line[d*=L]"));
     const cards = [...document.querySelectorAll("[data-testid=experiment-view-compare-runs-card]")];
-    return Object.fromEntries(cards.map(card => [
-        card.querySelector("h4").title, drawn(card).map(trace => trace.__data__[0].trace._input.uuid),
-    ]));
-"""
-# what a user would click together: two wide charts, the rate on a log scale, no assistant, and the colours of our
-# figures (MLflow's own come from the runs' ids, some twice)
-ARRANGE = """
-    const key = Object.keys(localStorage).find(key => key.includes("ExperimentPage-"));
-    const state = JSON.parse(localStorage[key]);
-    state.chartsSearchFilter = arguments[0];
-    state.compareRunSections.forEach(section => Object.assign(section, {columns: 1, cardHeight: 295}));
-    state.compareRunCharts.find(chart => chart.metricKey == "lr").scaleType = "log";
-    localStorage[key] = JSON.stringify(state);
-    localStorage.experimentRunColors = JSON.stringify(arguments[1]);
-    localStorage["mlflow.assistant.panelOpen_v1"] = "false";
+    const runs = card => drawn(card).map(trace => trace.__data__[0].trace._input.uuid);
+    return cards.map(card => [card.querySelector("h4").title, runs(card)]);
 """
 
 
@@ -130,32 +106,6 @@ class Page:
         """Click the first such element, once it takes clicks."""
         WebDriverWait(self.driver, LIMIT).until(element_to_be_clickable((By.CSS_SELECTOR, css))).click()
 
-    def charts(self) -> dict[str, set[str]]:
-        """Return for each chart, by its title, the runs (ids) of which it has a line."""
-        return {title: set(runs) for title, runs in self.driver.execute_script(DRAWN).items()}
-
-
-def screenshot(path: str, uri: str) -> None:
-    """Save a picture of the charts of the experiment: validation loss and rate, a run an arm."""
-    client, wanted = MlflowClient(uri), "tags.seed = '1'"
-    [experiment] = client.search_experiments(filter_string=f"name = '{EXPERIMENT}'")
-    runs = [run.info.run_id for run in client.search_runs([experiment.experiment_id], wanted)]
-    charts = f"#/experiments/{experiment.experiment_id}/{CHARTS}&searchFilter={quote(wanted)}"
-    with mlflow_ui(uri) as address, chromium() as driver:
-        page = Page(driver, address)
-        page.open(charts)
-        page.until(page.charts)
-        # the same origin, and no script that would write its own state back
-        page.open("health")
-        driver.execute_script(ARRANGE, COURSES, dict(zip(reversed(runs), COLORS, strict=False)))
-        page.open(charts)
-        page.until(lambda: page.charts() == {"val/loss": set(runs), "lr": set(runs)})
-        driver.save_screenshot(path)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="tests.browser", description=__doc__)
-    parser.add_argument("output", help="the PNG")
-    parser.add_argument("--store", required=True, help="sqlite:///... of a comparison")
-    own = parser.parse_args()
-    screenshot(own.output, own.store)
+    def charts(self) -> list[tuple[str, set[str]]]:
+        """Return for each chart, in the order of the page, its title and the runs (ids) of which it has a line."""
+        return [(title, set(runs)) for title, runs in self.driver.execute_script(DRAWN)]

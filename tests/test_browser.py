@@ -15,7 +15,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from selenium.common.exceptions import TimeoutException
 
-from tests.browser import COURSES, Page, chromium, mlflow_ui
+from tests.browser import Page, chromium, mlflow_ui
+from tracking.links import how_to_see
 from tracking.store import ROOT
 
 pytestmark = [
@@ -27,10 +28,12 @@ pytestmark = [
 ]
 RUN_NAMES = "[role=row] a[href*='/runs/']"
 HEADING = "[data-testid='runs-header']"
-SEARCH = "input[placeholder='Search metric charts']"
+SECTION = "[data-testid=experiment-view-compare-runs-section-header]"
 # of the runs, the parameters, the tags
 TABLES = "table.mlflow-compare-table"
-ARMS = [f"{arm} seed {seed}" for arm in ("meta", "adam") for seed in (1, 2)]
+# more than MLflow shows by default
+ARMS, SEEDS = ("meta", "adam"), range(1, 7)
+RUNS = [f"{arm} seed {seed}" for arm in ARMS for seed in SEEDS]
 # the + before a parent
 UNFOLD = "[role=row] button[data-component-id*='runnamecell']"
 
@@ -53,7 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """What a comparison left."""
     folder = tmp_path_factory.mktemp("made")
     uri = f"sqlite:///{folder}/mlflow.db"
-    options = ["--seeds", "2", "--optimizers", "meta", "adam", "--output", str(folder / "compare"), "--workers", "1"]
+    options = ["--seeds", "6", "--optimizers", *ARMS, "--output", str(folder / "compare"), "--workers", "1"]
     words = [sys.executable, str(ROOT / "compare.py"), *options, "--trainer.max_epochs=3", "--data.batch_size=1000"]
     environment = os.environ | {"MLFLOW_TRACKING_URI": uri}
     done = subprocess.run(words, env=environment, cwd=folder, stdout=subprocess.PIPE, text=True, check=True)
@@ -80,15 +83,17 @@ def test_the_experiment_lists_each_run_under_its_name(page: Page) -> None:
     page.open("#/experiments/1/runs?workflowType=machine_learning")
     soon(page, lambda: texts(page, RUN_NAMES), ["compare"])
     page.find(UNFOLD)[0].click()
-    soon(page, lambda: sorted(texts(page, RUN_NAMES)), sorted(["compare", *ARMS]))
+    soon(page, lambda: sorted(texts(page, RUN_NAMES)), sorted(["compare", *RUNS]))
 
 
-def test_the_charts_draw_the_validation_loss_and_the_rate_of_each_compared_run(page: Page, made: Store) -> None:
-    compared = {made.run(arm).info.run_id for arm in ARMS}
+def test_the_charts_begin_with_the_curves_of_every_compared_run_grouped_by_arm(page: Page, made: Store) -> None:
+    arms = {made.run(run).info.run_id: run.split()[0] for run in RUNS}
+    groups = {f"tag.optimizer.{arm}" for arm in ARMS} | {f"tag.optimizer.{arm}.{run}" for run, arm in arms.items()}
     [link] = re.findall(r"charts .* http://127\.0\.0\.1:5000/(\S+)", made.printed)
     page.open(link)
-    page.until(lambda: page.find(SEARCH))[0].send_keys(COURSES)
-    soon(page, page.charts, {"val/loss": compared, "lr": compared})
+    soon(page, lambda: page.charts()[:2], [("val/loss", set(arms)), ("lr", set(arms))])
+    soon(page, lambda: {row.get_attribute("row-id") for row in page.find("[role=row][row-id]")}, groups)
+    soon(page, lambda: [text.split()[0] for text in texts(page, SECTION)], ["curves", "train", "val", "test", "Model"])
 
 
 def test_the_comparison_of_two_arms_shows_exactly_the_parameters_that_differ(page: Page, made: Store) -> None:
@@ -104,10 +109,9 @@ def test_the_comparison_of_two_arms_shows_exactly_the_parameters_that_differ(pag
 
 
 @pytest.mark.parametrize("figure", ["lr_evolution.png", "comparison.png"])
-def test_the_comparison_shows_its_figures(figure: str, page: Page, made: Store) -> None:
+def test_a_link_opens_a_figure_of_the_comparison(figure: str, page: Page, made: Store) -> None:
     run = made.run("compare")
-    page.open(f"#/experiments/1/runs/{run.info.run_id}/artifacts")
-    page.click(f"[artifact-name='{figure}']")
+    page.open(how_to_see("1", run.info.run_id, f"/artifacts/{figure}").partition(":5000/")[2])
     # of a PNG
     width = int.from_bytes(made.artifact(run, figure)[16:20])
     soon(page, lambda: [i.get_property("naturalWidth") for i in page.find(f"img[alt='{figure}']")], [width])

@@ -62,6 +62,9 @@ def test_only_what_is_missing_is_trained_and_two_processes_give_the_runs_of_one(
     assert list(run(tmp_path).run_id) == list(first.run_id)
     more = run(tmp_path, "--seeds", "3")
     assert set(first.run_id) < set(more.run_id)
+    # those of the first comparison too, whose parent is another run
+    views = client().get_experiment("1").tags.values()
+    assert any(all(run_id in view for run_id in more.run_id) for view in views)
     assert not set(run(tmp_path, "--data.batch_size=900").run_id) & set(more.run_id)
     for run_id in first.run_id:
         client().delete_run(run_id)

@@ -170,7 +170,7 @@ def test_the_command_works_from_any_directory_and_says_last_how_to_see_the_run(t
     assert re.fullmatch(r"the learning rate ended at 0\.\d+", lines[1])
     assert Path(lines[2].removeprefix("checkpoint  ")).is_file()
     assert lines[3] == f"MLflow run  {run.info.run_id}"
-    assert f"/runs/{run.info.run_id}?" in lines[4]
+    assert f"/runs/{run.info.run_id}/artifacts/trajectory.png?" in lines[4]
     assert "Traceback" not in done.stderr
 
 
