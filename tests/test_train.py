@@ -60,7 +60,10 @@ def test_a_run_is_not_finished_before_its_test() -> None:
     assert (seen.status, runs()[0].info.status) == ("RUNNING", "FINISHED")
 
 
-@pytest.mark.parametrize("status", ["RUNNING", "KILLED", "FAILED"])
+@pytest.mark.parametrize(
+    "status",
+    ["RUNNING", pytest.param("KILLED", marks=pytest.mark.slow), pytest.param("FAILED", marks=pytest.mark.slow)],
+)
 def test_only_a_finished_run_is_reused(status: str) -> None:
     options = ["--optimizer", "adam", *SHORT]
     first = train(options, reuse=True)

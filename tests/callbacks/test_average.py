@@ -56,7 +56,7 @@ class StopsEarly(Callback):
         trainer.should_stop = trainer.should_stop or trainer.current_epoch == 1
 
 
-@pytest.mark.parametrize("window", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("window", [0.1, *(pytest.param(window, marks=pytest.mark.slow) for window in (0.5, 1.0))])
 def test_the_average_is_that_of_the_formula(window: float, tmp_path: Path) -> None:
     """A ← A + (θ - A) / max(1, window t); a window of 1 is the mean of all."""
     course: list[float] = []

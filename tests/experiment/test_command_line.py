@@ -115,7 +115,10 @@ OUT_OF_RANGE = [
 ]
 
 
-@pytest.mark.parametrize("option", OUT_OF_RANGE)
+@pytest.mark.parametrize(
+    "option",
+    [pytest.param(one, marks=[pytest.mark.slow] * (place % 5 > 0)) for place, one in enumerate(OUT_OF_RANGE)],
+)
 def test_a_value_out_of_range_is_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         train(["--optimizer=adam", *SHORT[1:], option])

@@ -118,7 +118,9 @@ LOADERS: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * ("persistent" not in name)) for name in LOADERS]
+)
 def test_a_loader_may_be_read_by_the_user_too_in_the_middle_of_the_looks(name: str) -> None:
     """The user trains on it as well: each of his passes has all its batches."""
     loader = LOADERS[name]()

@@ -40,7 +40,13 @@ def run(name: str = "meta_lr", value: float = BASE.meta_lr) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:.*the run goes back")
-@pytest.mark.parametrize("name", [field.name for field in fields(Settings)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(field.name, marks=[] if field.name in ("meta_lr", "race", "pull") else [pytest.mark.slow])
+        for field in fields(Settings)
+    ],
+)
 def test_a_constant_that_is_changed_in_the_settings_changes_the_run_and_out_of_range_is_refused(name: str) -> None:
     value = getattr(BASE, name)
     assert not equal(run(name, OTHER.get(name, type(value)(1.5 * value))), run())
