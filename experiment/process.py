@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -91,6 +92,9 @@ def refusing(what: str, errors: tuple[type[Exception], ...] = (Exception,)) -> I
         # jsonargparse wraps the error of the class that refused the value
         while isinstance(error, ValueError) and isinstance(error.__cause__, ValueError | StoreError):
             error = error.__cause__
+        # jsonargparse buries this in all that it tried
+        if missing := re.search(r"No module named '\w+'", str(error)):
+            end(f"error: {what}{missing[0]}: its folder must be in PYTHONPATH, or the package installed.", 2)
         end(f"error: {what}{' '.join(str(error).split())[:500] or type(error).__name__}", 2)
 
 

@@ -1,14 +1,14 @@
 """The rule that adapts the learning rate α and the weight decay λ during a run.
 
 start       α = lr of the optimizer; where none is given, α = m = c · rms(θ) / rms(Δ(1; g))
-each step   θ  ← (1 - αλ) θ + Δ(α; g)             shortened where Δ is longer than a tenth of θ
+each step   θ  ← (1 - αλ) θ + Δ(α; g)             shortened to a tenth of the length of θ, if longer
             θ' ← (1 - αλ) θ' + Δ(2α; g')          g': at θ', of the first 3/8 of the same batch
             θ' ← θ' + .1 (θ - θ')                 the pull; the state of its optimizer is pulled likewise
             A  ← A + (θ - A) / max(1, .1 t)       Z ← Z + (θ' - θ - Z) / max(1, .1 t)
 look        h = ⟨∇L_val(A), Z⟩                    on one validation batch, in every 16th step and before each move
             h_λ = -αλ ⟨∇L_val(A), θ⟩
-move        log α ← log α - κ log((t + 20) / (t' + 20)) h / rms(h)     when t has grown by a tenth since t'
-            log λ ← log λ - (t - t') / max(t, T/4) h_λ / rms(h_λ)      h: the mean of the looks since the last move
+move        log α ← log α - κ log((t + 20) / (t' + 20)) h / rms(h)     when t - t' ≥ .1 t; h: the mean of the looks since t'
+            log λ ← log λ - (t - t') / max(t, T/4) h_λ / rms(h_λ)      h / rms(h), at most 2 in size, likewise for h_λ
 
 In the code: α `rate`, λ `weight_decay`, κ `meta_lr`, t `steps`, t' `moved_at`, T `length`, A `average`, Z `difference`;
 θ' is `hypothetical`. The constants are in `Settings`; races, limits of a move and rewinds in `race.py`.

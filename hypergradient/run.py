@@ -18,7 +18,8 @@ from hypergradient.support import check_supported
 NUMBERS = ("steps", "looks", "moves", "moved_at", "count", "shortened", "shortened_before", "trusted", "climbing")
 RATES = ("rate", "rival", "raced", "next_race", "peak", "size", "began", "pushes", "push_squares", "weight_decay")
 COUNTS = (*NUMBERS, *RATES)
-STATE = (*COUNTS, "sums", "squares", "guard", "average", "hypothetical", "difference")
+TENSORS = ("sums", "squares", "difference")
+PARTS = ("guard", "average", "hypothetical")
 
 
 class AdaptedRun:
@@ -47,6 +48,8 @@ class AdaptedRun:
         ValueError: the optimizer's step is not proportional to its learning rate, or it has a weight decay of its own.
     """
 
+    # numbers that are saved; a subclass adds its own: saved = (*Meta.saved, "name")
+    saved: tuple[str, ...] = COUNTS
     average: Average
     hypothetical: HypotheticalRun
     difference: list[Tensor]
@@ -194,8 +197,8 @@ class AdaptedRun:
         """Return the state to resume from: tensors, numbers, lists and dictionaries; empty before the first step."""
         if self.loaded or not self.params:
             return self.loaded
-        parts = {name: getattr(self, name).state_dict() for name in ("guard", "average", "hypothetical")}
-        return {name: getattr(self, name) for name in STATE if name not in parts} | parts
+        values = {name: getattr(self, name) for name in (*self.saved, *TENSORS)}
+        return values | {name: getattr(self, name).state_dict() for name in PARTS}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load a state; it takes effect at the next step, after network and optimizer have loaded theirs.
@@ -206,7 +209,7 @@ class AdaptedRun:
         if not state:
             self.clear()
             return
-        require_keys(state, *STATE)
+        require_keys(state, *self.saved, *TENSORS, *PARTS)
         require_keys(state["guard"], *self.guard.state_dict())
         require_keys(state["average"], "exact", "weights", "buffers")
         require_keys(state["hypothetical"], "weights", "buffers", "optimizer")
@@ -218,7 +221,7 @@ class AdaptedRun:
         if shapes[0] != shapes[1]:
             raise ValueError("the state is of a run whose optimizer has other parameters: unfreeze or add them first")
         self.loaded, self.average.exchanged = {}, False
-        for name in (*COUNTS, "sums", "squares"):
+        for name in (*self.saved, "sums", "squares"):
             setattr(self, name, copy.deepcopy(state[name]))
         vars(self.guard).update(copy.copy(state["guard"]))
         self.average.load_state_dict(state["average"])

@@ -62,5 +62,6 @@ def read_schedule(file: Path) -> dict[str, list[float]]:
     """Return what a run's `schedule.csv` holds: the rate of each step, and of each part of the run the mean rest."""
     steps = pd.read_csv(file)
     parts = steps.groupby(np.arange(len(steps)) * PARTS // max(1, len(steps))).mean()
-    looks = parts.hypergradient.ffill().bfill().dropna()
+    # NaN before the first look, where nothing is drawn
+    looks = parts.hypergradient.ffill() if parts.hypergradient.notna().any() else []
     return {"lrs": list(steps.lr), "hypergradients": list(looks), "decays": list(parts.decay)}

@@ -66,6 +66,7 @@ BAD_INPUT = {
     "train.py --data tests.broken.Broken --data.fault wide": r"the network cannot take .*inputs \(80,\) torch.float32",
     "train.py --model.network tests.broken.Pair": r"the network cannot take .*output must be one tensor, not a tuple",
     "train.py --model.network tests.broken.Frozen": r"the loss must be a scalar that depends on weights",
+    "train.py --model nowhere.Mine": r"No module named 'nowhere': its folder must be in PYTHONPATH, or the package in",
     "train.py --model tests.broken.Unreduced": r"the loss must be a scalar that depends on weights",
 }
 """Command -> pattern of its one line of output. Each exits with status 2 before a run is stored."""

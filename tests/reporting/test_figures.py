@@ -54,7 +54,10 @@ def test_the_rate_has_hypergradient_and_decay_below_it_where_there_are_any() -> 
 def test_a_schedule_is_read_with_or_without_looks(tmp_path: Path) -> None:
     file = tmp_path / "schedule.csv"
     file.write_text("step,lr,decay,hypergradient\n1,0.1,0.0,\n2,0.2,0.5,3.0\n")
-    assert read_schedule(file) == {"lrs": [0.1, 0.2], "decays": [0.0, 0.5], "hypergradients": [3.0, 3.0]}
+    read = read_schedule(file)
+    assert (read["lrs"], read["decays"]) == ([0.1, 0.2], [0.0, 0.5])
+    # nothing before the first look
+    assert np.array_equal(read["hypergradients"], [np.nan, 3.0], equal_nan=True)
     file.write_text("step,lr,decay,hypergradient\n1,0.1,0.0,\n")
     assert read_schedule(file)["hypergradients"] == []
 
