@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from hypergradient.hypothetical import copied_attributes, plain_step, with_attributes
 
 SUPPORTED = "SGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, Adadelta, Adamax, Muon"
-# steps before the measurement: RAdam is SGD for its first five, and optimizers that estimate the rate need some
+# steps before the measurement: RAdam is SGD for its first five, and optimizers that estimate the rate need a few
 WARM_UP = 19
 # measured steps: some optimizers act differently in each fifth or sixth
 MEASURED = 6
@@ -114,9 +114,9 @@ class _Probe:
 
 
 def _measure(optimizer: Optimizer) -> tuple[list[Tensor], dict[float, list[Tensor]], Tensor, Tensor, bool]:
-    """Return the last steps, these steps by FACTORS, the run, the run at twice the rate, and whether any weight climbs.
+    """Return the last steps, the same steps at each of FACTORS, the run, the run at twice the rate, and `climbs`.
 
-    A weight climbs if it moves along its gradients, not against them.
+    `climbs`: whether any weight moves along its gradients instead of against them.
     """
     probe, double, draw = _Probe(optimizer, 1.0), _Probe(optimizer, 2.0), torch.Generator("cpu").manual_seed(0)
     start, steps, along = _flat(probe.values), list[Tensor](), torch.zeros(1, device="cpu")
