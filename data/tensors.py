@@ -48,7 +48,7 @@ class TensorDataModule(LightningDataModule):
         return (a, d), (b, e), (c, f)
 
     def setup(self, stage: str) -> None:
-        """Create the samples and check them; only once, so that a run is trained on the samples that identify it.
+        """Create the samples and check them, only once: a run is trained on the samples that its digest covers.
 
         Raises:
             ValueError: a set cannot be trained or evaluated; the message says which one and why.
