@@ -56,8 +56,8 @@ def check_supported(optimizer: Optimizer) -> None:
         ) from error
     if climbs:
         raise ValueError(
-            f"{name} cannot be adapted: it moves weights along their gradient, and the rate is adapted for a loss that "
-            f"falls. Use maximize=False, and the loss with the other sign. Use one of {SUPPORTED}."
+            f"{name} cannot be adapted: it moves weights along their gradient, but the rate is adapted to lower the "
+            f"loss. Use maximize=False, and negate the loss. Use one of {SUPPORTED}."
         )
     for factor, exactly in FACTORS.items():
         for step, longer_step in zip(steps, longer[factor], strict=True):
