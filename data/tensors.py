@@ -113,7 +113,7 @@ def fault(samples: Any, train: Samples) -> str | None:
         return "must be a pair of tensors, inputs and targets"
     x, y = samples
     if not len(x) == len(y) >= 2:
-        return f"has {len(x)} inputs and {len(y)} targets; give one of each a sample, and at least two samples"
+        return f"has {len(x)} inputs and {len(y)} targets; give one of each per sample, and at least two samples"
     if y.dtype not in (torch.int64, torch.float32):
         return f"has {y.dtype} targets; classes must be int64, values float32"
     if y.shape[1:] == (1,):

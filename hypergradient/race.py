@@ -79,7 +79,7 @@ class RacedRun(AdaptedRun):
             self._add(draw(), self.guard.good[0])
             if found := self.guard.compared():
                 mean, error = found
-                # `not <=`: also if the mean is NaN
+                # `not <=` is also true if the mean is NaN
                 if not mean <= max(CERTAIN * error, self.settings.lost * self.guard.gained):
                     self.rewind()
                 else:

@@ -122,7 +122,7 @@ def _measure(optimizer: Optimizer) -> tuple[list[Tensor], dict[float, list[Tenso
     start, steps, along = _flat(probe.values), list[Tensor](), torch.zeros(1, device="cpu")
     longer: dict[float, list[Tensor]] = {factor: [] for factor in FACTORS}
     for number in range(WARM_UP + MEASURED):
-        # with a common part, so that optimizers that estimate the rate from similar steps do so
+        # with a common part, since some optimizers estimate the rate only from similar steps
         gradients = [1 + torch.randn(v.shape, generator=draw, dtype=torch.float64, device="cpu") for v in probe.values]
         if number >= WARM_UP:
             for factor, found in longer.items():

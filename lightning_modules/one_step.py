@@ -42,7 +42,7 @@ class OneStepModule(SupervisedModule):
             raise ValueError(f"--model.meta_lr must be a finite number, 0 or more, got {meta_lr}.")
         check_supported(self.inner_optimizer())
         self.meta_lr, self.adapt, self.make_meta_optimizer = meta_lr, adapt, meta_optimizer or Adam
-        # log(rate / lr), or the rate; a parameter, so that checkpoints hold it; without gradient, as DDP would await it
+        # log(rate / lr), or the rate; a parameter, so that checkpoints hold it; DDP would wait for its gradient
         self.learned = nn.Parameter(torch.tensor(lr if adapt == "rate" else 0.0), requires_grad=False)
         self.batch_size = 0
         self.automatic_optimization = False
