@@ -44,7 +44,7 @@ def compare(
 ) -> dict[str, dict[str, Any]]:
     """Return time and memory of each kind of step, relative to the first kind, and its milliseconds.
 
-    Each round runs every kind in turn, so that variations of the machine's speed affect all of them alike.
+    Each round runs every kind in turn, so that changes in the machine's speed affect all of them alike.
 
     budget: approximate total seconds. It sets the number of calls per round, a multiple of CYCLE.
     """

@@ -19,16 +19,16 @@ from reporting.tables import markdown
 
 PAGE, NUMBERS = ROOT / "docs" / "optimizers.md", ROOT / "benchmarks" / "optimizers.csv"
 LIBRARIES = "torch.optim", "pytorch_optimizer"
-# a part of the message of `check_supported`, and what the page says
+# part of the message of `check_supported` -> reason on the page
 REASONS = {
     "multiplied its step": "a step is not proportional to the learning rate",
     "times as far": "a run of 25 steps at twice the learning rate does not go twice as far: it adapts the rate itself",
     "along their gradient": "moves weights along their gradient",
     "closure failed": "a step with plain gradients and no closure fails",
 }
-# where the name begins so; all others at RATE
+# the learning rate; beginning of a name -> the learning rate of these optimizers
 RATE, USUAL = 1e-3, {"prodigy": 1.0, "dadapt": 1.0}
-# which take no biases
+# optimizers with these in their names take no biases
 MATRICES = "muon", "adago", "spectralsphere"
 # AdaShift does not move in its first ten steps
 STEPS, EPSILON = 15, 1e-4
@@ -66,7 +66,7 @@ def row(library: str, name: str, make: Callable[..., Any]) -> Row:
     try:
         optimizer, loss = problem(name, make, rate)
         check_supported(optimizer)
-    # whatever an optimizer raises that needs more than a plain step gives it; and the refusal of check_supported
+    # any error of an optimizer that needs more than a plain step provides, or the refusal by `check_supported`
     except Exception as failure:
         _, refused, why = str(failure).partition("adapted: ")
         if refused:
@@ -112,8 +112,8 @@ def document(rows: list[Row], packages: str) -> str:
         f"""Of {len(rows)} optimizers, {len(supported)} can be adapted: those whose step is proportional to the learning
         rate. `check_supported` measures this before training, for any optimizer, your own included. On a small network
         in float64, the hypergradient of each was compared with a finite difference: the median of the relative errors
-        is {middle.found}, the largest is {worst.found} (`{worst.name}`). The error or the reason of each is in
-        [`benchmarks/optimizers.csv`](../benchmarks/optimizers.csv).""",
+        is {middle.found}, the largest is {worst.found} (`{worst.name}`). The error of each, or the reason why it is
+        refused, is in [`benchmarks/optimizers.csv`](../benchmarks/optimizers.csv).""",
         f"""Made by `python -m benchmarks.optimizers` with {packages}, at a learning rate of {RATE:g}, and of 1 for
         optimizers that estimate the rate themselves. Muon and similar optimizers got the weight matrices only. The step
         of torch's Adafactor is proportional to its rate below 1/√t, as here.""",

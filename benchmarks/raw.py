@@ -1,7 +1,7 @@
 """A reference implementation of the arms `adam`, `cosine`, `meta_onestep` and `meta`, in plain PyTorch.
 
 It is independent of the package, and a test compares the two to the last digit. It is also the lower limit of a run's
-time: without Lightning, MLflow and checkpoints, only the arithmetic and the recorded rates and losses remain.
+time: no Lightning, MLflow or checkpoints, only the arithmetic and the recording of rates and losses.
 """
 
 import copy
@@ -158,7 +158,7 @@ class Meta:
         """Evaluate the hypergradient and update the rate, when due; take a real and a hypothetical step; average."""
         loss, (x, y), won = backward(self.network, self.params, train), train, False
         if self.steps == 0:
-            unit = weights_per_step(self.optimizer)  # shared with the package: another last digit would be another run
+            unit = weights_per_step(self.optimizer)  # the package's: a different last digit would change the whole run
             self.rate, self.decay = self.c * unit, self.decay / unit
             self.rival = CLIMB * self.rate
         elif self.steps >= self.next_race and not self.compared:
@@ -169,7 +169,7 @@ class Meta:
         if self.rival:
             won = self._race(look)
         elif self.compared:
-            # the package compares with the last good average here, which matters only if the run has failed
+            # here the package compares the run with the last good average, which matters only for a run that fails
             self.compared -= 1
         elif self.steps > 1 and (moves_now or self.steps % EVERY == 0):
             self._look(look)

@@ -86,9 +86,9 @@ WAYS: dict[str, Callable[[str, int], Any]] = {
 
 
 def runs(quick: bool) -> dict[str, Any]:
-    """Measure, for each arm, the CPU time of a step in all three ways, and the ratio of `train.py` to each.
+    """Measure, for each arm, the CPU time of a step in three ways, and the ratio of `train.py` to each.
 
-    The difference between a long and a short run excludes fixed costs. Each round runs all ways.
+    The difference between a long and a short run excludes fixed costs. Each round measures all three.
 
     Raises:
         RuntimeError: `train.py` and the raw loop have different test losses, so their times cannot be compared.
@@ -149,7 +149,7 @@ def experiment(quick: bool) -> dict[str, dict[str, float]]:
         return [raw.run(arm, epochs, seed).test_loss for arm in arms]
 
     def commands() -> list[float]:
-        # a seed other than 0, so that tune.py leaves configs/tuned/ as it is
+        # a seed other than 0, so that tune.py does not write to configs/tuned/
         options = ["--trials", str(trials), "--seed", str(seed), f"--trainer.max_epochs={epochs}"]
         lr = tune.main(["--optimizer", "adam", *options]).best_params["model.lr"]
         arms = {"meta": [], "meta_onestep": [], "adam": [f"--model.lr={lr}"], "cosine": [f"--model.lr={lr}"]}
@@ -168,7 +168,7 @@ PARTS = 5
 
 
 def growth(quick: bool) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the CPU time per step or run in each fifth of many, and the memory after it."""
+    """Return the CPU time per step or run in each fifth of a long series, and the memory after it."""
     seeds = count()
 
     def run() -> None:

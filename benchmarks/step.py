@@ -54,7 +54,7 @@ def plain(problem: Problem) -> Step:
 
 
 def limit(problem: Problem) -> Step:
-    """Return a plain step with one validation gradient, the lower limit of any hypergradient's cost."""
+    """Return a plain step with one validation gradient, the least that a hypergradient costs."""
     plain_step, params = plain(problem), list(problem.network.parameters())
 
     def step() -> None:
@@ -117,7 +117,7 @@ def mlp(title: str, **options: Any) -> Problem:
 
 def steps(quick: bool) -> dict[str, Any]:
     """Measure CPU time and memory of each kind of step, plain and fused, in one process."""
-    # flush subnormals: the gradients of a fixed batch underflow, and such arithmetic is slow on some processors
+    # the gradients of a fixed batch underflow, and arithmetic with subnormal numbers is slow on some processors
     torch.set_flush_denormal(True)
     found = {}
     for title in list(MLPS)[: 1 if quick else None]:

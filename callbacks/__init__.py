@@ -1,4 +1,4 @@
-"""Callbacks. They depend on what a module's training_step returns and logs, not on its class."""
+"""Callbacks, which depend on what a module's `training_step` returns and logs, not on its class."""
 
 from callbacks.average import TailAverage
 from callbacks.checkpoint import LastCheckpoint

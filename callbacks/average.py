@@ -18,8 +18,8 @@ class TailAverage(ReturnsAverage):
     """Validates, saves and returns the average of the weights over about the last tenth of the steps.
 
     The average is a `hypergradient.Average`, or the module's own one, as in `MetaModule`. After the last epoch,
-    BatchNorm's statistics are recomputed at the average, from the training data. Lightning's WeightAveraging copies the
-    module, averages masks of -inf, and does not recompute BatchNorm's statistics.
+    BatchNorm's statistics are recomputed at the average, from the training data. Lightning's WeightAveraging, in
+    contrast, copies the module, averages masks of -inf, and does not recompute the statistics.
 
     Args:
         window: the fraction of the run that is averaged, above 0 and up to 1.

@@ -26,7 +26,7 @@ class WholeFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write the checkpoint to a file in its own folder; remove the file if the disk is full."""
-        # one name for all, so that at most one such file is left behind
+        # a fixed name, so that at most one such file is left behind
         partial, content = Path(path).with_name("partial"), io.BytesIO()
         torch.save(checkpoint, content)
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -41,8 +41,8 @@ class WholeFiles(TorchCheckpointIO):
 class LastCheckpoint(ModelCheckpoint):
     """Saves the state of a run at the end of the first epoch, of the last one, and of others every few seconds.
 
-    If the run diverged, the checkpoint has the finite weights that `StopOnDivergence` restored. Prints the folder at
-    the start if a progress bar is shown.
+    If the run diverged, the checkpoint has the finite weights that `StopOnDivergence` restored. If there is a progress
+    bar, the folder is printed at the start.
 
     Args:
         seconds: the least time between two checkpoints.

@@ -7,7 +7,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-# factor over the first loss: runs that start at too high a rate and recover stay well below it
+# factor over the first loss; runs that recover from too high an initial rate stay well below it
 HOPELESS = 1_000.0
 
 
@@ -19,8 +19,8 @@ class StopOnDivergence(Callback):
     """Raises DivergenceError if an epoch's mean training loss is not finite, or a thousand times the first loss.
 
     Weights and metrics must be finite too. Before the error is raised, the weights of the last finite epoch are
-    restored, so that the checkpoint of the run is finite. (Lightning's EarlyStopping ends the run as a success, with
-    its current weights.)
+    restored, so that the checkpoint of the run is finite. (Lightning's EarlyStopping would end the run as a success,
+    with its current weights.)
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class StopOnDivergence(Callback):
         mean = torch.stack(self.losses).mean()
         self.losses.clear()
         reason = None
-        # `not <=`: also if the mean is NaN
+        # `not <=` is also true if the mean is NaN
         if not mean <= HOPELESS * self.first.abs().clamp(min=1e-3):
             reason = f"the mean training loss is {mean:.3g}, the first was {self.first:.3g}"
         elif not all(bool(p.isfinite().all()) for p in pl_module.parameters()):

@@ -1,4 +1,4 @@
-"""Lightning's learning rate finder, a baseline: used as its documentation recommends."""
+"""Lightning's learning rate finder, used as its documentation recommends: a baseline."""
 
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateFinder
@@ -22,7 +22,7 @@ class FindLearningRate(LearningRateFinder):
         epochs, loop.max_epochs = loop.max_epochs, -1
         super().on_fit_start(trainer, pl_module)
         loop.max_epochs = epochs
-        # the rate that was found does not belong to the configuration
+        # the rate found is not part of the configuration
         pl_module.hparams.update(given)
         # None in a fast_dev_run
         if self.optimal_lr is not None:

@@ -28,7 +28,7 @@ class Trajectory(Callback):
         self.points: list[tuple[int, dict[str, Any]]] = []
         self.newest: dict[str, float] = {}
         self.steps = 0
-        # of the file so far; `saved`: those in the checkpoint from which the run resumes
+        # size and digest of the file so far; `saved`: those in the checkpoint from which the run resumes
         self.size, self.digest, self.saved = 0, sha256(), dict[str, Any]()
 
     def state_dict(self) -> dict[str, Any]:
@@ -36,7 +36,7 @@ class Trajectory(Callback):
         return {"size": self.size, "sha256": self.digest.hexdigest()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load the size of the file and its digest, to resume with that part."""
+        """Load the size of the file and its digest: a resumed run continues from that part of the file."""
         self.saved = state_dict
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -54,8 +54,8 @@ class Trajectory(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Store the outputs of a step; to read them here would wait for the device."""
-        # otherwise gradients are accumulated
+        """Store the outputs of a step; reading them here would wait for the device."""
+        # false while gradients are accumulated
         if trainer.global_step > self.steps:
             self.steps = trainer.global_step
             self.points.append((self.steps, outputs))

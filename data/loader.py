@@ -1,4 +1,4 @@
-"""Serve batches as slices of whole tensors: for small networks, collating single samples costs more than a step."""
+"""Serve batches as slices of whole tensors: with small networks, collating single samples costs more than a step."""
 
 from collections.abc import Iterator
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class TensorLoader:
-    """Serves batches of tensors of equal length: the same ones to all arms, and to a run and its resumption.
+    """Serves batches of tensors of equal length: the same ones to all arms, and to a run when it resumes.
 
     The order of the samples depends only on the seed and the epoch. Lightning calls `set_epoch` of a loader's `sampler`
-    before each epoch, also when a run is resumed. Without Lightning, each iteration is the next epoch.
+    before each epoch, also when a run resumes. Without Lightning, each iteration is the next epoch.
 
     Args:
         tensors: each (samples, ...).
@@ -44,7 +44,7 @@ class TensorLoader:
         return -(-self.samples // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        # at the first batch: Lightning sets the epoch after it has created the iterator
+        # read at the first batch, since Lightning sets the epoch after it has created the iterator
         epoch, self.epoch = self.epoch, self.epoch + 1
         size = len(self.tensors[0])
         order = torch.arange(self.samples) % size

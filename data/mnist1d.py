@@ -34,7 +34,7 @@ def generate(seed: int) -> dict[str, Tensor]:
     """Return 5,000 samples: `x` (4000, 40) float32, `y` (4000,) int64, `x_test` and `y_test` (1000, ...).
 
     Seed 42 gives the arrays that the paper publishes. They are cached in HYPERGRADIENT_CACHE, or in
-    ~/.cache/hypergradient; a damaged file (a checksum detects it) is written again. The global random generators are
+    ~/.cache/hypergradient; a damaged file, detected by its checksum, is written again. The global random generators are
     not changed.
     """
     folder = Path(os.environ.get("HYPERGRADIENT_CACHE", "~/.cache/hypergradient")).expanduser()

@@ -6,7 +6,7 @@ import torch
 
 from data.tensors import Samples, TensorDataModule, require
 
-# half waves of the solution
+# number of half waves of the solution
 WAVES = 3
 
 

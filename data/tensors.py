@@ -48,7 +48,7 @@ class TensorDataModule(LightningDataModule):
         return (a, d), (b, e), (c, f)
 
     def setup(self, stage: str) -> None:
-        """Create the samples and check them; only once, so that a run is trained on the samples that identify it.
+        """Create the samples and check them, only once: a run is trained on the samples that its digest covers.
 
         Raises:
             ValueError: a set cannot be trained or evaluated; the message says which one and why.
@@ -113,7 +113,7 @@ def fault(samples: Any, train: Samples) -> str | None:
         return "must be a pair of tensors, inputs and targets"
     x, y = samples
     if not len(x) == len(y) >= 2:
-        return f"has {len(x)} inputs and {len(y)} targets; give one of each a sample, and at least two samples"
+        return f"has {len(x)} inputs and {len(y)} targets; give one of each per sample, and at least two samples"
     if y.dtype not in (torch.int64, torch.float32):
         return f"has {y.dtype} targets; classes must be int64, values float32"
     if y.shape[1:] == (1,):

@@ -1,4 +1,4 @@
-"""Refuse values of options that Lightning accepts although they train nothing, or not what was meant."""
+"""Refuse values of options that Lightning accepts, but that train nothing, or not what was meant."""
 
 import math
 

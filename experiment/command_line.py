@@ -74,7 +74,7 @@ def read(args: Sequence[str]) -> Line:
         with refusing(f"--config: {file}: "):
             module = model.get("class_path") if isinstance(model, dict) else model
             if module:
-                # read over a known arm, if the file names one; with another class, the arm is named after the file
+                # if the file names a known arm, it overrides it; with another class, the arm is named after the file
                 base = CONFIGS / f"{name}.yaml" if name in options.ARMS else None
                 known = base is None or load(base.read_text(encoding="utf-8"))["model"]["class_path"] == module
                 below = ["--config", str(base)] if base else []

@@ -35,7 +35,7 @@ class Scale:
         workers: number of processes.
         cluster: address of a Dask scheduler, used instead of local processes.
         output: folder of the tables and figures.
-        retrain: whether runs that are in the store are trained again.
+        retrain: whether to train runs again that are in the store.
     """
 
     seeds: int

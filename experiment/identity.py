@@ -47,7 +47,7 @@ def _paths(value: Any) -> Iterator[str]:
             yield from _paths(part)
 
 
-# cached, since Python imports once per process: later runs of a command do not use edits made meanwhile
+# cached, since Python imports a module once per process: later runs of a command do not see edits made meanwhile
 @lru_cache(None)
 def code(paths: tuple[str, ...]) -> str:
     """Return a digest of `experiment/run.py`, the modules that define the objects at `paths`, and all their imports.

@@ -64,5 +64,5 @@ def _numbered(uri: str, number: int, call: Callable[[Task], Result], task: Task)
     try:
         return number, call(task)
     except SystemExit as stop:
-        # an exit would end the Dask worker, and each further worker that is given the task
+        # SystemExit would end the Dask worker, and each further worker that gets the task
         raise SweepError("a run was refused; see the line above or the log of its Dask worker") from stop

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 QUIET_LOGGERS = ("mlflow", "pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed")
-# warnings that the user cannot act on: Lightning and MLflow on torch and type hints, Optuna on experimental features,
-# Lightning on folders and on short epochs, joblib on a worker that is replaced because its memory has grown
+# warnings that the user cannot act on: of Lightning and MLflow about torch and type hints, of Optuna about experimental
+# features, of Lightning about folders and short epochs, of joblib about replacing a worker whose memory has grown
 IGNORED = (
     ".*LeafSpec.*",
     "The tensor attributes .*_flat_weights",

@@ -94,7 +94,7 @@ def _keep(runs: pd.DataFrame, drawn: list[str], text: str, folder: Path, parent:
     written = ["results.csv", "table.md"]
     if drawn:
         own = runs[runs.row.isin(drawn) & (runs.data_seed == runs.data_seed.min())].assign(arm=runs.row)
-        # with several initial rates, the courses of the first row
+        # with several initial rates, keep the courses of the first row only
         if runs.start_lr.nunique() > 1:
             own = own[own.row == drawn[0]].assign(arm=[f"from {lr:g}" for lr in own[own.row == drawn[0]].start_lr])
         courses(own).to_csv(folder / "courses.csv", index=False, float_format="%.6g")

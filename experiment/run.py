@@ -112,7 +112,7 @@ class Run(LightningCLI):
             parser_kwargs={"usage": options.USAGE, "allow_abbrev": False, "exit_on_error": False},
             subclass_mode_model=True,
             subclass_mode_data=True,
-            # Lightning's own --optimizer takes torch's classes, and overrides the module's
+            # otherwise Lightning adds its own --optimizer, which takes torch's classes and overrides the module's
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             save_config_callback=LogInputs,
@@ -270,7 +270,7 @@ class Run(LightningCLI):
             # Lightning turns Ctrl-C into SystemExit, which callers could not distinguish from others
             raise KeyboardInterrupt(*["terminated"] * isinstance(stop, SIGTERMException)) from None
         finally:
-            # here, since Lightning's handler of exceptions may itself be left by an exception of a callback
+            # here, since a callback may raise an exception within Lightning's own handling of exceptions
             if tracker:
                 tracker.end(ended)
                 path, alone = tracker.checkpoint, "mlflow.parentRunId" not in self.tags

@@ -89,7 +89,7 @@ def tune(tuning: Tuning, command: str, retrain: bool = False) -> Tuned:
     if tuning.storage and not tuning.storage.startswith("sqlite") and tracking_uri().startswith("sqlite"):
         raise StoreError("--storage: machines that share a study need one tracking server: set MLFLOW_TRACKING_URI.")
     storage = tuning.storage and _database(tuning.storage)
-    # the bounds of every range: if any value is refused, one of these is
+    # the bounds of every range: if they are accepted, all values are
     ends = {option: _extremes(distribution(option, values)) for option, values in tuning.space.items()}
     for number in range(max(map(len, ends.values()))):
         values = options({option: end[number % len(end)] for option, end in ends.items()})
@@ -191,8 +191,8 @@ def _run_trials(study: optuna.Study, tuning: Tuning, parent: str, code: str) -> 
     """Run trials until `tuning.trials` are complete, on all machines together."""
     done = len(_complete(study))
     several = tuning.workers > 1 or tuning.storage
-    # with the same seed, a resumed study would propose its first points again; of 20 trials, Optuna's default of 10
-    # random ones is too many
+    # with the same seed, a resumed study would propose its first points again; Optuna's default of 10 random trials is
+    # too many out of 20
     seed = None if several else tuning.seed + len(study.get_trials(deepcopy=False))
     study.sampler = TPESampler(seed=seed, n_startup_trials=5)
     tasks = [(study, tuning, parent, code)] * (tuning.trials - done)
@@ -234,7 +234,7 @@ def suggest(trial: optuna.Trial, option: str, values: str) -> Any:
 
 
 def _complete(study: optuna.Study) -> list[FrozenTrial]:
-    """Return the complete trials whose MLflow runs were not deleted, in the order of their numbers."""
+    """Return the complete trials whose MLflow runs were not deleted, ordered by number."""
     complete, runs = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE]), children(study.study_name)
     return [trial for trial in complete if trial.user_attrs.get("run_id") in runs]
 
@@ -247,7 +247,7 @@ def _describe(best: FrozenTrial, count: int, tuning: Tuning, command: str) -> st
         place, path = config, option.split(".")
         for depth, name in enumerate(path[:-1], 1):
             place = place.setdefault(name, {})
-            # a value that MLflow has as a class is a class in the file too
+            # values that are classes in MLflow's params are classes in the file too
             if ".".join(path[:depth]) in params:
                 place = place.setdefault("init_args", {})
         place[path[-1]] = float(f"{value:.4g}") if isinstance(value, float) else value

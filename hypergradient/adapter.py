@@ -40,28 +40,28 @@ class RateAdapter:
     """Adapts learning rate and weight decay in each `optimizer.step()`, by the rule of `Meta`.
 
     Register each training batch by `adapter.loss(batch).backward()` or `adapter.see(batch, loss)`. `lr` in the
-    parameter groups remains the user's, so schedules continue from it; `used_lr` next to it is the rate of the last
-    step. Groups keep the ratios of their rates. The state is part of the optimizer's `state_dict()`. In a process
-    group, the losses and gradients of looks and hypothetical steps are averaged. Steps with non-finite gradients are
-    skipped.
+    parameter groups remains the user's, so schedules continue from it; `used_lr`, next to it, is the rate of the last
+    step. The ratios between the groups' rates are kept. The state is part of the optimizer's `state_dict()`. In a
+    process group, the losses and gradients of looks and hypothetical steps are averaged. Steps with non-finite
+    gradients are skipped.
 
     The run starts at the optimizer's `lr`. The rate moves after a race of 32 steps against the method's own start.
     Changes to the training are reported as warnings, each a `Notice`, once per run.
 
     Args:
-        optimizer: any that `check_supported` accepts. If it has a weight decay, that stays, and none is adapted.
+        optimizer: any that `check_supported` accepts. A weight decay of its own is kept, and then none is adapted.
         network: the module whose parameters the optimizer updates.
         loss: (network, batch) -> the mean loss, a scalar; for training and validation batches.
         batches: validation batches, used cyclically.
         length: number of steps of the whole run; None if unknown.
-        hold: leave the training unchanged, for comparison: the same as rate, decay and guard False.
+        hold: leave the training unchanged, for comparison: equivalent to rate=False, decay=False, guard=False.
         rate: adapt the learning rate.
         decay: adapt a weight decay.
         average: average the weights: `eval` puts the average into the network.
         guard: shorten steps longer than a tenth of the weights, and rewind to the last good average if the run fails.
         settings: the constants of the method.
         clip: the norm to which the loop clips its gradients; gradients of hypothetical steps are clipped likewise.
-        decays: returns whether the adapted weight decay applies to a parameter.
+        decays: parameter -> whether the adapted weight decay applies to it; default: to matrices.
         patience: number of consecutive steps with non-finite gradients after which NotFiniteError is raised.
         cut: (batch, fraction) -> the part of a training batch for a hypothetical step; default: the first samples of
             all its tensors.
@@ -143,7 +143,7 @@ class RateAdapter:
         self.streams, self.parts = Streams(), Parts(self.meta.settings, cut, self.notices)
         # whether the current step is adapted
         self.adapted = False
-        # numbers of validation batches, training batches and additional passes; lowest and highest rate
+        # numbers of validation batches, of training batches and of additional passes; lowest and highest rate
         self.position, self.told, self.passes, self.lowest, self.highest = 0, 0, 0.0, math.inf, 0.0
         self.last: dict[str, float] = {}
         self._around = AroundStep(optimizer, self._prepare, self._finish, self.meta.restore_rates)
@@ -153,8 +153,8 @@ class RateAdapter:
     def loss(self, batch: Any) -> Tensor:
         """Return the loss of a training batch, a scalar, and register the batch.
 
-        With accumulation, call `backward()` before the next batch: earlier batches without gradients are discarded, as
-        those of a step that a scaler skipped.
+        With accumulation, call `backward()` before the next batch: if there are no gradients, earlier batches are
+        discarded, like those of a step that a scaler skipped.
         """
         part = self.part(batch)
         loss = self.loss_of(self.network, batch)
@@ -253,7 +253,7 @@ class RateAdapter:
         if self.adapted:
             self.meta.after_step(self.parts.loss, lambda: self.parts.loss_of(self._scalar))
             if self.meta.moves and self.meta.steps == self.meta.length:
-                # here, since all processes get here
+                # here, because every process reaches this line
                 self.notices.conclude(self.meta, self._draw)
         self.parts.clear()
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hypergradient.trace import Streams
 
-# leaves that need not have a value per sample; elements that make a list a structure instead of a leaf
+# types of leaves that need not have one entry per sample
 UNCUT = (str, bytes, int, float, complex, type(None), list, tuple)
+# a list or tuple with an element of these types is a structure, not a leaf
 PARTS = (Tensor, Mapping, list, tuple)
 
 
@@ -26,7 +27,7 @@ def has_len(batches: Any) -> bool:
 def endless(batches: Iterable[Any], start: int = 0) -> Generator[Any, None, None]:
     """Cycle through the batches without changing any random stream.
 
-    start: number of batches to skip; where the number of batches is known, whole rounds are not read.
+    start: number of batches to skip; if the length is known, whole rounds are skipped without reading them.
 
     Raises:
         ValueError: no batches, or an iterator that can be read only once.
@@ -80,7 +81,7 @@ def samples(batch: Any) -> int:
 def copied(batch: Any, size: int = 0, count: int = 0) -> Any:
     """Return a copy of the first `count` of the `size` samples of a batch, which a loss may modify.
 
-    Tensors are cut, and lists with one entry per sample. If `size` is 0, the whole batch is copied. Objects that
+    Tensors, and lists with one entry per sample, are cut. If `size` is 0, the whole batch is copied. Objects that
     cannot be copied are shared.
     """
 
@@ -98,7 +99,7 @@ def copied(batch: Any, size: int = 0, count: int = 0) -> Any:
 
 
 def _mapped(change: Callable[[Any], Any], batch: Any) -> Any:
-    """Apply `change` to the leaves of a batch: all but containers, and lists of words, numbers or objects."""
+    """Apply `change` to the leaves of a batch; a list of words, numbers or other objects is one leaf."""
     if isinstance(batch, (list, tuple)) and any(isinstance(value, PARTS) for value in batch):
         values = [_mapped(change, value) for value in batch]
         return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)

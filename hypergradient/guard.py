@@ -20,7 +20,7 @@ class Guard:
         self.first, self.lowest = math.nan, math.inf
         self.good: list[list[Tensor]] = []
         self.doubted, self.rewound = False, 0
-        # of a comparison, for each batch: the loss of the run minus that of the other one
+        # of the current comparison, one per batch: loss of the run minus loss of the other one
         self.differences: list[float] = []
 
     def update(self, loss: float) -> None:

@@ -15,7 +15,7 @@ class AdaptLearningRate(TrainerCallback):
 
     The Trainer's schedule (linear decay to 0 by default) scales the adapted rate; lr_scheduler_type="constant" leaves
     the rate to the rule. `learning_rate` in the logs is the adapted rate. The averaged weights are evaluated, saved in
-    checkpoints as the model's, and in the model after training; the state is part of the optimizer's.
+    checkpoints, and left in the model after training; the state is part of the optimizer's.
     `trainer.remove_callback` removes the callback; a second one replaces it.
 
     Args:
@@ -85,7 +85,7 @@ class AdaptLearningRate(TrainerCallback):
         batches = trainer.get_eval_dataloader() if self.batches is None else self.batches
         known: dict[str, Any] = {"length": None, "clip": trainer.args.max_grad_norm or None}
         self.adapter = adapter = RateAdapter(optimizer, model, self._loss, batches, **known | self.options)
-        # the Trainer calls these, meant for Schedule-Free, before it trains and evaluates
+        # the Trainer calls these, which exist for Schedule-Free, before it trains and evaluates
         vars(adapter.optimizer).update(train=adapter.train, eval=adapter.eval)
         self.attached = True
         return optimizer
@@ -136,7 +136,7 @@ class AdaptLearningRate(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Put the average into the model, unless that has the best checkpoint; detach from the optimizer."""
+        """Put the average into the model, unless the best checkpoint was loaded; detach from the optimizer."""
         if not (args.load_best_model_at_end and state.best_model_checkpoint):
             mode = self.adapter.network.training
             self.adapter.eval()

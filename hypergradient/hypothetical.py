@@ -160,7 +160,7 @@ def with_attributes(optimizer: Optimizer, attributes: dict[str, Any]) -> Iterato
 
 
 def plain_step(optimizer: Optimizer) -> None:
-    """Call `step` of the optimizer's class: schedulers count the calls of the instance's."""
+    """Call the `step` of the optimizer's class, since schedulers count the calls of the instance's `step`."""
     with torch.no_grad():
         type(optimizer).step(optimizer)
 

@@ -17,7 +17,7 @@ from hypergradient.sets import Average
 if TYPE_CHECKING:
     from pytorch_lightning import Callback, LightningModule, Trainer
 else:
-    # the Trainer of one package calls the hooks of the other's callbacks: it looks them up by name
+    # the Trainer of one package calls hooks by name, so also those of the other's callbacks
     try:
         from pytorch_lightning import Callback, LightningModule, Trainer
     except ImportError:
@@ -46,7 +46,7 @@ class ReturnsAverage(Callback):
         return self.restored
 
     def refuse_other_weights(self, trainer: Trainer) -> None:
-        """Raise ValueError for callbacks that save or return other weights than those that are validated."""
+        """Raise a ValueError if another callback would save or return weights other than the validated ones."""
         name = type(self).__name__
         if any(getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks):
             raise ValueError(f"{name} averages the weights: ModelCheckpoint(save_weights_only=True) would save others.")
@@ -96,8 +96,8 @@ class AdaptLearningRate(ReturnsAverage):
     """Adapts learning rate and weight decay of a module's optimizer by the rule of `Meta`, and averages its weights.
 
     Precision, clipping, accumulation, schedules, compilation and DDP work as without it. The averaged weights are
-    validated, saved in checkpoints as the module's, and in the module after the fit. Logs `lr`, `decay`,
-    `hypergradient` and `lookahead_loss` every `log_every_n_steps` steps.
+    validated, saved in checkpoints, and left in the module after the fit. Logs `lr`, `decay`, `hypergradient` and
+    `lookahead_loss` every `log_every_n_steps` steps.
 
     Args:
         loss: (module, batch) -> the mean loss of a training or validation batch, a scalar: `MyModule.loss`.
@@ -142,7 +142,7 @@ class AdaptLearningRate(ReturnsAverage):
         if len(trainer.optimizers) != 1:
             raise ValueError(f"AdaptLearningRate adapts one optimizer, but the module has {len(trainer.optimizers)}.")
         if not pl_module.automatic_optimization:
-            raise ValueError("AdaptLearningRate needs automatic optimization: with a manual one, use RateAdapter.")
+            raise ValueError("AdaptLearningRate needs automatic optimization: otherwise use RateAdapter.")
         if self.averages:
             self.refuse_other_weights(trainer)
         if not trainer.ckpt_path:

@@ -1,4 +1,4 @@
-"""Warnings about what the adapter does to a training, or finds in it."""
+"""Warnings about what the adapter changes in a training run, and about problems that it finds."""
 
 import math
 import warnings
@@ -9,7 +9,7 @@ from hypergradient.race import Draw, RacedRun
 
 
 class Notice(UserWarning):
-    """A warning about what the adapter does to a training, or finds in it; given once per run.
+    """A warning about what the adapter changes in a training run, or about a problem that it finds; once per run.
 
     Example:
         >>> import warnings
@@ -20,7 +20,7 @@ class Notice(UserWarning):
 class Notices:
     """The notices of one run."""
 
-    # thresholds: the used rate over the user's; the rate over that of the first move, after how many moves
+    # thresholds: used rate over the user's rate; rate over that at the first move; number of moves before the latter
     FAR, MOVED, MOVES = 2.0, 1.25, 8
     # number of looks without a finite loss
     BLIND = 10
@@ -55,7 +55,7 @@ class Notices:
                 )
 
     def conclude(self, run: RacedRun, draw: Draw) -> None:
-        """At the end of a run, compare the average with the last weights, and with the first move."""
+        """At the end of a run, compare the loss of the average with that of the last weights and of the first move."""
         sets = [[p.detach() for p in run.params], run.average.weights]
         found = [torch.stack(run.losses(draw(), *sets)) for _ in range(run.settings.batches)]
         last, average = torch.stack(found).double().unbind(1)
@@ -64,7 +64,7 @@ class Notices:
         if float(more.mean()) > 2 * error:
             self.say(
                 f"on {len(more)} validation batches the loss of the averaged weights is {float(more.mean()):.3g} above "
-                "that of the last ones: use average=False to keep those.",
+                "that of the last ones. Use average=False to keep the last weights.",
                 "average",
             )
         if not float(torch.minimum(last.mean(), average.mean())) < run.guard.first:

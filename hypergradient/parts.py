@@ -21,10 +21,10 @@ class Part(NamedTuple):
 
 
 class Parts:
-    """The parts and the losses of the training batches of the current step.
+    """Parts and losses of the training batches of the current step.
 
     Args:
-        settings: the constants, of which `part` and `least` define the size of a part.
+        settings: the constants; `part` and `least` define the size of a part.
         cut: (batch, fraction) -> part; default: the first samples of all its tensors.
         notices: reports losses that are sums, and batches that cannot be cut.
 

@@ -31,8 +31,8 @@ class RacedRun(AdaptedRun):
     race        for 32 steps the hypothetical run trains at another rate: at the method's own start, if another rate is
                 given; then at four times the rate of the run. If its validation loss is lower beyond noise, it becomes
                 the run, and the next race starts, until the run wins one. If the run wins within noise, the race is
-                repeated when the number of steps has doubled. A given rate also loses if it is the higher one and the
-                weights have doubled, which no later rate repairs
+                repeated when the number of steps has doubled. A given rate also loses if it is the higher one and has
+                doubled the weights, which no later rate repairs
     rewind      if both losses rise, the average is compared with the last good one; if it has lost a fifth of what the
                 run had gained, the run returns to the last good one, at half the rate
     """
@@ -70,7 +70,7 @@ class RacedRun(AdaptedRun):
 
     @property
     def compares(self) -> bool:
-        """Whether this step compares two runs, instead of a look."""
+        """Whether this step compares two runs instead of looking."""
         return self.rival > 0 or self.guard.doubted
 
     def compare(self, draw: Draw) -> None:
@@ -79,7 +79,7 @@ class RacedRun(AdaptedRun):
             self._add(draw(), self.guard.good[0])
             if found := self.guard.compared():
                 mean, error = found
-                # `not <=`: also if the mean is NaN
+                # `not <=` is also true if the mean is NaN
                 if not mean <= max(CERTAIN * error, self.settings.lost * self.guard.gained):
                     self.rewind()
                 else:
@@ -92,13 +92,13 @@ class RacedRun(AdaptedRun):
                 mean, error = found
                 self._end_race(not mean <= LIKELY * error, clear=mean < -CERTAIN * error)
                 if self.settings.rewinds:
-                    # for a rewind during the next race or the first moves
+                    # to rewind to during the next race or the first moves
                     self.guard.keep(self.average)
             elif self.steps - self.moved_at > self.settings.race + self.settings.batches:
                 self._end_race(False)
 
     def recover(self) -> None:
-        """Leave weights at which steps are not finite, if there are others to continue with."""
+        """Replace weights at which steps are not finite: end the race, or rewind, if possible."""
         if self.rival and self.rival < self.rate:
             self._end_race(True)
             return
@@ -154,7 +154,7 @@ class RacedRun(AdaptedRun):
         # read at once: each read waits for the device
         run, other = torch.stack(self.losses(loss, self.average.weights, others)).tolist()
         if math.isfinite(other):
-            # a batch without a finite loss does not count; a new list: the old one may belong to a state
+            # a batch without a finite loss does not count; a new list, since the old one may belong to a saved state
             self.guard.differences = [*self.guard.differences, run - other]
 
     def _size(self) -> float:

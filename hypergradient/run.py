@@ -35,7 +35,7 @@ class AdaptedRun:
         given: whether the run starts from the optimizer's `lr`; otherwise it starts from the method's own start.
         length: T, the number of steps of the whole run; 0 if unknown.
         clip: the norm to which the run clips its gradients; gradients of hypothetical steps are clipped likewise.
-        decays: returns whether the weight decay applies to a parameter; None: it applies to all.
+        decays: parameter -> whether the weight decay applies to it; None: it applies to all.
 
     Attributes:
         rate: α; 0 before the first step. rival: the rate of the hypothetical run in a race; otherwise 0.
@@ -84,7 +84,7 @@ class AdaptedRun:
         self.moved_at, self.schedule = 0, 1.0
         self.next_race = 0.0
         self.rate = self.rival = self.raced = self.peak = self.size = self.weight_decay = 0.0
-        # whether a given rate has lost no race so far; whether races are with higher rates by now
+        # whether a rate was given and has lost no race so far; whether races are now against higher rates
         self.trusted, self.climbing = self.given, False
         # the rate before the first move; sums of all normalized hypergradients, and of their squares
         self.began = self.pushes = self.push_squares = 0.0
@@ -160,7 +160,7 @@ class AdaptedRun:
     def read_schedule(self) -> None:
         """Set `schedule`, the user's `lr` over its highest value so far.
 
-        If `lr` exceeds that value, as in a warm-up, α rises in proportion, at most to `lr`; a higher α does not change.
+        If `lr` exceeds that value, as in a warm-up, α rises in proportion, at most to `lr`; an α above `lr` is kept.
         """
         # the other groups keep their ratio to the largest rate
         lr = max(float(group["lr"]) for group in self.optimizer.param_groups)

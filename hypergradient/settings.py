@@ -22,7 +22,7 @@ class Settings:
         least: the smallest number of samples in a hypothetical step.
         every: number of steps between looks, unless the rate moves more often.
         spacing: a move is due when the number of steps has grown by this fraction.
-        delay: number of steps added to the clock of the moves, in which the hypothetical run becomes meaningful.
+        delay: number of steps added to t in a move: the hypothetical run needs about that many to be meaningful.
         memory: number of moves whose mean square normalizes a hypergradient.
         cut: the largest normalized hypergradient.
         longest: the largest length of a step over that of the weights; longer steps are shortened.

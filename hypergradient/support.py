@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from hypergradient.hypothetical import copied_attributes, plain_step, with_attributes
 
 SUPPORTED = "SGD, Adam, AdamW, NAdam, RAdam, RMSprop, Adagrad, Adadelta, Adamax, Muon"
-# steps before the measurement: RAdam is SGD for its first five, and optimizers that estimate the rate need some
+# steps before the measurement: RAdam is SGD for its first five, and optimizers that estimate the rate need a few
 WARM_UP = 19
 # measured steps: some optimizers act differently in each fifth or sixth
 MEASURED = 6
@@ -56,8 +56,8 @@ def check_supported(optimizer: Optimizer) -> None:
         ) from error
     if climbs:
         raise ValueError(
-            f"{name} cannot be adapted: it moves weights along their gradient, and the rate is adapted for a loss that "
-            f"falls. Use maximize=False, and the loss with the other sign. Use one of {SUPPORTED}."
+            f"{name} cannot be adapted: it moves weights along their gradient, but the rate is adapted to lower the "
+            f"loss. Use maximize=False, and negate the loss. Use one of {SUPPORTED}."
         )
     for factor, exactly in FACTORS.items():
         for step, longer_step in zip(steps, longer[factor], strict=True):
@@ -114,15 +114,15 @@ class _Probe:
 
 
 def _measure(optimizer: Optimizer) -> tuple[list[Tensor], dict[float, list[Tensor]], Tensor, Tensor, bool]:
-    """Return the last steps, these steps by FACTORS, the run, the run at twice the rate, and whether any weight climbs.
+    """Return the last steps, the same steps at each of FACTORS, the run, the run at twice the rate, and `climbs`.
 
-    A weight climbs if it moves along its gradients, not against them.
+    `climbs`: whether any weight moves along its gradients instead of against them.
     """
     probe, double, draw = _Probe(optimizer, 1.0), _Probe(optimizer, 2.0), torch.Generator("cpu").manual_seed(0)
     start, steps, along = _flat(probe.values), list[Tensor](), torch.zeros(1, device="cpu")
     longer: dict[float, list[Tensor]] = {factor: [] for factor in FACTORS}
     for number in range(WARM_UP + MEASURED):
-        # with a common part, so that optimizers that estimate the rate from similar steps do so
+        # with a common part, since some optimizers estimate the rate only from similar steps
         gradients = [1 + torch.randn(v.shape, generator=draw, dtype=torch.float64, device="cpu") for v in probe.values]
         if number >= WARM_UP:
             for factor, found in longer.items():

@@ -71,10 +71,10 @@ def unchanged(network: nn.Module) -> Iterator[None]:
 
 
 class Streams:
-    """Random streams apart from torch's default ones: those of Python and NumPy, and given generators.
+    """Random streams other than torch's default ones: those of Python and NumPy, and given generators.
 
-    Each `own()` block continues the generators from the previous block. To read NumPy's stream costs a tenth of a small
-    step: the streams of packages from which ten blocks have not drawn are left out.
+    Each `own()` block continues the generators from the previous block. Reading NumPy's stream costs a tenth of a small
+    step, so the streams of packages from which none of the first ten blocks draws are ignored afterwards.
     """
 
     def __init__(self, generators: Iterable[torch.Generator] = ()) -> None:
@@ -140,7 +140,7 @@ def no_trace(network: nn.Module, batch_statistics: bool = False) -> Iterator[Non
 
 
 def gpus(network: nn.Module) -> list[int]:
-    """Return the CUDA devices of the network's parameters, from whose random streams it may draw."""
+    """Return the CUDA devices of the network's parameters, whose random streams it may use."""
     if not torch.cuda.is_initialized():
         return []
     return list({p.device.index for p in network.parameters() if p.is_cuda})

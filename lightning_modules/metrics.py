@@ -11,7 +11,7 @@ class R2(Metric):
     """R² = 1 - Σ (y - ŷ)² / Σ (y - ȳ)² over all samples, of all batches and processes, in float64.
 
     ȳ is the mean of each output, so that several outputs are weighted by their variance. `torchmetrics.R2Score`
-    subtracts sums of squares in the targets' precision: in float32, at a mean of 2,000, that is .48 in place of .58.
+    subtracts sums of squares in the targets' precision: in float32, at a mean of 2,000, it returned .48 instead of .58.
     """
 
     outputs: list[Tensor]

@@ -17,10 +17,10 @@ class OneStepModule(SupervisedModule):
     Args:
         network: (batch, ...) inputs -> (batch, classes) logits.
         lr: the learning rate to start from.
-        meta_lr: the learning rate of the meta-optimizer: for Adam about the largest change in one step, relative for
-            log_rate.
-        adapt: what the meta-optimizer updates: the logarithm of the rate, or the rate itself, which then is at least a
-            thousandth of lr, so that it stays positive.
+        meta_lr: the learning rate of the meta-optimizer: with Adam, about the largest change in one step, which is
+            relative for log_rate.
+        adapt: what the meta-optimizer updates: the logarithm of the rate, or the rate itself, which is then kept at or
+            above a thousandth of lr, so that it stays positive.
         optimizer: creates the inner optimizer from the parameters and the rate; Adam by default.
         meta_optimizer: creates the meta-optimizer from what it updates and meta_lr; Adam by default.
 
@@ -42,7 +42,7 @@ class OneStepModule(SupervisedModule):
             raise ValueError(f"--model.meta_lr must be a finite number, 0 or more, got {meta_lr}.")
         check_supported(self.inner_optimizer())
         self.meta_lr, self.adapt, self.make_meta_optimizer = meta_lr, adapt, meta_optimizer or Adam
-        # log(rate / lr), or the rate; created here, so that checkpoints hold it; DDP would wait for its gradient
+        # log(rate / lr), or the rate; a parameter, so that checkpoints hold it; DDP would wait for its gradient
         self.learned = nn.Parameter(torch.tensor(lr if adapt == "rate" else 0.0), requires_grad=False)
         self.batch_size = 0
         self.automatic_optimization = False
@@ -62,7 +62,7 @@ class OneStepModule(SupervisedModule):
         loss = self.loss(batch["train"])
         self.manual_backward(loss)
         self.losses.append(loss.detach())
-        # an epoch's last batch may be smaller
+        # the last batch of an epoch may be smaller
         self.batch_size = max(self.batch_size, len(batch["train"][1]))
         self.passes += len(batch["val"][1]) / self.batch_size
         scale = self.scale()
@@ -72,7 +72,7 @@ class OneStepModule(SupervisedModule):
         with no_trace(self.network):
             lookahead_loss = self.loss(batch["val"])
             h = hypergradient(lookahead_loss, update)
-        # over the processes, which all have the same rate
+        # mean over the processes, which all have the same rate
         h = self.trainer.strategy.reduce(h, reduce_op="mean")
         if h.isfinite():
             # unwrapped: a second Lightning step would count this batch twice

@@ -1,4 +1,4 @@
-"""LR schedules that need only an optimizer and the number of steps."""
+"""LR schedules, created from an optimizer and the number of steps."""
 
 import math
 

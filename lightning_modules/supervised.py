@@ -58,7 +58,7 @@ class SupervisedModule(LightningModule):
             schedule(trial, 1)
 
     def setup(self, stage: str) -> None:
-        """Discard, before a fit, what an earlier checkpoint has loaded."""
+        """Discard, before a fit, what was loaded from an earlier checkpoint."""
         if stage == "fit":
             self.losses, self.passes, self.random = [], 0.0, None
 
@@ -115,7 +115,7 @@ class SupervisedModule(LightningModule):
         checkpoint["random"] = torch.get_rng_state(), torch.cuda.get_rng_state_all()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Load cost and random streams; set the precision of the weights, which Lightning would make float32."""
+        """Load cost and random streams; set the precision of the weights, which would otherwise be float32."""
         self.passes, self.random = checkpoint["passes"], checkpoint["random"]
         self.to(next(value.dtype for value in checkpoint["state_dict"].values() if value.is_floating_point()))
 

@@ -1,4 +1,4 @@
-"""Two small Transformers of torch's layers: pre-norm, GELU, without dropout."""
+"""Two small Transformers built from torch's layers: pre-norm, GELU, without dropout."""
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ class _Encoder(nn.Module):
             width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
         self.layers = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
-        # the layers are copies of one, with equal weights
+        # TransformerEncoder copies one layer, so all start with equal weights
         for p in self.layers.parameters():
             if p.dim() > 1:
                 nn.init.xavier_uniform_(p)

@@ -1,1 +1,1 @@
-"""What is shown of runs: figures, tables, statistics; functions of arrays and data frames, which know no store."""
+"""Figures, tables and statistics of runs, as functions of arrays and data frames, independent of the store."""

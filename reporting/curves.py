@@ -1,4 +1,4 @@
-"""What a figure draws of many runs: a line a label, its mean and its interval; small enough to keep next to a table."""
+"""The lines of a figure: one per label, with mean and interval over runs, small enough to store next to a table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,19 +9,19 @@ import pandas as pd
 
 from reporting.statistics import mean_and_half_interval
 
-# of a line, at most
+# the largest number of points in a line
 POINTS = 200
-# of a run, in each of which hypergradient and decay have one mean
+# number of parts of a run; hypergradient and decay are averaged over each
 PARTS = 50
-# drawn on a logarithmic scale
+# quantities drawn on a logarithmic scale
 GEOMETRIC = {"lr", "decay"}
 COURSES = {"val_losses": "val_loss", "lrs": "lr", "hypergradients": "hypergradient", "decays": "decay"}
 Lines: TypeAlias = pd.DataFrame
-"""label, quantity, x, and mean, low and high there, of the 95 % interval."""
+"""Columns: label, quantity, x, the mean at x, and the ends of its 95 % interval, low and high."""
 
 
 def line(label: str, quantity: str, x: Sequence[float], runs: Any) -> Lines:
-    """Return the line of some runs, (runs, points) or (points,); over a logarithmic scale the mean is geometric."""
+    """Return the line of `runs`, (runs, points) or (points,); on a logarithmic scale the mean is geometric."""
     values = np.atleast_2d(np.asarray(runs, dtype=float))
     values = np.log(np.maximum(values, 1e-12)) if quantity in GEOMETRIC else values
     mean, half = mean_and_half_interval(values)
@@ -32,9 +32,9 @@ def line(label: str, quantity: str, x: Sequence[float], runs: Any) -> Lines:
 
 
 def courses(runs: pd.DataFrame) -> Lines:
-    """Return validation loss by epoch, and rate, hypergradient and decay by step, of each arm, where it has them.
+    """Return the lines of each arm: validation loss by epoch; rate, hypergradient and decay by step, if recorded.
 
-    runs: a row a run; columns as in `COURSES`, each a list. A line ends where its first run does that diverged.
+    runs: one row per run, with lists in the columns of `COURSES`. A line is as long as the shortest of its runs.
     """
     lines = []
     for label, own in runs.groupby("arm", sort=False):
@@ -49,7 +49,7 @@ def courses(runs: pd.DataFrame) -> Lines:
 
 
 def by_start(runs: pd.DataFrame, ceiling: float) -> Lines:
-    """Return the test loss against the starting rate, at most the ceiling, of each arm; `clipped`: of some run."""
+    """Return each arm's test loss, clipped at `ceiling`, against the initial rate; `clipped`: whether a run was."""
     lines = []
     for label, own in runs.groupby("arm", sort=False):
         losses = own.pivot(index=["data_seed", "seed"], columns="start_lr", values="test_loss")
@@ -59,7 +59,7 @@ def by_start(runs: pd.DataFrame, ceiling: float) -> Lines:
 
 
 def read_schedule(file: Path) -> dict[str, list[float]]:
-    """Return what a run's `schedule.csv` holds: the rate of each step, and of each part of the run the mean rest."""
+    """Return a run's `schedule.csv`: the rate of every step; hypergradient and decay as means over parts of the run."""
     steps = pd.read_csv(file)
     parts = steps.groupby(np.arange(len(steps)) * PARTS // max(1, len(steps))).mean()
     # NaN before the first look, where nothing is drawn

@@ -1,4 +1,4 @@
-"""One way to draw every figure of the project: lines with a band, legible in grey and to the colour-blind."""
+"""The figures of runs: lines with a band for the interval, legible in grey and to the colour-blind."""
 
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from matplotlib.figure import Figure
 from reporting.curves import Lines
 from reporting.statistics import mean_and_half_interval
 
-# Okabe & Ito's palette, darkest first; the dashes tell the lines apart in grey print too
+# Okabe & Ito's palette, darkest first; dashes distinguish the lines in grey
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES: Any = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 STYLE: Any = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}
-# of a loss in a figure: above it a run has failed, by how much does not matter
+# test losses above it, of runs that have failed, are drawn at it
 CEILING = 3.0
-# of the courses that are drawn against the step
+# settings of the axes of `evolution`
 AXES: dict[str, dict[str, Any]] = {
     "lr": {"ylabel": "learning rate", "yscale": "log"},
     "hypergradient": {"ylabel": "hypergradient"},
@@ -27,9 +27,10 @@ AXES: dict[str, dict[str, Any]] = {
 
 
 def draw_courses(lines: Lines, runs: pd.DataFrame, folder: Path, about: str = "") -> None:
-    """Draw `comparison.png`, the validation loss and the test loss, and `lr_evolution.png`, the rate by step.
+    """Draw `comparison.png`, the validation and test losses, and `lr_evolution.png`, the rate by step.
 
-    lines: of `courses`, by what `runs.arm` says. runs: a row a run, with test_loss and seed. about: a title.
+    lines: the result of `courses`, labelled by `runs.arm`. runs: one row per run, with arm, test_loss and seed.
+    about: the start of the titles.
     """
     order, title, clipped = list(dict.fromkeys(lines.label)), f"{about}{_averaged(runs)}", runs.test_loss > CEILING
     note = "Runs with the same seed have the same initial weights and batches: arms differ by what they do with them."
@@ -51,7 +52,7 @@ def draw_courses(lines: Lines, runs: pd.DataFrame, folder: Path, about: str = ""
 
 
 def evolution(lines: Lines, title: str = "") -> Figure:
-    """Draw the learning rate against the step; below it hypergradient and weight decay, where runs have them."""
+    """Draw the learning rate against the step and, if recorded, hypergradient and weight decay below it."""
     shown = [quantity for quantity in AXES if quantity in set(lines.quantity)]
     note = "On logarithmic axes the mean is geometric, and the interval is that of the logarithm." if title else ""
     figure, places = _figure(title, note, rows=len(shown))
@@ -62,9 +63,9 @@ def evolution(lines: Lines, title: str = "") -> Figure:
 
 
 def draw_sensitivity(losses: Lines, rates: Lines, runs: pd.DataFrame, folder: Path, about: str = "") -> None:
-    """Draw `lr_sensitivity.png`: test loss against starting rate, and the rates of the first arm from each start.
+    """Draw `lr_sensitivity.png`: test loss against initial rate, and the first arm's rates from each initial rate.
 
-    losses: of `by_start`. rates: of `courses`, a label a start. runs: all of them.
+    losses: the result of `by_start`. rates: that of `courses`, with one label per initial rate. runs: all runs.
     """
     clipped = bool(losses.clipped.any()) * f"▲: with runs above {CEILING:g}, counted as that. "
     note = f"{clipped}Right: the mean is geometric, and the interval is that of the logarithm."
@@ -86,7 +87,7 @@ def _figure(title: str, note: str, rows: int = 1, columns: int = 1) -> tuple[Fig
 
 
 def _draw(axes: Axes, lines: Lines, order: list[str], marker: str = "", **settings: Any) -> None:
-    """Draw the lines; a label's colour is its place in the order. settings: of matplotlib's `Axes.set`."""
+    """Draw the lines; colours follow the order of the labels. settings: arguments of `Axes.set`."""
     for label, own in lines.groupby("label", sort=False):
         place = order.index(label)
         color, dashes = COLORS[place % len(COLORS)], DASHES[place % len(DASHES)]
@@ -95,7 +96,7 @@ def _draw(axes: Axes, lines: Lines, order: list[str], marker: str = "", **settin
             clipped = own[own.clipped]
             axes.plot(clipped.x, clipped["mean"], "^", markersize=11, color=color)
         axes.fill_between(own.x, own.low, own.high, color=color, alpha=0.2, linewidth=0)
-    # four decades: a rate annealed to 0 would squeeze the rest
+    # at most four decades, since a rate annealed to 0 would compress the rest
     if settings.get("yscale") == "log":
         high = lines.high.max()
         axes.set_ylim(max(lines.low.min(), 1e-4 * high) / 1.3, 1.3 * high)

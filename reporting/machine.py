@@ -1,4 +1,4 @@
-"""On what machine, and with which versions, numbers come about."""
+"""The machine and the versions that published numbers depend on."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ import torch
 
 
 def processor() -> str:
-    """Return the processor's name, where Linux gives it, and the vector instructions that torch uses there."""
+    """Return the name of the processor (on other systems than Linux, its architecture) and torch's vector extension."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
@@ -17,6 +17,6 @@ def processor() -> str:
 
 
 def machine() -> str:
-    """Return what the last digits of a run depend on."""
+    """Describe what the last digits of a run depend on: processor, cores and versions."""
     versions = [f"{name} {version(name)}" for name in ("torch", "pytorch-lightning")]
     return ", ".join([processor(), f"{os.cpu_count()} cores", f"Python {platform.python_version()}", *versions])

@@ -16,12 +16,12 @@ def mean_and_half_interval(runs: Any) -> tuple[Any, Any]:
 
 
 def p_value(values: Any) -> float:
-    """Return the two-sided p of a mean of 0 (Student's t): below 0.05 exactly where the 95 % interval excludes 0."""
+    """Return the two-sided p-value of a zero mean (Student's t); below 0.05 exactly if the 95 % interval excludes 0."""
     return float(2 * stats.t.sf(abs(np.mean(values)) / stats.sem(values), len(values) - 1))
 
 
 def differences(runs: pd.DataFrame, arm: str, base: str) -> Any:
-    """Return test loss of `arm` minus `base`, a value a pair; NaN where both diverged."""
+    """Return the test loss of `arm` minus that of `base`, one value per pair; NaN where both diverged."""
     losses = runs.pivot_table(index=["data_seed", "seed"], columns="arm", values="test_loss", dropna=False, sort=False)
     both = losses[[arm, base]].dropna()
     return (both[arm] - both[base]).to_numpy()

@@ -1,4 +1,4 @@
-"""Scores of methods over many tasks: of each run, of each method, and by cost; the tables of them."""
+"""Scores of methods over many tasks, per run, per method and by cost, and their tables."""
 
 from itertools import combinations
 from typing import TypeAlias
@@ -12,9 +12,9 @@ from reporting.tables import markdown, with_interval
 
 # a constant prediction has a loss of about 1 to 2.3 in every task: below a thousandth of that, all are equal
 FLOOR = 1e-3
-# what a run counts that diverged, or did worse than this
+# the score of a run that diverged, and the largest score
 WORST = 10.0
-# above it, a table shows a score in bold
+# scores above it are bold in tables
 FAILED = 1.1
 NAMES = {"adam 1e-3": "Adam, 1e-3", "schedule_free": "Schedule-Free AdamW", "prodigy_cosine": "Prodigy + cosine"}
 LADDERS = {"cosine": "cosine", "constant": "constant + average"}
@@ -29,11 +29,11 @@ LEGEND = (
     f"**Bold**: above {FAILED:g}; ≥: a run counts as {WORST:g}."
 )
 Scored: TypeAlias = pd.DataFrame
-"""A row a run: row, method, data_seed, seed, test_loss (infinite if it diverged), passes a step, and the score."""
+"""One row per run: row, method, data_seed, seed, test_loss (infinite if it diverged), passes per step, and score."""
 
 
 def scored(runs: pd.DataFrame) -> Scored:
-    """Return the runs of each method, tuned and calibrated ones among them, with their scores.
+    """Return the runs of each method, including the tuned and the calibrated ones, with their scores.
 
     runs: row, method (or ladder), rate (NaN off a ladder), data_seed, seed, test_loss, val_loss, passes.
     """
@@ -52,30 +52,30 @@ def _with_scores(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def best(ladder: pd.DataFrame) -> pd.DataFrame:
-    """Return of each case the run with the lowest validation loss, which costs the passes of all its rates."""
-    # the last validation of a run that diverged may be finite
+    """Return, for each case, the run with the lowest validation loss; its cost is that of the runs at all rates."""
+    # a run that diverged may have a finite last validation loss
     seen = ladder.val_loss.where(np.isfinite(ladder.test_loss), np.inf)
     passes = ladder.groupby(CASE).passes.transform("sum")
     return ladder.assign(passes=passes).loc[seen.groupby([ladder[name] for name in CASE]).idxmin()]
 
 
 def calibrated(ladder: Scored) -> Scored:
-    """Return of each row the runs at the one rate whose geometric mean score is the lowest in all other rows."""
+    """Return, for each row, the runs at the rate with the lowest geometric mean score over all other rows."""
     logs = np.log(scores(ladder.assign(method=ladder.rate)).sort_index(axis=1))
     rates = {row: logs.drop(index=row).mean().idxmin() for row in logs.index}
     return ladder[ladder.rate == ladder.row.map(rates)]
 
 
 def scores(runs: Scored) -> pd.DataFrame:
-    """Return row × method: the geometric mean score over seeds; the methods by their mean over rows, best first."""
+    """Return row × method: the geometric mean score over seeds; methods sorted by their mean over rows, best first."""
     logs = runs.assign(score=np.log(runs.score)).pivot_table("score", "row", "method", sort=False)
     return np.exp(logs[logs.mean().sort_values(kind="stable").index])
 
 
 def profile(shown: pd.DataFrame) -> pd.DataFrame:
-    """Return factor × method: the fraction of rows with a score within the factor of the row's best; WORST never is.
+    """Return factor × method: the fraction of rows in which the score is within the factor of the best one.
 
-    shown: of `scores`. The factors go from 1 to WORST.
+    shown: the result of `scores`; a score of WORST is within no factor. The factors range from 1 to WORST.
     """
     ratios = shown.where(shown < WORST - 1e-6).div(shown.min(axis=1), axis=0)
     factors = np.geomspace(1, WORST, 200)
@@ -83,9 +83,9 @@ def profile(shown: pd.DataFrame) -> pd.DataFrame:
 
 
 def costs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return passes per step and score, with the ends of its interval over rows, of each method. runs: as in `scored`.
+    """Return each method's passes per step, and its mean score with interval over rows. runs: as in `scored`.
 
-    A ladder has a line for each number of its rates: the mean over all choices of that many.
+    A ladder has one row for each number n of rates: the mean over all choices of n of its rates.
     """
     found, ladders = scored(runs), _with_scores(runs)
     cases = [(name, [own]) for name, own in found.groupby("method", sort=False) if TUNED not in name]
@@ -103,7 +103,7 @@ def costs(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def suite_table(runs: pd.DataFrame) -> str:
-    """Return a row a method over all tasks, then a row a task with the score of each method. runs: as in `scored`."""
+    """Return a table with one row per method, and one with the scores of each task. runs: as in `scored`."""
     found = scored(runs)
     shown, text = scores(found), cells(found)
     losses = found[found.method == BASE].groupby("row").test_loss
@@ -114,7 +114,7 @@ def suite_table(runs: pd.DataFrame) -> str:
 
 
 def headline(runs: pd.DataFrame) -> str:
-    """Return a row a method over all tasks. runs: as in `scored`."""
+    """Return a table with one row per method, over all tasks. runs: as in `scored`."""
     found = scored(runs)
     shown, passes, summary = scores(found), found.groupby("method").passes.mean(), []
     for method, own in shown.items():
@@ -138,7 +138,7 @@ def cell(score: float) -> str:
 
 
 def cells(found: Scored) -> pd.DataFrame:
-    """Return each score of `scores` as text, with "≥" where a run counts as WORST, and the number that diverged."""
+    """Return the scores as text, with "≥" if a run counts as WORST, and the number of runs that diverged."""
     text = scores(found).map(cell)
     for (row, method), own in found.groupby(["row", "method"]):
         if diverged := int((~np.isfinite(own.test_loss)).sum()):

@@ -29,7 +29,7 @@ def draw_suite(runs: pd.DataFrame, folder: Path) -> list[str]:
 
 
 def heat_map(found: Scored) -> Figure:
-    """Draw row × method, tuned methods apart, and the geometric means over rows as a last row; blue is better."""
+    """Draw the scores, row × method, with tuned methods set apart and the geometric mean over rows as the last row."""
     shown = scores(found)
     order = sorted(shown, key=lambda method: TUNED in method)
     one = sum(TUNED not in method for method in order)
@@ -40,7 +40,7 @@ def heat_map(found: Scored) -> Figure:
         "test loss relative to AdamW + warm-up + cosine, best of five rates (1 by construction): blue is better"
     )
     axes = figure.subplots()
-    # where the cells begin: with a gap before the tuned methods, and before the last row
+    # left and upper edges of the cells, with a gap before the tuned methods and before the last row
     x, y = np.arange(len(order)) + 0.25 * (np.arange(len(order)) >= one), np.r_[: len(shown), len(shown) + 0.25]
     _draw_cells(axes, x, y, values, text)
     for places, label in ((x[:one], "one run, not tuned on the task"), (x[one:], "tuned, five runs")):
@@ -52,7 +52,7 @@ def heat_map(found: Scored) -> Figure:
 
 
 def _draw_cells(axes: Axes, x: Any, y: Any, values: pd.DataFrame, texts: pd.DataFrame) -> None:
-    """Draw cells of width and height 1 that begin at x (columns) and y (rows); colours end at half and at double."""
+    """Draw unit cells with left edges x and upper edges y; colours saturate at half and at double."""
     norm = LogNorm(0.5, 2)
     for (row, column), value in np.ndenumerate(values.to_numpy()):
         text = texts.iloc[row, column].replace(" (", "\n").rstrip(")")
@@ -67,14 +67,14 @@ def _draw_cells(axes: Axes, x: Any, y: Any, values: pd.DataFrame, texts: pd.Data
 
 
 def draw_profile(lines: pd.DataFrame) -> Figure:
-    """Draw the fraction of rows within each factor of the best; a family of methods has a colour. lines: `profile`."""
+    """Draw the result of `profile`; methods of one family share a colour."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 4.6), layout="constrained", dpi=150)
         axes = figure.subplots()
     families = list(dict.fromkeys(method.split(",")[0] for method in lines))
     for method, own in lines.items():
         color, dashes = COLORS[families.index(method.split(",")[0]) % len(COLORS)], "--" if TUNED in method else "-"
-        # wide and on top: the method that the others are compared with
+        # wide and on top: the method that is compared with the others
         width, order = (3, 3) if method == "meta" else (1.6, 2)
         axes.step(own.index, own, dashes, where="post", label=method, color=color, linewidth=width, zorder=order)
     axes.set(xscale="log", xlim=(1, 5), ylim=(0, 1.02), xlabel="factor τ", ylabel="fraction of tasks")
@@ -86,11 +86,11 @@ def draw_profile(lines: pd.DataFrame) -> Figure:
 
 
 def draw_costs(lines: pd.DataFrame) -> Figure:
-    """Draw the mean score over tasks against passes per step; a line for a family of tuned methods. lines: `costs`."""
+    """Draw the result of `costs`: the mean score over tasks against passes per step."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 4.6), layout="constrained", dpi=150)
         axes = figure.subplots()
-    # methods of equal cost stand next to each other
+    # shift methods of equal cost apart
     equal = lines.groupby(lines.passes.round(1))
     lines = lines.assign(x=lines.passes * 1.025 ** (equal.cumcount() - (equal.passes.transform("size") - 1) / 2))
     families = list(dict.fromkeys(method.split(",")[0] for method in lines.method))

@@ -1,4 +1,4 @@
-"""What is said of runs: means, paired differences with their intervals and tests, and how the numbers came about."""
+"""Tables of runs: means, paired differences with intervals and tests, and the conditions of the measurement."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,11 +36,12 @@ def difference(values: Any) -> str:
 
 
 def grid(runs: pd.DataFrame, show: Sequence[str] = ("test_loss",), base: str | None = None) -> str:
-    """Return a table of the frame's `row` × `column`, each cell the mean of what is to be shown, over its runs.
+    """Return a table of `row` × `column` with means over runs.
 
-    show: columns of the frame; `rates` is the learning rate at the start, after a quarter, a half, and at the end.
-    base: a column, and the other columns' ratios of the mean test loss to it are added; or a row, and the paired
-    difference of each row's last column to it is.
+    show: the columns of `runs` to be shown; "rates" is the learning rate at the start, after a quarter, after half of
+    the run, and at its end.
+    base: a column, to add the ratio of each other column's mean test loss to it; or a row, to add the paired difference
+    of each row's last column to it.
     """
     columns = list(dict.fromkeys(runs.column))
     others = [column for column in columns if column != base] if base in columns else []
@@ -70,9 +71,9 @@ def _figure(runs: pd.DataFrame, name: str) -> str:
 
 
 def paired_table(runs: pd.DataFrame, base: str = "meta", tuning: dict[str, int] | None = None) -> str:
-    """Return a row an arm, best first: loss, accuracy, the difference to `base` with interval and test, and the cost.
+    """Return a table with one row per arm, best first: loss, paired difference to `base`, p, accuracy and cost.
 
-    tuning: trials that an arm's tuning took, which its passes and seconds then include. None: they are of one run.
+    tuning: arm -> number of tuning trials, whose cost is included; None for the cost of one run.
     """
     order = runs.groupby("arm").test_loss.mean().sort_values().index
     paired = {arm: differences(runs, arm, base) for arm in order if arm != base} if base in order else {}
@@ -93,7 +94,7 @@ def paired_table(runs: pd.DataFrame, base: str = "meta", tuning: dict[str, int] 
 
 
 def legend(table: str) -> str:
-    """Say how the columns that a table has are to be read."""
+    """Explain the columns of a table."""
     words = {
         " ± ": "Mean ± half the 95 % interval (Student's t)",
         "(95 %)": "differences paired by data seed and seed, with the same interval, which is for these data seeds and "
@@ -107,7 +108,7 @@ def legend(table: str) -> str:
 
 
 def conditions(runs: pd.DataFrame, command: str) -> str:
-    """Say how the numbers came about: command, seeds, epochs; machines, versions and commits that trained the runs."""
+    """Describe how the numbers were made: command, seeds, epochs, machines, versions and commits."""
     spans = []
     for name, values in (("seed", runs.seed), ("data seed", runs.data_seed)):
         low, high = values.min(), values.max()
@@ -121,6 +122,6 @@ def conditions(runs: pd.DataFrame, command: str) -> str:
 
 
 def write_between_markers(text: str, path: Path, begin: str, end: str) -> None:
-    """Put the text between the two markers of a file."""
+    """Replace the text between two markers of a file."""
     before, rest = path.read_text(encoding="utf-8").split(begin)
     path.write_text(before + begin + text + end + rest.split(end)[1], encoding="utf-8")

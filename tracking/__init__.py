@@ -8,7 +8,7 @@ import os
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-# commands print their own links, and a table needs many files, each with a progress bar
+# commands print their own links; a table needs many files, each of which would have a progress bar
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # with the default of 7, it takes minutes until an unreachable server is reported; timeouts are in seconds

@@ -31,9 +31,9 @@ Record = tuple[str, Any]
 
 
 def whole_lines(file: Path) -> list[str]:
-    """Return the lines of a file that only this process writes, after an incomplete last line is removed.
+    """Return the lines of a file that only this process writes, after removing an incomplete last line.
 
-    A process that was killed may leave one, which the next line would continue.
+    A killed process may leave one, which the next line would continue.
     """
     file.touch()
     os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
@@ -144,7 +144,7 @@ class BufferedClient(MlflowClient):
                     if not self.records:
                         self.unwritten.clear()
                         self.file.unlink(missing_ok=True)
-        # any error of the store or of a proxy: the records stay, and another thread sends them
+        # any error of the store or of a proxy: the records stay, and a later thread sends them
         except Exception as error:
             self.up, self.error = False, cause(error)
             time.sleep(0.1)

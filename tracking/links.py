@@ -26,7 +26,7 @@ def save_view(experiment_id: str, parent: str, runs: Sequence[str]) -> None:
     A link cannot hold this, so it is a tag of the experiment, as made by *Share view* in MLflow's UI. By default, the
     UI shows ten runs, and the test metrics first.
 
-    runs: ids, of which the UI loads 100 at once. They are listed since reused runs have another parent.
+    runs: their ids, listed because reused runs have another parent. The UI loads 100 at once.
     """
     # metric -> section and type; the UI adds a chart for each other metric
     charts = {"val/loss": ("curves", "LINE"), "lr": ("curves", "LINE"), "test/loss": ("test", "BAR")}

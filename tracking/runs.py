@@ -83,8 +83,8 @@ def parent_run(
         store.set_tag(run_id, "sweep", f"replaced: {sweep}")
     if not found():
         made = store.create_run(experiment, run_name=name, tags=resolve_tags(tags | {"sweep": sweep}))
-        # another machine may have created one at the same time: after the pause both choose the first by id, since
-        # their clocks may differ
+        # another machine may have created one at the same time: after the pause both choose the first by id, not by
+        # time, since their clocks may differ
         time.sleep(MOMENT)
         if found()[0] != made.info.run_id:
             store.delete_run(made.info.run_id)

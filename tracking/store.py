@@ -17,7 +17,7 @@ OWN_URI = f"sqlite:///{ROOT / 'mlflow.db'}"
 # errors of a store that is unreachable, locked, full or damaged
 FAULTS = (MlflowException, SQLAlchemyError, OSError)
 
-# it logs tracebacks of the errors that it raises
+# it logs a traceback of each error that it raises
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
@@ -37,7 +37,7 @@ def hidden(uri: str) -> str:
 
 def cause(error: BaseException) -> str:
     """Return the relevant line of a store's error message, without the store's password."""
-    # SQLAlchemy may print the stage in which an error occurred before its reason
+    # SQLAlchemy may print where an error occurred before its reason
     lines = [line for line in str(error).splitlines() if not line.startswith("(raised as a result")]
     [line, *_] = lines or [type(error).__name__]
     uri = tracking_uri()

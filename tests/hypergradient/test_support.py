@@ -50,7 +50,7 @@ def test_steps_along_the_gradient_are_refused_of_one_group_too(name: str) -> Non
     if "maximize" not in optimizer.defaults:
         pytest.skip("it has no such option")
     optimizer.param_groups[1]["maximize"] = True
-    with pytest.raises(ValueError, match=r"moves weights along their gradient.* Use maximize=False, and the loss with"):
+    with pytest.raises(ValueError, match=r"moves weights along their gradient.* Use maximize=False, and negate"):
         check_supported(optimizer)
 
 
