@@ -2,15 +2,18 @@
 
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import optimizers
+from experiment.options import QUIET
 from experiment.run import train
 from reporting.tables import markdown
 from tests.hypergradient.lightning_cases import CASES
+from tests.store import checkpoint_of
 
 ROOT = Path(__file__).resolve().parents[1]
 README, YOUR_OWN, SUPPORTED, METHOD = (
@@ -53,6 +56,27 @@ def test_the_files_of_the_page_on_configuration_train_as_they_stand(
     run = train([*options, "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"])
     assert math.isfinite(run.test_metrics["test/loss"])
     assert "RAdam" in str(run.trainer.optimizers) or type(run.datamodule).__name__ == "MyData"
+
+
+@pytest.mark.slow
+def test_the_variants_of_the_page_train_with_moves_and_a_learned_schedule_can_be_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "variants.md").read_text(encoding="utf-8")
+    for name, text in re.findall(r"```\w+\n(?=# ~/mine/([\w.]+))(.*?)```", page, re.DOTALL):
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, options in (("slower", []), ("unlimited", ["--model.meta_lr=1.5"])):
+        run = train(["--config", f"{name}.yaml", *options, "--trainer.max_epochs=5", QUIET])
+        assert run.model.meta.moves > 3
+        assert run.model.settings.meta_lr == (1.5 if options else 1.0)
+    assert (type(run.model.meta).__name__, run.line.arm) == ("Unlimited", "unlimited")
+    shutil.copy(Path(checkpoint_of(run)).parents[1] / "schedule.csv", tmp_path)
+    [replay] = [recipe for recipe in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "schedule.csv" in recipe]
+    names: dict[str, Any] = {}
+    exec(replay.replace("...", "network(torch.ones(1, 40)).sum().backward()"), names)
+    assert names["optimizer"].param_groups[0]["lr"] == names["learned"]["lr"].iloc[-1]
 
 
 def test_the_table_of_cases_is_the_list_that_the_tests_run_over() -> None:

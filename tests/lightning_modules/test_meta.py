@@ -10,7 +10,7 @@ from torch import nn
 
 from callbacks import TailAverage
 from experiment.run import train
-from hypergradient import Settings
+from hypergradient import Meta, Settings
 from lightning_modules import MLP, MetaModule, SupervisedModule
 from tests.lightning_modules.fitting import Rates, fit, network, same
 
@@ -128,3 +128,32 @@ def test_accumulated_batches_make_the_step_of_the_joined_batch(tmp_path: Path) -
     # a last group of fewer batches, and a smaller batch, are a step too: three batches an epoch
     meta = MetaModule(mlp(), accumulate_grad_batches=2)
     assert fit(meta, tmp_path, batch_size=1500, max_epochs=4).global_step == meta.meta.steps == 8
+
+
+class Counting(Meta):
+    """A variant with a number of its own."""
+
+    saved = (*Meta.saved, "visits")
+    visits = 0
+
+    def allowed(self, rate: float, loss: float) -> float:
+        self.visits += 1
+        return super().allowed(rate, loss)
+
+
+def test_a_number_of_a_variant_is_saved_and_restored_with_the_rule() -> None:
+    states = list[dict[str, Any]]()
+    for _ in range(2):
+        net = torch.nn.Linear(4, 1)
+        meta = Counting(net, torch.optim.SGD(net.parameters(), lr=0.1))
+        if states:
+            meta.load_state_dict(states[0])
+        for p in net.parameters():
+            p.grad = torch.ones_like(p)
+        meta.prepare()
+        if not states:
+            meta.allowed(0.1, 1.0)
+        states.append(meta.state_dict())
+    assert [state["visits"] for state in states] == [1, 1]
+    with pytest.raises(ValueError, match="the state has no visits"):
+        meta.load_state_dict({name: value for name, value in states[0].items() if name != "visits"})
