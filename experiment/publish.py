@@ -83,7 +83,7 @@ def publish_stage(name: str, scale: Scale, command: str) -> str:
     if scale.output == RESULTS:
         publish(name, text, DOCUMENTS)
         if stage.get("table") == "suite":
-            publish("headline", f"{headline(runs)}\n", DOCUMENTS)
+            publish("headline", f"{headline(runs, 6)}\n", DOCUMENTS)
     return text
 
 

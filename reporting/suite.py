@@ -113,11 +113,11 @@ def suite_table(runs: pd.DataFrame) -> str:
     return "\n\n".join([*tables, f"{LEGEND} Cost: forward-backward passes per step."])
 
 
-def headline(runs: pd.DataFrame) -> str:
-    """Return a table with one row per method, over all tasks. runs: as in `scored`."""
+def headline(runs: pd.DataFrame, methods: int | None = None) -> str:
+    """Return a table with one row per method over all tasks, or only the best methods. runs: as in `scored`."""
     found = scored(runs)
     shown, passes, summary = scores(found), found.groupby("method").passes.mean(), []
-    for method, own in shown.items():
+    for method, own in list(shown.items())[:methods]:
         lower = "–" if method == "meta" else f"{(shown.meta < own).sum()} of {len(own)}"
         ratio = "–" if method == "meta" else _geometric(shown.meta / own)
         worst, few = f"{cell(own.max())} ({own.idxmax()})", f"{(own <= 1 + 1e-9).sum()} of {len(own)}"
