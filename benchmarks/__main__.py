@@ -55,7 +55,7 @@ def publish(section: str, found: Any, text: str) -> None:
     """Write the numbers and the table of one section."""
     file = ROOT / "benchmarks" / "results.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {section: found}, indent=1) + "\n", encoding="utf-8")
-    page = "benchmarks/more.md" if section in ("tracking", "growth") else "docs/performance.md"
+    page = "benchmarks/more.md" if section in ("tracking", "growth", "starts") else "docs/performance.md"
     tables = {page: (section, text)}
     if section == "steps":
         tables["README.md"] = ("cost", f"{cost_table(found)}\n")

@@ -72,8 +72,6 @@ def publish_stage(name: str, scale: Scale, command: str) -> str:
             shown = paired_table(runs, stage.get("base", "meta"), tuning)
             if "courses" in stage:
                 shown += f"\n\n{grid_table(few, ['val_loss', 'test_loss', 'rates'])}"
-            if stage.get("claim"):
-                shown += f"\n\n{grid_table(runs.assign(column='data seed ' + runs.data_seed.astype(str)))}"
         elif stage.get("table") == "suite":
             shown = suite_table(runs)
         else:
