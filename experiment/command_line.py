@@ -81,7 +81,8 @@ def read(args: Sequence[str]) -> Line:
                 arms[options.label((name if known else None) or Path(file).stem)] = [*below, "--config", file]
             else:
                 over += ["--config", file]
-                arms |= {name: ["--config", str(CONFIGS / f"{options.arm(name)}.yaml")]} if name else {}
+                if name:
+                    arms[options.label(Path(file).stem)] = ["--config", str(CONFIGS / f"{options.arm(name)}.yaml")]
             named += [options.task(content["task"])] if content.get("task") and not own.task else []
     saved = read_checkpoint(own.ckpt_path) if own.ckpt_path else None
     if saved and not arms and not own.task:

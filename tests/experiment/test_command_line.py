@@ -139,7 +139,9 @@ def test_a_file_without_a_model_is_read_over_the_arm_and_the_task_that_it_names(
     assert (run.line.arm, type(run.model).__name__, run.config.trainer.max_epochs) == (DEFAULT_ARM, "MetaModule", 3)
     named = file(tmp_path, "named", optimizer="adamw", task="digits", trainer=short)
     run = train(["--config", named, "--trainer.fast_dev_run=true"])
-    assert (run.line.arm, run.line.task, run.config.trainer.max_epochs) == ("adamw", "digits", 3)
+    # under its own name: compare.py shows it next to the arm
+    assert (run.line.arm, run.line.task, run.config.trainer.max_epochs) == ("named", "digits", 3)
+    assert run.model.lr == read_lr("adamw")
     assert (run.config.data.class_path, run.model.lr) == ("data.DigitsDataModule", read_lr("adamw"))
     for word in ({"optimizer": "adamm"}, {"task": "digit"}):
         with pytest.raises(SystemExit, match="2"):
