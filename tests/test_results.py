@@ -29,7 +29,7 @@ def test_a_stage_tunes_trains_and_writes_and_a_second_call_trains_nothing(
     table = (tmp_path / "main" / "table.md").read_text()
     kept = pd.read_csv(tmp_path / "main" / "results.csv").set_index("arm").test_loss
     assert set(kept.index) == set(rows)
-    assert f"| meta | {kept.meta:.3f} |" in table
+    assert f"| `meta` | {kept.meta:.3f} |" in table
     assert {"comparison.png", "lr_evolution.png"} <= {path.name for path in (tmp_path / "main").glob("*.png")}
     trained = {run.info.run_id for run in runs()}
     results.main([*typed, "--output", str(tmp_path)])
