@@ -84,6 +84,7 @@ PARSED = [run for run in SUITE if run.method == "cosine" or run.row in ("mlp", "
 
 
 @pytest.mark.parametrize("run", PARSED, ids=lambda run: run.label)
+@pytest.mark.slow
 def test_a_run_of_the_suite_has_options_that_its_arm_takes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OneRun, "instantiate_classes", lambda _: None)
     monkeypatch.setattr(OneRun, "after_instantiate_classes", lambda _: None)

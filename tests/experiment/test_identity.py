@@ -108,7 +108,11 @@ CODE: list[tuple[str, Edit, set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("files", "edit", "changed"), CODE, ids=lambda value: str(value) if "/" in str(value) else "")
+@pytest.mark.parametrize(
+    ("files", "edit", "changed"),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (place % 2)) for place, case in enumerate(CODE)],
+    ids=lambda value: str(value) if "/" in str(value) else "",
+)
 def test_an_edit_of_code_is_another_run_of_the_arms_that_use_it(
     files: str, edit: Edit, changed: set[str], clone: Path, paths: Paths, before: dict[str, str]
 ) -> None:

@@ -119,7 +119,10 @@ class Copies:
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(kind, id=name, marks=[pytest.mark.slow] * ("compile" in name)) for name, kind in KINDS.items()],
+    [
+        pytest.param(kind, id=name, marks=[pytest.mark.slow] * ("compile" in name or place % 2))
+        for place, (name, kind) in enumerate(KINDS.items())
+    ],
 )
 @pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm. is deprecated")
 @pytest.mark.usefixtures("wins_its_races")
