@@ -119,6 +119,7 @@ def test_ctrl_c_ends_tuning_with_one_line_and_a_second_command_on_the_study_is_r
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_rates_that_all_diverge_are_not_a_result(tmp_path: Path) -> None:
     file = tmp_path / "best.yaml"
     # the trial counts, and is not tried again

@@ -87,6 +87,7 @@ def coin(step: int) -> Any:
     return x, torch.randint(3, y.shape, generator=torch.Generator().manual_seed(step))
 
 
+@pytest.mark.slow
 def test_a_rate_that_moves_by_noise_alone_is_told_after_a_third_of_the_run_and_one_with_a_reason_is_not() -> None:
     """Of labels without a pattern, and of others."""
     assert said(NOISE, adam(0.006), data=coin, steps=300) == 1

@@ -134,6 +134,7 @@ def test_the_link_names_the_command_that_shows_this_store(monkeypatch: pytest.Mo
     assert how_to_see("1", "r").startswith("mlflow ui   and open http://127.0.0.1:5000/#/experiments/1/runs/r?")
 
 
+@pytest.mark.slow
 def test_machines_that_begin_at_the_same_moment_share_a_run_whatever_their_clocks_say(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
