@@ -26,7 +26,7 @@ def nothing(_: Process) -> None:
 
 @dataclass
 class Struck:
-    """How to start a command, inject a fault once the store has a validation loss (`strike`), and remove it (`lift`).
+    """How to start a command, inject a fault once there is a checkpoint (`strike`), and remove it (`lift`).
 
     The process is stopped meanwhile, so that it neither writes nor ends.
     """
