@@ -150,7 +150,7 @@ class Meta:
         self.rate, self.decay = 0.0, decay
         self.steps = self.moves = self.looks = self.compared = self.shortened = self.followed = 0
         self.moved, self.smooth, self.rival, self.raced, self.next_race = 0, 0.0, 0.0, 0.0, math.inf
-        self.seen: list[float] = []
+        self.seen: list[tuple[float, float, float]] = []
         self.sums, self.squares = torch.zeros(3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
         self.last = (math.inf, math.inf)
 
@@ -159,11 +159,14 @@ class Meta:
         loss, (x, y), won = backward(self.network, self.params, train), train, False
         if self.steps == 0:
             unit = weights_per_step(self.optimizer)  # the package's: a different last digit would change the whole run
-            self.rate, self.decay = self.c * unit, self.decay / unit
-            self.rival = CLIMB * self.rate
+            self.rate, self.decay, self.highest = self.c * unit, self.decay / unit, 0.5 * unit
+            self.raced, self.rival = self.rate, self._higher()
+            self.start = [p.detach().clone() for p in self.average]
         elif self.steps >= self.next_race and not self.compared:
-            self.next_race, self.rival, self.moved = math.inf, CLIMB * self.rate, self.steps
-            self._restart()
+            self.next_race, self.rival = math.inf, self._higher()
+            if self.rival:
+                self.moved, self.start = self.steps, [p.detach().clone() for p in self.average]
+                self._restart()
         part = len(y) if self.rival else min(len(y), max(16, int(0.375 * len(y))))
         moves_now = self.steps - self.moved >= max(1.0, 0.1 * self.steps)
         if self.rival:
@@ -176,7 +179,7 @@ class Meta:
             if moves_now:
                 self._move()
         shrunk = self.rate * self.decay
-        factor = CLIMB if self.rival else 2.0
+        factor = self.rival / self.rate if self.rival else 2.0
         if won:
             # the gradients belong to the replaced weights: neither run takes a step
             with torch.no_grad():
@@ -200,28 +203,38 @@ class Meta:
         if self.steps - self.moved <= 32 - 8:
             return False
         with torch.no_grad():
-            run = cross_entropy(self.result(look[0]), look[1])
+            run = float(cross_entropy(self.result(look[0]), look[1]))
             here = [p.clone() for p in self.average]
+            torch._foreach_copy_(self.average, self.start)
+            at_start = float(cross_entropy(self.result(look[0]), look[1]))
+            torch._foreach_copy_(self.average, here)
             torch._foreach_add_(self.average, self.difference)
-            other = cross_entropy(self.result(look[0]), look[1])
-            self.seen.append(float(run) - float(other))
+            self.seen.append((run, at_start, float(cross_entropy(self.result(look[0]), look[1]))))
             if len(self.seen) < 8:
                 torch._foreach_copy_(self.average, here)
                 return False
-            found, self.seen, self.moved = torch.tensor(self.seen, dtype=torch.float64), [], self.steps
-            mean, error = float(found.mean()), float(found.std()) / math.sqrt(8)
-            won = mean > 2 * error
+            losses, before, other = torch.tensor(self.seen, dtype=torch.float64).unbind(1)
+            self.seen, self.moved = [], self.steps
+            (better, error), (gain, noise) = _mean_and_error(losses - other), _mean_and_error(before - losses)
+            least = 0.1 * min(gain, float(losses.mean()))
+            won, clear = better > max(2 * error, least), better < -max(4 * error, least)
             if won:
                 torch._foreach_copy_(self.params, self.others)
                 self.optimizer.load_state_dict(copy.deepcopy(self.other.state_dict()))
-                self.rate = self.rival
+                self.rate = self.raced = self.rival
             else:
                 torch._foreach_copy_(self.average, here)
+                if not clear and (better > 0 or gain <= 2 * noise):
+                    self.rate = self.raced = max(self.rate, min(2 * self.rate, self.highest))
             self._restart()
-            self.rival, self.raced = CLIMB * self.rate if won else 0.0, self.rate
-            if not won and mean >= -4 * error:
+            self.rival, self.start = self._higher() if won else 0.0, [p.clone() for p in self.average]
+            if not (self.rival or clear):
                 self.next_race = 2 * self.steps
             return won
+
+    def _higher(self) -> float:
+        rate = min(CLIMB * self.rate, self.highest)
+        return rate if rate >= 2 * self.rate else 0.0
 
     @torch.no_grad()
     def _restart(self) -> None:
@@ -248,7 +261,7 @@ class Meta:
         if rises or self.shortened:
             z = max(z, 0.0)
         self.last, self.shortened, before = now, 0, self.rate
-        self.rate *= math.exp(-self.kappa * z * math.log((self.steps + 20) / (self.moved + 20)))
+        self.rate *= math.exp(-self.kappa * z * math.log((self.steps + 100) / (self.moved + 100)))
         if not rises:
             self.rate = max(self.rate, min(before, self.raced))
         self.decay *= math.exp(-z_decay * (self.steps - self.moved) / max(self.steps, self.length / 4))
@@ -286,6 +299,10 @@ def _step(optimizer: torch.optim.Optimizer, params: list[Tensor], rate: float, d
         if shortened:
             torch._foreach_lerp_(params, before, 1 - longest * size / length)
     return shortened
+
+
+def _mean_and_error(values: Tensor) -> tuple[float, float]:
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -9,7 +9,7 @@ from torch.optim.swa_utils import update_bn
 from callbacks.checkpoint import ends
 from callbacks.divergence import DivergenceError
 from hypergradient import Average
-from hypergradient.lightning import ReturnsAverage
+from hypergradient.lightning_average import ReturnsAverage
 from hypergradient.processes import mean_over_processes
 from hypergradient.trace import BATCH_NORMS, unchanged
 

@@ -10,6 +10,11 @@ from hypergradient.sets import TensorSet
 from hypergradient.settings import Settings
 
 
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Return the mean of the values and its standard error."""
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+
+
 class Guard:
     """Tracks the losses of an adapted run, stores its last good average, and evaluates comparisons."""
 
@@ -20,8 +25,9 @@ class Guard:
         self.first, self.lowest = math.nan, math.inf
         self.good: list[list[Tensor]] = []
         self.doubted, self.rewound = False, 0
-        # of the current comparison, one per batch: loss of the run minus loss of the other one
-        self.differences: list[float] = []
+        # of the current comparison, for each batch: the losses of the run, of the good average and, in a race, of the
+        # hypothetical run
+        self.losses: list[list[float]] = []
 
     def update(self, loss: float) -> None:
         """Update the smoothed training loss."""
@@ -40,12 +46,12 @@ class Guard:
         self.doubted = False
         self.good = [[value.clone() for value in values] for values in (average.weights, average.buffers)]
 
-    def compared(self) -> tuple[float, float] | None:
-        """Return mean and standard error of the differences; None until there are enough batches."""
-        if len(self.differences) < self.settings.batches:
-            return None
-        found, self.differences = torch.tensor(self.differences, dtype=torch.float64, device="cpu"), []
-        return float(found.mean()), float(found.std()) / math.sqrt(self.settings.batches)
+    def compared(self) -> tuple[Tensor, ...]:
+        """Return the losses of each compared run, in float64; nothing until there are enough batches."""
+        if len(self.losses) < self.settings.batches:
+            return ()
+        found, self.losses = torch.tensor(self.losses, dtype=torch.float64, device="cpu"), []
+        return found.unbind(1)
 
     @property
     def gained(self) -> float:

@@ -7,7 +7,7 @@ each step   θ  ← (1 - αλ) θ + Δ(α; g)             shortened to a tenth o
             A  ← A + (θ - A) / max(1, .1 t)       Z ← Z + (θ' - θ - Z) / max(1, .1 t)
 look        h = ⟨∇L_val(A), Z⟩                    on one validation batch, in every 16th step and before each move
             h_λ = -αλ ⟨∇L_val(A), θ⟩
-move        log α ← log α - κ log((t + 20) / (t' + 20)) h / rms(h)     when t - t' ≥ .1 t; h: mean of the looks since t'
+move        log α ← log α - κ log((t + 100) / (t' + 100)) h / rms(h)   when t - t' ≥ .1 t; h: mean of the looks since t'
             log λ ← log λ - (t - t') / max(t, T/4) h_λ / rms(h_λ)      h / rms(h), at most 2 in size, likewise for h_λ
 
 In the code: α `rate`, λ `weight_decay`, κ `meta_lr`, t `steps`, t' `moved_at`, T `length`, A `average`, Z `difference`;

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from hypergradient.guard import mean_and_error
 from hypergradient.processes import mean_over_processes
 from hypergradient.run import AdaptedRun
 from hypergradient.sets import TensorSet
@@ -17,8 +18,8 @@ Draw = Callable[[], Callable[[], Tensor]]
 
 # a given rate within this factor of the method's own start is not compared with it
 NEAR = 1.25
-# the rate of the hypothetical run of a race, over the rate of the run
-CLIMB = 4.0
+# the rate of the hypothetical run of a race, over the rate of the run; half of this climb
+CLIMB, HALF_CLIMB = 4.0, 2.0
 # a given rate above the method's own start that makes the weights grow by this factor within the race is far too high
 GROWTH = 2.0
 # standard errors by which the hypothetical run wins a race; by which it loses clearly, or the run rewinds
@@ -29,10 +30,12 @@ class RacedRun(AdaptedRun):
     """A run that finds its first rate by races, and rewinds when it fails.
 
     race        for 32 steps the hypothetical run trains at another rate: at the method's own start, if another rate is
-                given; then at four times the rate of the run. If its validation loss is lower beyond noise, it becomes
-                the run, and the next race starts, until the run wins one. If the run wins within noise, the race is
-                repeated when the number of steps has doubled. A given rate also loses if it is the higher one and has
-                doubled the weights, which no later rate repairs
+                given; then at four times the rate of the run, but at none whose steps are longer than half of the
+                weights. If it has gained a tenth more than the run, beyond noise, it becomes the run, and the next race
+                starts. If it has clearly gained less, races end. Else the race is repeated when the number of steps has
+                doubled; until then the rate is doubled, if it is not a given one, and the hypothetical run was the
+                better one or the run gained nothing, as on a plateau. A given rate also loses if it is the higher one
+                and has doubled the weights, which no later rate repairs
     rewind      if both losses rise, the average is compared with the last good one; if it has lost a fifth of what the
                 run had gained, the run returns to the last good one, at half the rate
     """
@@ -40,10 +43,16 @@ class RacedRun(AdaptedRun):
     def begin(self) -> None:
         """Choose the first rate, from the gradients, and start the first race; later, start another race."""
         self.next_race = math.inf
-        if self.steps:
-            self.rival, self.moved_at = CLIMB * self.rate, self.steps
+        if self.steps == 0:
+            self._start()
+        elif rival := self._higher():
+            self.rival, self.moved_at = rival, self.steps
             self.begin_hypothetical_run()
-            return
+        if self.rival:
+            # what a run gains in the race is measured from here
+            self.guard.keep(self.average)
+
+    def _start(self) -> None:
         unit = weights_per_step(self.optimizer)
         if not (unit or self.given):
             raise ValueError(
@@ -52,10 +61,11 @@ class RacedRun(AdaptedRun):
             )
         start, self.size = self.settings.start * unit, self._size()
         self.weight_decay = self.settings.weight_decay / unit if unit else 0.0
-        self.rate = self.peak if self.given else start
+        self.rate = self.raced = self.peak if self.given else start
+        self.highest = self.settings.highest * unit or math.inf
         if self.settings.meta_lr:
             apart = start and max(self.rate, start) > NEAR * min(self.rate, start)
-            self.rival, self.climbing = (start, False) if apart else (CLIMB * self.rate, True)
+            self.rival, self.climbing = (start, False) if apart else (self._higher(), True)
 
     @property
     def racing(self) -> bool:
@@ -76,24 +86,28 @@ class RacedRun(AdaptedRun):
     def compare(self, draw: Draw) -> None:
         """Compare the two runs on one more validation batch; decide when there are enough batches."""
         if not self.rival:
-            self._add(draw(), self.guard.good[0])
-            if found := self.guard.compared():
-                mean, error = found
+            self._add(draw())
+            if losses := self.guard.compared():
+                run, good = losses
+                lost, error = mean_and_error(run - good)
                 # `not <=` is also true if the mean is NaN
-                if not mean <= max(CERTAIN * error, self.settings.lost * self.guard.gained):
+                if not lost <= max(CERTAIN * error, self.settings.lost * self.guard.gained):
                     self.rewind()
                 else:
                     self.guard.keep(self.average)
         elif self.rival < self.rate and not self._size() <= GROWTH * self.size:
             self._end_race(True)
+            self.guard.keep(self.average)
         elif self.steps - self.moved_at > self.settings.race - self.settings.batches:
             self._add(draw(), self.hypothetical_average())
-            if found := self.guard.compared():
-                mean, error = found
-                self._end_race(not mean <= LIKELY * error, clear=mean < -CERTAIN * error)
-                if self.settings.rewinds:
-                    # to rewind to during the next race or the first moves
-                    self.guard.keep(self.average)
+            if losses := self.guard.compared():
+                run, before, other = losses
+                (better, error), (gain, noise) = mean_and_error(run - other), mean_and_error(before - run)
+                least = self.settings.margin * min(gain, abs(float(run.mean())))
+                won, clear = not better <= max(LIKELY * error, least), better < -max(CERTAIN * error, least)
+                self._end_race(won, clear, higher=better > 0 or gain <= LIKELY * noise)
+                # to rewind to during the next race or the first moves
+                self.guard.keep(self.average)
             elif self.steps - self.moved_at > self.settings.race + self.settings.batches:
                 self._end_race(False)
 
@@ -127,17 +141,29 @@ class RacedRun(AdaptedRun):
         highest = self.rate if rises or shortened else math.inf
         return min(max(rate, lowest), highest)
 
-    def _end_race(self, lost: bool, clear: bool = True) -> None:
+    def _end_race(self, lost: bool, clear: bool = True, higher: bool = False) -> None:
+        """End a race: adopt the hypothetical run if the run has lost; else double the rate if `higher`, unless clear.
+
+        clear: whether the run has won clearly. higher: whether a higher rate seems better.
+        """
         climbed = self.climbing
         if lost:
             self.trusted = False
             self.adopt()
             # the smoothed loss is that of the losing run
             self.guard.steps, self.guard.smooth = 0, 0.0
-        self.climbing, self.raced, self.moved_at, self.guard.differences = True, self.rate, self.steps, []
-        self.rival = CLIMB * self.rate if lost or not climbed else 0.0
-        self.next_race = math.inf if self.rival or clear else 2 * self.steps
+            self.raced = self.rate
+        elif climbed and higher and not (clear or self.trusted):
+            self.rate = self.raced = max(self.rate, min(HALF_CLIMB * self.rate, self.highest))
+        self.climbing, self.moved_at, self.guard.losses = True, self.steps, []
+        self.rival = self._higher() if lost or not climbed else 0.0
+        self.next_race = math.inf if self.rival or (clear and not lost) else 2 * self.steps
         self.begin_hypothetical_run()
+
+    def _higher(self) -> float:
+        """Return the rate to which a race climbs; 0 if it is not even half of a climb above the present one."""
+        rate = min(CLIMB * self.rate, self.highest)
+        return rate if rate >= HALF_CLIMB * self.rate else 0.0
 
     def losses(self, loss: Callable[[], Tensor], *sets: list[Tensor]) -> list[Tensor]:
         """Return the loss on one validation batch at several sets of weights."""
@@ -150,12 +176,12 @@ class RacedRun(AdaptedRun):
                 found.append(loss().detach())
         return mean_over_processes(found)
 
-    def _add(self, loss: Callable[[], Tensor], others: list[Tensor]) -> None:
+    def _add(self, loss: Callable[[], Tensor], *others: list[Tensor]) -> None:
         # read at once: each read waits for the device
-        run, other = torch.stack(self.losses(loss, self.average.weights, others)).tolist()
-        if math.isfinite(other):
+        found = torch.stack(self.losses(loss, self.average.weights, self.guard.good[0], *others)).tolist()
+        if math.isfinite(found[-1]):
             # a batch without a finite loss does not count; a new list, since the old one may belong to a saved state
-            self.guard.differences = [*self.guard.differences, run - other]
+            self.guard.losses = [*self.guard.losses, found]
 
     def _size(self) -> float:
         return float(get_total_norm([p.detach() for p in self.params if p.dim() > 1]))

@@ -1,6 +1,7 @@
 """The state of an adapted run: sets of tensors, rates and counts, and how they are saved."""
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,9 +16,9 @@ from hypergradient.sets import Average
 from hypergradient.settings import Settings
 from hypergradient.support import check_supported
 
-NUMBERS = ("steps", "looks", "moves", "moved_at", "count", "shortened", "shortened_before", "trusted", "climbing")
-RATES = ("rate", "rival", "raced", "next_race", "peak", "size", "began", "pushes", "push_squares", "weight_decay")
-COUNTS = (*NUMBERS, *RATES)
+COUNTS = ("steps", "looks", "moves", "moved_at", "next_race", "count", "shortened", "shortened_before")
+RATES = ("rate", "rival", "raced", "highest", "peak", "weight_decay", "trusted", "climbing", "size")
+MOVES = ("began", "pushes", "push_squares")
 TENSORS = ("sums", "squares", "difference")
 PARTS = ("guard", "average", "hypothetical")
 
@@ -39,7 +40,8 @@ class AdaptedRun:
 
     Attributes:
         rate: α; 0 before the first step. rival: the rate of the hypothetical run in a race; otherwise 0.
-        raced: the rate that won the races so far. next_race: the step at which the next race starts.
+        raced: the rate that won the races so far. highest: the highest rate of a race.
+        next_race: the step at which the next race starts.
         weight_decay: λ.
         average: A. hypothetical: the run at θ'. difference: Z, a tensor for each parameter.
         steps, looks, moves, shortened: counts.
@@ -49,7 +51,7 @@ class AdaptedRun:
     """
 
     # numbers that are saved; a subclass adds its own: saved = (*Meta.saved, "name")
-    saved: tuple[str, ...] = COUNTS
+    saved: tuple[str, ...] = (*COUNTS, *RATES, *MOVES)
     average: Average
     hypothetical: HypotheticalRun
     difference: list[Tensor]
@@ -82,7 +84,7 @@ class AdaptedRun:
         self.steps = self.looks = self.moves = self.count = self.shortened = self.shortened_before = 0
         # the step of the last move, or of the end of the last race
         self.moved_at, self.schedule = 0, 1.0
-        self.next_race = 0.0
+        self.next_race, self.highest = 0.0, math.inf
         self.rate = self.rival = self.raced = self.peak = self.size = self.weight_decay = 0.0
         # whether a rate was given and has lost no race so far; whether races are now against higher rates
         self.trusted, self.climbing = self.given, False
@@ -103,7 +105,7 @@ class AdaptedRun:
             buffers = self.average.buffers if self.params else list(self.network.buffers())
             self.params, self.groups = params, groups
             # comparisons need the same parameters
-            self.guard.good, self.guard.doubted, self.guard.differences = [], False, []
+            self.guard.good, self.guard.doubted, self.guard.losses = [], False, []
             if self.rival:
                 self.rival, self.moved_at = 0.0, self.steps
             self.shrinks = [self.decays is None or self.decays(p) for p in params]

@@ -14,6 +14,8 @@ class Settings:
         start: c, the length of the first step over that of the weights, at the method's own start.
         race: number of steps of a race.
         batches: number of validation batches on which two runs are compared.
+        margin: by how much more the higher rate of a race must gain than the run, over what the run gains in the race.
+        highest: the length of a step over that of the weights at the highest rate of a race.
         weight_decay: λ at the start, in units of rms(Δ(1)) / rms(θ); 0 for none.
         factor: the hypothetical rate over the real one.
         pull: the fraction of the way to the real run by which the hypothetical run is pulled back after each step.
@@ -22,7 +24,7 @@ class Settings:
         least: the smallest number of samples in a hypothetical step.
         every: number of steps between looks, unless the rate moves more often.
         spacing: a move is due when the number of steps has grown by this fraction.
-        delay: number of steps added to t in a move: the hypothetical run needs about that many to be meaningful.
+        delay: number of steps added to t in a move: in the first steps races find the rate, and moves are small.
         memory: number of moves whose mean square normalizes a hypergradient.
         cut: the largest normalized hypergradient.
         longest: the largest length of a step over that of the weights; longer steps are shortened.
@@ -44,6 +46,8 @@ class Settings:
     start: float = 0.03
     race: int = 32
     batches: int = 8
+    margin: float = 0.1
+    highest: float = 0.5
     weight_decay: float = 0.005
     factor: float = 2.0
     pull: float = 0.1
@@ -52,7 +56,7 @@ class Settings:
     least: int = 16
     every: int = 16
     spacing: float = 0.1
-    delay: int = 20
+    delay: int = 100
     memory: int = 10
     cut: float = 2.0
     longest: float = 0.1
@@ -62,7 +66,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         counts, fractions = ("least", "every", "memory", "smoothing", "race", "batches"), ("pull", "window", "part")
-        positive = ("start", "factor", "part", "spacing", "cut", "longest")
+        positive = ("start", "highest", "factor", "part", "spacing", "cut", "longest")
         for name, value in vars(self).items():
             # a standard error needs two
             low, high = (

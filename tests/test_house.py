@@ -18,7 +18,7 @@ COMMANDS = {path.stem for path in FILES if len(path.parts) == 1}
 PACKAGES = sorted(path.parts[0] for path in FILES if path.name == "__init__.py" and path.parts[0] != "benchmarks")
 FRAMEWORK = {
     "huggingface.py": {"transformers"},
-    "lightning.py": {"pytorch_lightning", "lightning"},
+    "lightning_average.py": {"pytorch_lightning", "lightning"},
 }  # `hypergradient`: a file named for what it imports
 
 

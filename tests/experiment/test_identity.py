@@ -79,17 +79,18 @@ def other_docstrings(text: str) -> str:
     return ast.unparse(tree)
 
 
-AVERAGED = {"MetaModule", "TailAverage"}
+META, AVERAGED = {"MetaModule"}, {"MetaModule", "TailAverage"}
 ONE_STEP = {"OneStepModule"}
 ALL, NONE = {"MNIST1DDataModule"}, set[str]()
 # the edited file, the edit -> classes and functions: the arms that use one of them are trained again
 CODE: list[tuple[str, Edit, set[str]]] = [
-    ("hypergradient/meta.py", lambda text: text.replace("* self.", "* 50 * self.", 1), AVERAGED),
-    ("hypergradient/settings.py", lambda text: text.replace("16", "17", 1), AVERAGED),
+    ("hypergradient/meta.py", lambda text: text.replace("* self.", "* 50 * self.", 1), META),
+    ("hypergradient/settings.py", lambda text: text.replace("16", "17", 1), META),
     ("hypergradient/sets.py", statement, AVERAGED | ONE_STEP),
+    ("hypergradient/lightning_average.py", statement, AVERAGED),
     ("hypergradient/one_step.py", statement, ONE_STEP),
     ("hypergradient/huggingface.py", statement, NONE),
-    ("lightning_modules/meta.py", statement, {"MetaModule"}),
+    ("lightning_modules/meta.py", statement, META),
     ("lightning_modules/supervised.py", statement, ALL),
     ("lightning_modules/networks.py", lambda text: text.replace("nn.ReLU()", "nn.GELU()"), ALL),
     ("lightning_modules/schedules.py", statement, {"warmup_cosine"}),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hypergradient import RateAdapter, Settings
@@ -95,16 +95,19 @@ def test_a_rate_that_wins_its_races_has_every_bit_of_the_users_own_run_up_to_the
     assert (adapter.position, adapter.meta.looks, adapter.meta.moved_at) == (8 * races, 0, RACE * races)
 
 
-def decide(monkeypatch: pytest.MonkeyPatch, *lost: bool | None) -> None:
-    """Let the races end so, one after the other, when their batches are compared; None: within noise."""
-    left = iter(lost)
+def decide(monkeypatch: pytest.MonkeyPatch, *better: float, gain: float = 1.0) -> None:
+    """Let comparisons end so, one after the other: by how much the other run is better; then it is worse.
 
-    def compared(guard: Guard) -> tuple[float, float] | None:
-        if len(guard.differences) < guard.settings.batches:
-            return None
-        guard.differences = []
-        end = next(left, False)
-        return (0.0, 1.0) if end is None else (1.0 if end else -1.0, 0.0)
+    gain: that of the run in the race; its loss is 10.
+    """
+    left = iter(better)
+
+    def compared(guard: Guard) -> tuple[Tensor, ...]:
+        if len(guard.losses) < guard.settings.batches:
+            return ()
+        runs, guard.losses = len(guard.losses[0]), []
+        losses = torch.full((guard.settings.batches,), 10.0)
+        return (losses, losses + gain, losses - next(left, -10.0))[:runs]
 
     monkeypatch.setattr(Guard, "compared", compared)
 
@@ -115,9 +118,9 @@ def test_races_climb_by_four_until_the_run_wins_one_and_each_winner_ran_at_its_r
 ) -> None:
     """Bit for bit, but the batch whose gradients are those of the run that is left; without a guard, as steps that are
     too long are shortened."""
-    decide(monkeypatch, True, True, False)
+    decide(monkeypatch, 1.0, 1.0, -1.0)
     lr, found = own_start(factory, network()), list[tuple[int, float, float]]()
-    net, optimizer, adapter = run(factory, lr, decay=False, guard=False)
+    net, optimizer, adapter = run(factory, lr, decay=False, guard=False, settings=Settings(highest=100.0))
 
     def raced_alone() -> tuple[nn.Module, Optimizer]:
         plain = copy.deepcopy(net)
@@ -145,12 +148,47 @@ def test_races_climb_by_four_until_the_run_wins_one_and_each_winner_ran_at_its_r
     assert (adapter.meta.raced, adapter.meta.moved_at, adapter.meta.looks) == (16 * lr, 3 * RACE, 0)
 
 
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize(
+    ("better", "gain", "times", "ends"),
+    [
+        # a tenth of the gain, or of the loss of 10, decides
+        (0.11, 1.0, 4, "next"),
+        (0.09, 1.0, 2, "again"),
+        (-0.09, 1.0, 1, "again"),
+        (-0.11, 1.0, 1, "never"),
+        (1.1, 30.0, 4, "next"),
+        (0.9, 30.0, 2, "again"),
+        # on a plateau
+        (0.0, 0.0, 2, "again"),
+        (0.0, 1.0, 1, "again"),
+        # the run has lost, the other one less
+        (0.01, -1.0, 4, "next"),
+    ],
+)
+def test_what_a_race_does_to_the_rate_and_when_the_next_one_starts(
+    better: float, gain: float, times: int, ends: str, given: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A given rate is not doubled."""
+    decide(monkeypatch, better, gain=gain)
+    lr = own_start(ARMS["Adam"], network())
+    _, optimizer, adapter = run(ARMS["Adam"], lr, settings=Settings(highest=100.0))
+    adapter.meta.trusted, races = given, list[int]()
+    for step in range(100):
+        train(optimizer, adapter, range(step, step + 1))
+        races += [step] if adapter.meta.rival else []
+        if step == RACE:
+            times = 1 if given and times == 2 else times
+            assert (adapter.meta.rate, adapter.meta.raced) == (times * lr, times * lr)
+    assert races == [*range(RACE), *{"next": range(32, 64), "again": range(64, 96), "never": ()}[ends]]
+
+
 @pytest.mark.parametrize("last", [False, True])
-def test_a_race_that_ends_within_noise_is_run_again_when_the_run_is_twice_as_old(
+def test_an_undecided_race_is_repeated_when_the_number_of_steps_has_doubled(
     last: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decide(monkeypatch, None, None, last, False)
-    _, optimizer, adapter = run(ARMS["Adam"], own_start(ARMS["Adam"], network()))
+    decide(monkeypatch, 0.0, 0.0, 1.0 if last else -1.0)
+    _, optimizer, adapter = run(ARMS["Adam"], own_start(ARMS["Adam"], network()), settings=Settings(highest=100.0))
     races, rates = [], []
     for step in range(512):
         train(optimizer, adapter, range(step, step + 1))
@@ -159,15 +197,33 @@ def test_a_race_that_ends_within_noise_is_run_again_when_the_run_is_twice_as_old
     again = 2 * RACE if last else RACE
     assert races == [*range(RACE), *range(64, 64 + RACE), *range(192, 192 + again)]
     assert rates[192 + RACE] == rates[191] * (4 if last else 1)
-    assert adapter.meta.raced == rates[192 + RACE]
+    # moves between races do not count
+    assert adapter.meta.raced == (rates[192 + RACE] if last else rates[0])
 
 
-@pytest.mark.parametrize(("stop", "rate", "rewound"), [(3, 1.0, 0), (RACE + 3, 2.0, 1)])
-def test_a_higher_rate_is_no_way_out_of_steps_that_are_not_finite(
-    stop: int, rate: float, rewound: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("start", "rates"), [(1.0, [4.0, 16.0]), (3.0, [4.0]), (8.0, [4.0]), (9.0, []), (100.0, [])])
+def test_no_race_is_at_a_rate_whose_steps_are_longer_than_half_of_the_weights(
+    start: float, rates: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the first race there is no other way; in the second one there is the average at the end of the first."""
-    decide(monkeypatch, True)
+    """That is 16.7 times the method's own start; below half of a climb there is no race."""
+    decide(monkeypatch, 1.0, 1.0, 1.0)
+    own = own_start(ARMS["Adam"], network())
+    _, optimizer, adapter = run(ARMS["Adam"], start * own, settings=Settings(start=0.03 * start))
+    rivals = list[float]()
+    for step in range(3 * RACE):
+        train(optimizer, adapter, range(step, step + 1))
+        if adapter.meta.rival and adapter.meta.rival not in rivals:
+            rivals.append(adapter.meta.rival)
+    expected = [min(rate * start, 0.5 / 0.03) * own for rate in rates]
+    assert rivals == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("stop", "rate"), [(3, 0.5), (RACE + 3, 2.0)])
+def test_a_higher_rate_is_no_way_out_of_steps_that_are_not_finite(
+    stop: int, rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run goes back to where the race started."""
+    decide(monkeypatch, 1.0)
     lr = own_start(ARMS["Adam"], network())
     net, optimizer, adapter = run(ARMS["Adam"], lr)
     train(optimizer, adapter, range(stop))
@@ -175,9 +231,9 @@ def test_a_higher_rate_is_no_way_out_of_steps_that_are_not_finite(
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         train(optimizer, adapter, range(stop, stop + 2), math.nan)
-    assert sum("the run goes back to the last good average" in str(warning.message) for warning in told) == rewound
-    assert (adapter.meta.rate, adapter.meta.rival, adapter.meta.guard.rewound) == (rate * lr, 0.0, rewound)
-    assert not rewound or equal(good[0], [p.detach() for p in net.parameters()])
+    assert sum("the run goes back to the last good average" in str(warning.message) for warning in told) == 1
+    assert (adapter.meta.rate, adapter.meta.rival, adapter.meta.guard.rewound) == (rate * lr, 0.0, 1)
+    assert equal(good[0], [p.detach() for p in net.parameters()])
     train(optimizer, adapter, range(stop + 2, stop + 5))
     assert all(p.isfinite().all() for p in net.parameters())
 

@@ -97,14 +97,14 @@ def test_a_run_that_sees_its_batches_resumes_bit_for_bit_and_leaves_the_loaded_s
     net, optimizer, adapter = started(1e-4)
     seen(optimizer, net, adapter, range(stop))
     state = copy.deepcopy((net.state_dict(), optimizer.state_dict()))
-    differences = list(state[1]["rate_adapter"]["meta"]["guard"]["differences"])
+    losses = list(state[1]["rate_adapter"]["meta"]["guard"]["losses"])
     seen(optimizer, net, adapter, range(stop, 60))
     again, other, its = started(1e-4)
     again.load_state_dict(state[0])
     other.load_state_dict(state[1])
     seen(other, again, its, range(stop, 60))
     assert equal(again, net)
-    assert state[1]["rate_adapter"]["meta"]["guard"]["differences"] == differences
+    assert state[1]["rate_adapter"]["meta"]["guard"]["losses"] == losses
 
 
 def test_a_layer_that_is_released_in_a_race_ends_it_for_the_given_rate() -> None:
@@ -130,7 +130,7 @@ def test_a_layer_that_is_released_while_the_run_is_in_doubt_ends_the_comparison(
     assert adapter.meta.guard.good
     adapter.meta.guard.doubted = True
     train(optimizer, adapter, range(30, 32))
-    assert adapter.meta.guard.differences
+    assert adapter.meta.guard.losses
     net[0].requires_grad_(True)
     adapter.meta.prepare()
     assert not adapter.meta.compares
