@@ -159,9 +159,9 @@ class Meta:
         loss, (x, y), won = backward(self.network, self.params, train), train, False
         if self.steps == 0:
             unit = weights_per_step(self.optimizer)  # the package's: a different last digit would change the whole run
-            self.rate, self.decay, self.highest = self.c * unit, self.decay / unit, 0.5 * unit
-            self.raced, self.rival = self.rate, self._higher()
-            self.start = [p.detach().clone() for p in self.average]
+            self.rate, self.decay = self.c * unit, self.decay / unit
+            self.raced = self.own = self.rate
+            self.rival, self.start = self._higher(), [p.detach().clone() for p in self.average]
         elif self.steps >= self.next_race and not self.compared:
             self.next_race, self.rival = math.inf, self._higher()
             if self.rival:
@@ -215,17 +215,18 @@ class Meta:
                 return False
             losses, before, other = torch.tensor(self.seen, dtype=torch.float64).unbind(1)
             self.seen, self.moved = [], self.steps
-            (better, error), (gain, noise) = _mean_and_error(losses - other), _mean_and_error(before - losses)
-            least = 0.1 * min(gain, float(losses.mean()))
-            won, clear = better > max(2 * error, least), better < -max(4 * error, least)
+            gain, loss = float((before - losses).mean()), float(losses.mean())
+            better, error = float((losses - other).mean()), float((losses - other).std()) / math.sqrt(8)
+            flat, least = abs(gain) <= 0.01 * loss, 0.1 * min(gain, loss)
+            won, clear = not flat and better > max(2 * error, least), better < -max(4 * error, least)
             if won:
                 torch._foreach_copy_(self.params, self.others)
                 self.optimizer.load_state_dict(copy.deepcopy(self.other.state_dict()))
                 self.rate = self.raced = self.rival
             else:
                 torch._foreach_copy_(self.average, here)
-                if not clear and (better > 0 or gain <= 2 * noise):
-                    self.rate = self.raced = max(self.rate, min(2 * self.rate, self.highest))
+                if not clear and (flat or better > 0) and self.rate < CLIMB * self.own:
+                    self.rate = self.raced = min(2 * self.rate, CLIMB * self.own)
             self._restart()
             self.rival, self.start = self._higher() if won else 0.0, [p.clone() for p in self.average]
             if not (self.rival or clear):
@@ -233,7 +234,7 @@ class Meta:
             return won
 
     def _higher(self) -> float:
-        rate = min(CLIMB * self.rate, self.highest)
+        rate = min(CLIMB * self.rate, 0.5 / self.c * self.own)
         return rate if rate >= 2 * self.rate else 0.0
 
     @torch.no_grad()
@@ -299,10 +300,6 @@ def _step(optimizer: torch.optim.Optimizer, params: list[Tensor], rate: float, d
         if shortened:
             torch._foreach_lerp_(params, before, 1 - longest * size / length)
     return shortened
-
-
-def _mean_and_error(values: Tensor) -> tuple[float, float]:
-    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -159,11 +159,16 @@ def test_races_climb_by_four_until_the_run_wins_one_and_each_winner_ran_at_its_r
         (-0.11, 1.0, 1, "never"),
         (1.1, 30.0, 4, "next"),
         (0.9, 30.0, 2, "again"),
-        # on a plateau
-        (0.0, 0.0, 2, "again"),
-        (0.0, 1.0, 1, "again"),
-        # the run has lost, the other one less
+        # on a plateau, where the loss changes by less than a hundredth
+        (0.005, 0.05, 2, "again"),
+        (0.5, 0.05, 2, "again"),
+        (-0.005, 0.09, 2, "again"),
+        (-0.005, 0.11, 1, "again"),
+        (-0.5, 0.05, 1, "never"),
+        (0.5, -0.05, 2, "again"),
+        # a run that has lost
         (0.01, -1.0, 4, "next"),
+        (1.0, -math.inf, 4, "next"),
     ],
 )
 def test_what_a_race_does_to_the_rate_and_when_the_next_one_starts(
