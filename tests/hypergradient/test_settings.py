@@ -9,13 +9,13 @@ from tests.hypergradient.conftest import win_races
 from tests.hypergradient.problem import adapted, batch, equal
 
 WRONG = {"factor": (0.0, 1.0), "pull": (1.5,), "window": (1.5,), "part": (0.0, 1.5), "start": (0.0,), "every": (0.5,)}
-WRONG |= {"batches": (1,)}
+WRONG |= {"batches": (1,), "highest": (0.0,)}
 
 
 # so few steps are enough for each constant to matter
 BASE = Settings(race=12, every=2, spacing=0.3, memory=2, smoothing=2, longest=0.05)
-# few hypergradients are larger than 2, and no loss lies between two fractions
-OTHER = {"cut": 0.5, "smoothing": 30, "lost": 1e6, "rewinds": 0}
+# few hypergradients are larger than 2, and no loss, gain or rate lies between two fractions
+OTHER = {"cut": 0.5, "smoothing": 30, "lost": 1e6, "rewinds": 0, "margin": 1e3, "highest": 0.05}
 
 
 @cache
