@@ -1,4 +1,4 @@
-"""What an adapted run is judged by: its losses, its last good average, and comparisons with another one."""
+"""Detect failures of an adapted run: its losses, its last good average, and comparisons of two runs."""
 
 import math
 from typing import Any
@@ -10,8 +10,13 @@ from hypergradient.sets import TensorSet
 from hypergradient.settings import Settings
 
 
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Return the mean of the values and its standard error."""
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+
+
 class Guard:
-    """Follows the losses of an adapted run, keeps its last good average, and judges comparisons."""
+    """Tracks the losses of an adapted run, stores its last good average, and evaluates comparisons."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -20,16 +25,17 @@ class Guard:
         self.first, self.lowest = math.nan, math.inf
         self.good: list[list[Tensor]] = []
         self.doubted, self.rewound = False, 0
-        # of a comparison: by how much the loss of the run is above the other's, for each batch
-        self.differences: list[float] = []
+        # of the current comparison, for each batch: the losses of the run, of the good average and, in a race, of the
+        # hypothetical run
+        self.losses: list[list[float]] = []
 
     def update(self, loss: float) -> None:
-        """Follow the training loss of a step."""
+        """Update the smoothed training loss."""
         self.steps += 1
         self.smooth += (loss - self.smooth) / min(self.steps, self.settings.smoothing)
 
     def rises(self, look: float) -> bool:
-        """Return whether both losses, that of the look and the training loss, are above those at the last move."""
+        """Return whether L_val(A), `look`, and the smoothed training loss are both above those at the last move."""
         if math.isnan(self.first):
             self.first = look
         before, self.at_move, self.lowest = self.at_move, [look, self.smooth], min(look, self.lowest)
@@ -40,18 +46,18 @@ class Guard:
         self.doubted = False
         self.good = [[value.clone() for value in values] for values in (average.weights, average.buffers)]
 
-    def compared(self) -> tuple[float, float] | None:
-        """Return by how much the run's loss is above that of the other, and the standard error, of enough batches."""
-        if len(self.differences) < self.settings.batches:
-            return None
-        found, self.differences = torch.tensor(self.differences, dtype=torch.float64, device="cpu"), []
-        return float(found.mean()), float(found.std()) / math.sqrt(self.settings.batches)
+    def compared(self) -> tuple[Tensor, ...]:
+        """Return the losses of each compared run, in float64; nothing until there are enough batches."""
+        if len(self.losses) < self.settings.batches:
+            return ()
+        found, self.losses = torch.tensor(self.losses, dtype=torch.float64, device="cpu"), []
+        return found.unbind(1)
 
     @property
     def gained(self) -> float:
-        """By how much L_val(A) has fallen since the first move."""
+        """The decrease of L_val(A) since the first move."""
         return self.first - self.lowest
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a run needs to resume."""
+        """Return the state to resume from."""
         return {name: value for name, value in vars(self).items() if name != "settings"}

@@ -1,4 +1,4 @@
-"""Two runs compared on the same validation batches: at two rates, and a run with its own past."""
+"""Races and rewinds: compare two runs, or a run and its last good average, on the same validation batches."""
 
 import math
 from collections.abc import Callable
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from hypergradient.guard import mean_and_error
 from hypergradient.processes import mean_over_processes
 from hypergradient.run import AdaptedRun
 from hypergradient.sets import TensorSet
@@ -17,45 +18,54 @@ Draw = Callable[[], Callable[[], Tensor]]
 
 # a given rate within this factor of the method's own start is not compared with it
 NEAR = 1.25
-# the hypothetical run of a race goes at so many times the rate of the run
-CLIMB = 4.0
+# the rate of the hypothetical run of a race, over the rate of the run; half of this climb
+CLIMB, HALF_CLIMB = 4.0, 2.0
 # a given rate above the method's own start that makes the weights grow by this factor within the race is far too high
 GROWTH = 2.0
-# standard errors: by so many the hypothetical run wins; by so many a run goes back, or has won its races for good
+# standard errors by which the hypothetical run wins a race; by which it loses clearly, or the run rewinds
 LIKELY, CERTAIN = 2.0, 4.0
 
 
 class RacedRun(AdaptedRun):
-    """A run that finds its first rate by races, and goes back where the validation loss says so.
+    """A run that finds its first rate by races, and rewinds when it fails.
 
-    race        for 32 steps the hypothetical run goes at another rate: at the method's own start, where another one is
-                given; then at four times the rate of the run. It becomes the run if its loss is lower beyond noise, and
-                the next race begins, until the run wins one. If that is within noise, there is another race when the
-                run is twice as old. A given rate also loses if it is the higher one and the weights have doubled: what
-                it does to a network is not undone
-    rewind      where both losses rise, the average is compared with the last good one; the run goes back to it, at half
-                the rate, if it has lost a fifth of what it had gained
+    race        for 32 steps the hypothetical run trains at another rate: at the method's own start, if another rate is
+                given; then at four times the rate of the run, but at none whose steps are longer than half of the
+                weights. If it has gained a tenth more than the run, beyond noise, it becomes the run, and the next race
+                starts. If it has clearly gained less, races end. Else the race is repeated when the number of steps has
+                doubled; until then the rate is doubled, if it is not a given one, and the hypothetical run was the
+                better one or the run gained nothing, as on a plateau. A given rate also loses if it is the higher one
+                and has doubled the weights, which no later rate repairs
+    rewind      if both losses rise, the average is compared with the last good one; if it has lost a fifth of what the
+                run had gained, the run returns to the last good one, at half the rate
     """
 
     def begin(self) -> None:
-        """Choose the rate of the first step, from its gradients, and begin the first race; later, begin another one."""
+        """Choose the first rate, from the gradients, and start the first race; later, start another race."""
         self.next_race = math.inf
-        if self.steps:
-            self.rival, self.moved_at = CLIMB * self.rate, self.steps
+        if self.steps == 0:
+            self._start()
+        elif rival := self._higher():
+            self.rival, self.moved_at = rival, self.steps
             self.begin_hypothetical_run()
-            return
+        if self.rival:
+            # what a run gains in the race is measured from here
+            self.guard.keep(self.average)
+
+    def _start(self) -> None:
         unit = weights_per_step(self.optimizer)
         if not (unit or self.given):
             raise ValueError(
-                "No weight matrix has a scale: all of them, or their gradients, are zero or not finite. Give a "
-                "learning rate. In float16 Adam's eps=1e-8 is 0: use eps=1e-4, or bfloat16."
+                "All weight matrices, or their gradients, are zero or not finite, so no learning rate can be derived: "
+                "give one. In float16 Adam's eps=1e-8 is 0: use eps=1e-4, or bfloat16."
             )
         start, self.size = self.settings.start * unit, self._size()
         self.weight_decay = self.settings.weight_decay / unit if unit else 0.0
-        self.rate = self.peak if self.given else start
+        self.rate = self.raced = self.peak if self.given else start
+        self.highest = self.settings.highest * unit or math.inf
         if self.settings.meta_lr:
             apart = start and max(self.rate, start) > NEAR * min(self.rate, start)
-            self.rival, self.climbing = (start, False) if apart else (CLIMB * self.rate, True)
+            self.rival, self.climbing = (start, False) if apart else (self._higher(), True)
 
     @property
     def racing(self) -> bool:
@@ -64,56 +74,61 @@ class RacedRun(AdaptedRun):
 
     @property
     def can_rewind(self) -> bool:
-        """Whether there is a good average to go back to: never at a rate that is held."""
+        """Whether the run can return to a good average; never if the rate is held."""
         limit = self.settings.rewinds if self.settings.meta_lr else 0
         return bool(self.guard.good) and self.guard.rewound < limit
 
     @property
     def compares(self) -> bool:
-        """Whether this step compares, instead of looking."""
+        """Whether this step compares two runs instead of looking."""
         return self.rival > 0 or self.guard.doubted
 
     def compare(self, draw: Draw) -> None:
-        """Compare the run with the other one on a validation batch, and decide when there are enough of them."""
+        """Compare the two runs on one more validation batch; decide when there are enough batches."""
         if not self.rival:
-            self._add(draw(), self.guard.good[0])
-            if found := self.guard.compared():
-                mean, error = found
-                # a loss that is not finite is worse
-                if not mean <= max(CERTAIN * error, self.settings.lost * self.guard.gained):
+            self._add(draw())
+            if losses := self.guard.compared():
+                run, good = losses
+                lost, error = mean_and_error(run - good)
+                # `not <=` is also true if the mean is NaN
+                if not lost <= max(CERTAIN * error, self.settings.lost * self.guard.gained):
                     self.rewind()
                 else:
                     self.guard.keep(self.average)
         elif self.rival < self.rate and not self._size() <= GROWTH * self.size:
             self._end_race(True)
+            self.guard.keep(self.average)
         elif self.steps - self.moved_at > self.settings.race - self.settings.batches:
             self._add(draw(), self.hypothetical_average())
-            if found := self.guard.compared():
-                mean, error = found
-                self._end_race(not mean <= LIKELY * error, clear=mean < -CERTAIN * error)
-                if self.settings.rewinds:
-                    # the next race, or the first moves, may need a way back
-                    self.guard.keep(self.average)
+            if losses := self.guard.compared():
+                run, before, other = losses
+                (better, error), (gain, noise) = mean_and_error(run - other), mean_and_error(before - run)
+                least = self.settings.margin * min(gain, abs(float(run.mean())))
+                won, clear = not better <= max(LIKELY * error, least), better < -max(CERTAIN * error, least)
+                self._end_race(won, clear, higher=better > 0 or gain <= LIKELY * noise)
+                # to rewind to during the next race or the first moves
+                self.guard.keep(self.average)
             elif self.steps - self.moved_at > self.settings.race + self.settings.batches:
                 self._end_race(False)
 
     def recover(self) -> None:
-        """Leave weights at which steps are not finite, where there are others."""
+        """Replace weights at which steps are not finite: end the race, or rewind, if possible."""
         if self.rival and self.rival < self.rate:
             self._end_race(True)
             return
         if self.rival:
-            # a higher rate is no way out
+            # a higher rate does not help
             self._end_race(False)
             self.rival = 0.0
         if self.can_rewind:
             self.rewind()
 
     def allowed(self, rate: float, loss: float) -> float:
-        """Return a new rate as far as the losses, L_val(A) and the training loss, allow it.
+        """Return a proposed rate within its limits.
 
-        It does not rise while both do, or where steps are shortened. Unless both do, it does not fall below the rate
-        that has won the races: a gradient that looks few steps ahead lowers rates too early.
+        It does not rise if both losses, L_val(A) and the smoothed training loss, rise, or if steps were shortened.
+        Unless both losses rise, it does not fall below the rate that won the races: h sees few steps ahead, and lowers
+        rates too early.
         """
         rises, shortened = self.guard.rises(loss), self.shortened > self.shortened_before
         self.shortened_before = self.shortened
@@ -126,17 +141,29 @@ class RacedRun(AdaptedRun):
         highest = self.rate if rises or shortened else math.inf
         return min(max(rate, lowest), highest)
 
-    def _end_race(self, lost: bool, clear: bool = True) -> None:
+    def _end_race(self, lost: bool, clear: bool = True, higher: bool = False) -> None:
+        """End a race: adopt the hypothetical run if the run has lost; else double the rate if `higher`, unless clear.
+
+        clear: whether the run has won clearly. higher: whether a higher rate seems better.
+        """
         climbed = self.climbing
         if lost:
             self.trusted = False
             self.adopt()
-            # of the other run
+            # the smoothed loss is that of the losing run
             self.guard.steps, self.guard.smooth = 0, 0.0
-        self.climbing, self.raced, self.moved_at, self.guard.differences = True, self.rate, self.steps, []
-        self.rival = CLIMB * self.rate if lost or not climbed else 0.0
-        self.next_race = math.inf if self.rival or clear else 2 * self.steps
+            self.raced = self.rate
+        elif climbed and higher and not (clear or self.trusted):
+            self.rate = self.raced = max(self.rate, min(HALF_CLIMB * self.rate, self.highest))
+        self.climbing, self.moved_at, self.guard.losses = True, self.steps, []
+        self.rival = self._higher() if lost or not climbed else 0.0
+        self.next_race = math.inf if self.rival or (clear and not lost) else 2 * self.steps
         self.begin_hypothetical_run()
+
+    def _higher(self) -> float:
+        """Return the rate to which a race climbs; 0 if it is not even half of a climb above the present one."""
+        rate = min(CLIMB * self.rate, self.highest)
+        return rate if rate >= HALF_CLIMB * self.rate else 0.0
 
     def losses(self, loss: Callable[[], Tensor], *sets: list[Tensor]) -> list[Tensor]:
         """Return the loss on one validation batch at several sets of weights."""
@@ -144,17 +171,17 @@ class RacedRun(AdaptedRun):
         for weights in sets:
             values = TensorSet(self.network, self.params)
             values.copy_from(weights, self.average.buffers)
-            # a loss may need gradients along its inputs
+            # a loss may need gradients with respect to its inputs
             with torch.enable_grad(), no_trace(self.network, batch_statistics=True), values.in_place():
                 found.append(loss().detach())
         return mean_over_processes(found)
 
-    def _add(self, loss: Callable[[], Tensor], others: list[Tensor]) -> None:
-        # read together: the processor waits for each
-        run, other = torch.stack(self.losses(loss, self.average.weights, others)).tolist()
-        if math.isfinite(other):
-            # else the batch says nothing; and the list may be that of a state
-            self.guard.differences = [*self.guard.differences, run - other]
+    def _add(self, loss: Callable[[], Tensor], *others: list[Tensor]) -> None:
+        # read at once: each read waits for the device
+        found = torch.stack(self.losses(loss, self.average.weights, self.guard.good[0], *others)).tolist()
+        if math.isfinite(found[-1]):
+            # a batch without a finite loss does not count; a new list, since the old one may belong to a saved state
+            self.guard.losses = [*self.guard.losses, found]
 
     def _size(self) -> float:
         return float(get_total_norm([p.detach() for p in self.params if p.dim() > 1]))
