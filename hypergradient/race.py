@@ -18,10 +18,12 @@ Draw = Callable[[], Callable[[], Tensor]]
 
 # a given rate within this factor of the method's own start is not compared with it
 NEAR = 1.25
-# the rate of the hypothetical run of a race, over the rate of the run; half of this climb
-CLIMB, HALF_CLIMB = 4.0, 2.0
+# the rate of the hypothetical run of a race, over the rate of the run
+CLIMB = 4.0
 # a given rate above the method's own start that makes the weights grow by this factor within the race is far too high
 GROWTH = 2.0
+# a run is on a plateau if its loss has changed by no more than this fraction in a race
+PLATEAU = 0.01
 # standard errors by which the hypothetical run wins a race; by which it loses clearly, or the run rewinds
 LIKELY, CERTAIN = 2.0, 4.0
 
@@ -33,9 +35,9 @@ class RacedRun(AdaptedRun):
                 given; then at four times the rate of the run, but at none whose steps are longer than half of the
                 weights. If it has gained a tenth more than the run, beyond noise, it becomes the run, and the next race
                 starts. If it has clearly gained less, races end. Else the race is repeated when the number of steps has
-                doubled; until then the rate is doubled, if it is not a given one, and the hypothetical run was the
-                better one or the run gained nothing, as on a plateau. A given rate also loses if it is the higher one
-                and has doubled the weights, which no later rate repairs
+                doubled, and the rate is doubled if the hypothetical run was the better one. On a plateau the rate is
+                only doubled. Doubling ends at four times the method's own start, and leaves a given rate as it is. A
+                given rate also loses if it is the higher one and has doubled the weights, which no later rate repairs
     rewind      if both losses rise, the average is compared with the last good one; if it has lost a fifth of what the
                 run had gained, the run returns to the last good one, at half the rate
     """
@@ -59,13 +61,12 @@ class RacedRun(AdaptedRun):
                 "All weight matrices, or their gradients, are zero or not finite, so no learning rate can be derived: "
                 "give one. In float16 Adam's eps=1e-8 is 0: use eps=1e-4, or bfloat16."
             )
-        start, self.size = self.settings.start * unit, self._size()
+        self.start, self.size = self.settings.start * unit, self._size()
         self.weight_decay = self.settings.weight_decay / unit if unit else 0.0
-        self.rate = self.raced = self.peak if self.given else start
-        self.highest = self.settings.highest * unit or math.inf
+        self.rate = self.raced = self.peak if self.given else self.start
         if self.settings.meta_lr:
-            apart = start and max(self.rate, start) > NEAR * min(self.rate, start)
-            self.rival, self.climbing = (start, False) if apart else (self._higher(), True)
+            apart = self.start and max(self.rate, self.start) > NEAR * min(self.rate, self.start)
+            self.rival, self.climbing = (self.start, False) if apart else (self._higher(), True)
 
     @property
     def racing(self) -> bool:
@@ -102,10 +103,12 @@ class RacedRun(AdaptedRun):
             self._add(draw(), self.hypothetical_average())
             if losses := self.guard.compared():
                 run, before, other = losses
-                (better, error), (gain, noise) = mean_and_error(run - other), mean_and_error(before - run)
-                least = self.settings.margin * min(gain, abs(float(run.mean())))
-                won, clear = not better <= max(LIKELY * error, least), better < -max(CERTAIN * error, least)
-                self._end_race(won, clear, higher=better > 0 or gain <= LIKELY * noise)
+                better, error = mean_and_error(run - other)
+                gain, loss = float((before - run).mean()), abs(float(run.mean()))
+                # not a plateau if the loss is infinite
+                flat, least = abs(gain) <= PLATEAU * loss < math.inf, self.settings.margin * min(gain, loss)
+                lost = not better <= max(LIKELY * error, least) and not (flat and self.climbing)
+                self._end_race(lost, clear=better < -max(CERTAIN * error, least), double=flat or better > 0)
                 # to rewind to during the next race or the first moves
                 self.guard.keep(self.average)
             elif self.steps - self.moved_at > self.settings.race + self.settings.batches:
@@ -141,10 +144,10 @@ class RacedRun(AdaptedRun):
         highest = self.rate if rises or shortened else math.inf
         return min(max(rate, lowest), highest)
 
-    def _end_race(self, lost: bool, clear: bool = True, higher: bool = False) -> None:
-        """End a race: adopt the hypothetical run if the run has lost; else double the rate if `higher`, unless clear.
+    def _end_race(self, lost: bool, clear: bool = True, double: bool = False) -> None:
+        """End a race: adopt the hypothetical run if the run has lost.
 
-        clear: whether the run has won clearly. higher: whether a higher rate seems better.
+        clear: whether the run has won clearly. double: whether the rate is doubled if the race is not decided.
         """
         climbed = self.climbing
         if lost:
@@ -153,17 +156,17 @@ class RacedRun(AdaptedRun):
             # the smoothed loss is that of the losing run
             self.guard.steps, self.guard.smooth = 0, 0.0
             self.raced = self.rate
-        elif climbed and higher and not (clear or self.trusted):
-            self.rate = self.raced = max(self.rate, min(HALF_CLIMB * self.rate, self.highest))
+        elif climbed and double and not clear and not self.trusted and self.rate < CLIMB * self.start:
+            self.rate = self.raced = min(2 * self.rate, CLIMB * self.start)
         self.climbing, self.moved_at, self.guard.losses = True, self.steps, []
         self.rival = self._higher() if lost or not climbed else 0.0
         self.next_race = math.inf if self.rival or (clear and not lost) else 2 * self.steps
         self.begin_hypothetical_run()
 
     def _higher(self) -> float:
-        """Return the rate to which a race climbs; 0 if it is not even half of a climb above the present one."""
-        rate = min(CLIMB * self.rate, self.highest)
-        return rate if rate >= HALF_CLIMB * self.rate else 0.0
+        """Return the rate to which a race climbs; 0 if it is not even twice the present one."""
+        rate = min(CLIMB * self.rate, self.settings.highest / self.settings.start * self.start or math.inf)
+        return rate if rate >= 2 * self.rate else 0.0
 
     def losses(self, loss: Callable[[], Tensor], *sets: list[Tensor]) -> list[Tensor]:
         """Return the loss on one validation batch at several sets of weights."""

@@ -1,7 +1,6 @@
 """The state of an adapted run: sets of tensors, rates and counts, and how they are saved."""
 
 import copy
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from hypergradient.settings import Settings
 from hypergradient.support import check_supported
 
 COUNTS = ("steps", "looks", "moves", "moved_at", "next_race", "count", "shortened", "shortened_before")
-RATES = ("rate", "rival", "raced", "highest", "peak", "weight_decay", "trusted", "climbing", "size")
+RATES = ("rate", "rival", "raced", "start", "peak", "weight_decay", "trusted", "climbing", "size")
 MOVES = ("began", "pushes", "push_squares")
 TENSORS = ("sums", "squares", "difference")
 PARTS = ("guard", "average", "hypothetical")
@@ -40,7 +39,7 @@ class AdaptedRun:
 
     Attributes:
         rate: α; 0 before the first step. rival: the rate of the hypothetical run in a race; otherwise 0.
-        raced: the rate that won the races so far. highest: the highest rate of a race.
+        raced: the rate that won the races so far. start: m, the method's own start; 0 if unknown.
         next_race: the step at which the next race starts.
         weight_decay: λ.
         average: A. hypothetical: the run at θ'. difference: Z, a tensor for each parameter.
@@ -84,8 +83,8 @@ class AdaptedRun:
         self.steps = self.looks = self.moves = self.count = self.shortened = self.shortened_before = 0
         # the step of the last move, or of the end of the last race
         self.moved_at, self.schedule = 0, 1.0
-        self.next_race, self.highest = 0.0, math.inf
-        self.rate = self.rival = self.raced = self.peak = self.size = self.weight_decay = 0.0
+        self.next_race = 0.0
+        self.rate = self.rival = self.raced = self.start = self.peak = self.size = self.weight_decay = 0.0
         # whether a rate was given and has lost no race so far; whether races are now against higher rates
         self.trusted, self.climbing = self.given, False
         # the rate before the first move; sums of all normalized hypergradients, and of their squares
