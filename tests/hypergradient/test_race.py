@@ -148,7 +148,7 @@ def test_races_climb_by_four_until_the_run_wins_one_and_each_winner_ran_at_its_r
     assert (adapter.meta.raced, adapter.meta.moved_at, adapter.meta.looks) == (16 * lr, 3 * RACE, 0)
 
 
-@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("given", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("better", "gain", "times", "ends"),
     [
