@@ -1,6 +1,6 @@
 """A base class of callbacks that average weights. Only this module imports `lightning` or `pytorch_lightning`.
 
-It does not import the rule: an edit of the rule is none of runs that only average.
+It does not import the rule, so that an edit of the rule does not retrain arms that only average.
 """
 
 from typing import TYPE_CHECKING, Any

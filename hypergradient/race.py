@@ -145,9 +145,10 @@ class RacedRun(AdaptedRun):
         return min(max(rate, lowest), highest)
 
     def _end_race(self, lost: bool, clear: bool = True, double: bool = False) -> None:
-        """End a race: adopt the hypothetical run if the run has lost.
+        """End a race: adopt the hypothetical run if the run has lost; choose when the next race starts.
 
-        clear: whether the run has won clearly. double: whether the rate is doubled if the race is not decided.
+        clear: whether a run that has not lost has won clearly; otherwise the race is repeated, and `double` is whether
+        the rate is doubled until then.
         """
         climbed = self.climbing
         if lost:
